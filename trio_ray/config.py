@@ -1,0 +1,275 @@
+"""The one typed configuration of a job: from YAML, overridden by the command line.
+
+Everything that can be checked without a model or a bucket is checked here, before anything is loaded. Settings that
+change what is stored (`model`, `prompt`, `method`, `cache`) make up the cache identity; the others may differ between
+runs that add to one cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trio_ray.errors import ConfigError
+
+BUNDLED_MODEL = "bundled"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which model makes the prefixes, and in what arithmetic."""
+
+    name: str = Field(BUNDLED_MODEL, description="'bundled', a folder, or a Hugging Face hub name.")
+    revision: str | None = Field(None, description="Hub revision (a commit hash pins it for good).")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Arithmetic and KV type. 'auto': bfloat16 on a GPU, float32 on a CPU."
+    )
+    attention: Literal["auto", "flash_attn", "fa3", "varlen", "sdpa"] = Field(
+        "auto", description="Attention over packed rows; 'auto' takes the fastest that is installed."
+    )
+
+
+class PromptConfig(Section):
+    """How a sample's turns become the model's prompt."""
+
+    template: str | None = Field(
+        None,
+        description="Text with {prompt} in it, used instead of the model's chat template; '<image>' markers are put "
+        "in front where the sample's text has none.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place_for_the_prompt(cls, value: str | None) -> str | None:
+        if value is not None and "{prompt}" not in value:
+            raise ValueError("has no {prompt} in it, so every sample would get the same prompt")
+        return value
+
+
+class MethodConfig(Section):
+    """TRIO's settings (arXiv 2602.04657). The defaults are the authors'."""
+
+    retention: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="Image tokens kept, as the mean over all decoder layers and of the tokens that an image really has. "
+        "0.111 where neither retention nor tokens is given.",
+    )
+    tokens: float | None = Field(
+        None,
+        gt=0.0,
+        description="Instead of retention: a fixed budget, the mean number of image tokens a layer holds for a sample.",
+    )
+    prune_points: tuple[int, ...] | None = Field(
+        None,
+        description="Layers before which tokens are dropped, ascending. Default: the authors' 1, 10, 15 of 32, scaled "
+        "to the model's depth.",
+    )
+    weights: tuple[float, ...] | None = Field(
+        None,
+        description="Relative number of tokens kept at each prune point. Default: the authors' 92 : 54 : 22.",
+    )
+    keep: tuple[int, ...] | None = Field(
+        None, description="Instead of retention, tokens and weights: the number of tokens kept at each prune point."
+    )
+    supervised_rows: tuple[int, ...] = Field(
+        (-5, -4, -3, -2),
+        min_length=1,
+        description="Rows whose own prediction is the proxy's label, counted from the prompt's end (-1 is the last).",
+    )
+    threshold: float = Field(
+        0.8,
+        gt=-1.0,
+        description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off.",
+    )
+
+    @field_validator("supervised_rows")
+    @classmethod
+    def _rows_count_from_the_end(cls, rows: tuple[int, ...]) -> tuple[int, ...]:
+        if any(row >= 0 for row in rows) or len(set(rows)) != len(rows):
+            raise ValueError("must be distinct negative row numbers, such as -5, -4, -3, -2")
+        return tuple(sorted(rows))
+
+    @field_validator("prune_points")
+    @classmethod
+    def _points_ascend(cls, points: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if points is not None and (not points or any(p < 0 for p in points) or list(points) != sorted(set(points))):
+            raise ValueError("must be ascending layer numbers from 0 on")
+        return points
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> MethodConfig:
+        given = [name for name in ("retention", "tokens", "keep") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; choose one")
+        if self.keep is not None and self.prune_points is None:
+            raise ValueError("keep needs prune_points")
+        for name in ("weights", "keep"):
+            values = getattr(self, name)
+            if values is not None and self.prune_points is not None and len(values) != len(self.prune_points):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.prune_points)} prune_points")
+        if self.keep is not None and (
+            any(k < 0 for k in self.keep) or list(self.keep) != sorted(self.keep, reverse=True)
+        ):
+            raise ValueError("keep must not grow from one prune point to the next")
+        return self
+
+
+class CacheConfig(Section):
+    """What is stored of a sample, and how."""
+
+    codec: Literal["raw"] = Field("raw", description="How K and V become bytes. 'raw' is bit exact.")
+    top_k: int = Field(8, ge=1, le=1024, description="Entries stored of the first token's distribution.")
+    part_bytes: int = Field(
+        1 << 30, ge=1 << 16, description="Output bytes that one part (the unit of commit and resume) aims at."
+    )
+    part_samples: int | None = Field(
+        None, ge=1, description="Samples a part; by default solved from part_bytes when the cache is created."
+    )
+
+
+class SourceConfig(Section):
+    """How input files are read."""
+
+    format: Literal["auto", "webdataset", "parquet", "jsonl"] = Field(
+        "auto", description="'auto' goes by the file's ending."
+    )
+    image_column: str = Field("image", description="Parquet column or JSONL key of the image(s).")
+    text_column: str | None = Field(
+        None, description="Parquet column or JSON key of the prompt; by default question, prompt, text, caption."
+    )
+    answer_column: str | None = Field(None, description="Column or key of the true answer; by default answer(s), label.")
+    key_column: str | None = Field(
+        None, description="Column or key of the sample's key; by default key, question_id, id, then the row's number."
+    )
+    image_root: str | None = Field(None, description="Folder of a JSONL's images; by default the JSONL's own.")
+    turns: Literal["first", "each"] = Field(
+        "first",
+        description="Of a conversation with several questions: the first alone, or each one as a sample of its own, "
+        "with the turns before it.",
+    )
+    rows_per_shard: int = Field(4096, ge=1, description="Rows of a Parquet or JSONL file that make one unit of work.")
+    max_pixels: int = Field(100_000_000, ge=1, description="Images with more pixels are quarantined (bombs).")
+
+
+class S3Config(Section):
+    """Where S3 is. Credentials come by the usual AWS ways (environment, profile, instance role)."""
+
+    endpoint_url: str | None = Field(None, description="For anything that is not AWS; also AWS_ENDPOINT_URL.")
+    region: str | None = Field(None, description="AWS region.")
+    profile: str | None = Field(None, description="Profile of the AWS configuration files.")
+    max_attempts: int = Field(8, ge=1, description="Tries of one request before the error counts.")
+    part_mib: int = Field(32, ge=5, le=1024, description="Size of a multipart upload's pieces, MiB.")
+    upload_threads: int = Field(8, ge=1, le=128, description="Pieces in flight for each object being written.")
+
+
+class PipelineConfig(Section):
+    """How the work is spread."""
+
+    replicas_min: int = Field(1, ge=1, description="The job fails if fewer replicas than this can be started.")
+    replicas_max: int = Field(1, ge=1, description="Replicas that the job asks the cluster for.")
+    gpus_per_replica: float | None = Field(
+        None, ge=0.0, description="GPUs a replica reserves; by default 1 where the cluster has any, else 0."
+    )
+    cpus_per_replica: float = Field(1.0, gt=0.0, description="CPUs a replica reserves.")
+    start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for the first replicas_min replicas.")
+    shard_timeout_s: float | None = Field(
+        None, gt=0.0, description="A replica that commits nothing for this long is killed and its shard tried again."
+    )
+    shard_attempts: int = Field(3, ge=1, description="Times a shard may kill its replica before it is given up.")
+    token_budget: int = Field(16384, ge=1, description="Prompt rows packed into one batch; one larger sample runs alone.")
+    decode_threads: int = Field(2, ge=1, description="Threads a replica decodes and tiles images in.")
+    lookahead: int = Field(64, ge=1, description="Samples prepared ahead of the model.")
+    max_bad_fraction: Fraction = Field(
+        0.2, description="The job stops when more than this share of samples is bad (counted from 100 samples on)."
+    )
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> PipelineConfig:
+        if self.replicas_min > self.replicas_max:
+            raise ValueError(f"replicas_min {self.replicas_min} is above replicas_max {self.replicas_max}")
+        return self
+
+
+class JobConfig(Section):
+    """A precompute job."""
+
+    input: tuple[str, ...] = Field(
+        (), description="Input shards: local paths or s3:// URIs, with globs and {a..b} brace ranges."
+    )
+    output: str = Field("", description="The cache: a local folder or s3://bucket/prefix.")
+    model: ModelConfig = ModelConfig()
+    prompt: PromptConfig = PromptConfig()
+    method: MethodConfig = MethodConfig()
+    cache: CacheConfig = CacheConfig()
+    source: SourceConfig = SourceConfig()
+    s3: S3Config = S3Config()
+    pipeline: PipelineConfig = PipelineConfig()
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_uri_is_a_list_too(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> JobConfig:
+    """Read a YAML file, then apply `key.path=value` overrides (values in YAML syntax), then `values` by dotted path.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, or a value out of range; names the field.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError("--config", f"{path} cannot be read as YAML: {error}") from None
+        if not isinstance(loaded or {}, dict):
+            raise ConfigError("--config", f"{path} must hold a mapping of settings")
+        tree = loaded or {}
+    for override in overrides:
+        dotted, sign, text = override.partition("=")
+        if not sign:
+            raise ConfigError("--set", f"{override!r} is not key=value")
+        try:
+            _put(tree, dotted.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(dotted, f"{text!r} is not a YAML value: {error}") from None
+    for dotted, value in (values or {}).items():
+        _put(tree, dotted, value)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> JobConfig:
+    """Validate a nested mapping. Raises `ConfigError` that names the first field at fault."""
+    try:
+        return JobConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "configuration"
+        message = "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ConfigError(field, f"{message} (got {first['input']!r})") from None
+
+
+def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, name = dotted.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(dotted, f"{section} is not a section")
+        tree = child
+    tree[name] = value

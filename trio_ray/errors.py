@@ -1,0 +1,80 @@
+"""Every error this package raises on purpose.
+
+Each one names the thing it is about (a field, a URI, a key, an object) and says what to do, so that the one
+sentence a person reads at night is enough to act on. `exit_code` is what the command line exits with.
+"""
+
+from __future__ import annotations
+
+
+class TrioRayError(Exception):
+    """Base of all typed errors."""
+
+    exit_code = 1
+
+
+class ConfigError(TrioRayError):
+    """The configuration cannot be run. `field` is the dotted path of the setting at fault."""
+
+    exit_code = 2
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class ModelError(TrioRayError):
+    """A model folder or architecture that the replica cannot serve."""
+
+    exit_code = 2
+
+
+class StoreError(TrioRayError):
+    """An object store refused or failed. `uri` is the object or the root concerned."""
+
+    def __init__(self, uri: str, message: str) -> None:
+        super().__init__(f"{uri}: {message}")
+        self.uri = uri
+
+
+class ObjectMissing(StoreError):
+    """The object does not exist."""
+
+
+class AccessRefused(StoreError):
+    """Credentials are absent, wrong, or do not allow this."""
+
+    exit_code = 2
+
+
+class ObjectDamaged(StoreError):
+    """The stored bytes are not the ones that were written (checksum, length or structure)."""
+
+
+class IdentityMismatch(TrioRayError):
+    """A cache was made with other settings than this run or reader uses. `field` names the first difference."""
+
+    exit_code = 3
+
+    def __init__(self, uri: str, field: str, stored: object, wanted: object) -> None:
+        super().__init__(
+            f"{uri}: made with {field} = {stored!r}, but this run has {wanted!r}; "
+            "use another output, or the settings that the cache was made with"
+        )
+        self.uri = uri
+        self.field = field
+
+
+class PrefixError(TrioRayError):
+    """A stored prefix cannot be used. `key` is the sample's key, `uri` the object it was read from."""
+
+    def __init__(self, key: str, uri: str, message: str) -> None:
+        super().__init__(f"prefix {key!r} in {uri}: {message}")
+        self.key = key
+        self.uri = uri
+
+
+class JobFailed(TrioRayError):
+    """The job ended, but not all of its input is in the cache; the message names what is not."""
+
+    exit_code = 4
