@@ -1,1 +1,1 @@
-
+"""TRIO token selection on packed rows. Tensors in, tensors out; imports torch alone."""

@@ -1,1 +1,1 @@
-
+"""The job: plan the shards, run the replicas on Ray, commit parts, report."""

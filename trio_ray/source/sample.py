@@ -37,8 +37,8 @@ class Turn:
 class Sample:
     """One prompt with its images, as it was read and before anything was decoded.
 
-    `key` is unique within its shard, `index` is its position there (bad samples count too), `turns` ends with the
-    user's turn that is to be answered, `answer` is the true answer where the corpus has one.
+    `key` is unique within its shard, `index` is its position there (bad samples count too), `turns` ends with
+    the user's turn that is to be answered, `answer` is the true answer where the corpus has one.
     """
 
     key: str
@@ -62,8 +62,9 @@ class BadSample:
 class Shard:
     """One unit of input work: a file, or a run of rows of one.
 
-    `name` is unique in a cache and safe as a folder name. `rows` is the half-open range of rows of a file that was
-    split, None for a whole file.
+    `name` is unique in a cache and safe as a folder name. `rows` is the half-open range of rows of a file
+    that was split, None for a whole file. `offset` is the byte at which the first of them starts, where rows
+    are lines: without it each run of a large JSONL file would have to read all of the file before it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Shard:
     etag: str
     format: Literal["webdataset", "parquet", "jsonl"]
     rows: tuple[int, int] | None = None
+    offset: int = 0
 
 
 class Opener(Protocol):

@@ -1,0 +1,123 @@
+"""Commit and failure records, and what a resumed job learns from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.store.caches import shard, write_part
+from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.store.commits import (
+    CommitRecord,
+    FailureRecord,
+    FileRecord,
+    RunRecord,
+    clear_failure,
+    create_commit,
+    read_commit,
+    read_commits,
+    read_failures,
+    shard_progress,
+    write_failure,
+)
+from trio_ray.store.dataset import Dataset
+from trio_ray.store.layout import commit_name
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.record import dump_record, load_record
+
+RUN = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:01.000+00:00", "0.1.0")
+
+
+def commit(shard_name: str, part: int, last: bool = False) -> CommitRecord:
+    files = {"samples": FileRecord(f"data/{shard_name}/{part:05d}-a.parquet", 1, "0" * 32)}
+    return CommitRecord(
+        1, "f" * 64, replace(shard(shard_name), rows=(0, 9)), part, "a", last, 0, 0, files, RUN
+    )  # type: ignore[arg-type]
+
+
+def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStore) -> None:
+    for name, part, last in [
+        ("a", 0, False),
+        ("a", 1, False),
+        ("b", 0, True),
+        ("c", 0, False),
+        ("c", 1, True),
+    ]:
+        assert create_commit(store, commit(name, part, last))
+    progress = shard_progress(store, 4)
+    assert {name: (sorted(of.parts), of.complete) for name, of in progress.items()} == {
+        "a": ([0, 1], False),
+        "b": ([0], True),
+        "c": ([0, 1], True),
+    }
+    assert (progress["a"].uri, progress["a"].etag, progress["a"].size) == ("s3://corpus/a", "e1", 1234)
+    assert progress["a"].rows == (0, 9)
+    assert len(read_commits(store, 4)) == 5
+
+
+def test_progress_reads_one_record_a_shard(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resuming a job of a hundred thousand parts must not read a hundred thousand records."""
+    for name in ("a", "b", "c"):
+        for part in range(6):
+            create_commit(store, commit(name, part))
+    reads: list[str] = []
+    listings: list[str] = []
+    read, listing = type(store).read, type(store).list
+    monkeypatch.setattr(type(store), "read", lambda self, name: (reads.append(name), read(self, name))[1])
+    monkeypatch.setattr(
+        type(store), "list", lambda self, prefix="": (listings.append(prefix), listing(self, prefix))[1]
+    )
+    shard_progress(store, 2)
+    assert sorted(reads) == [commit_name(name, 5) for name in ("a", "b", "c")]
+    assert listings == ["commits/"]
+
+
+def test_a_new_cache_has_no_progress(store: ObjectStore, dataset: Dataset) -> None:
+    assert shard_progress(store, 2) == {}
+    assert read_commits(store, 2) == []
+    assert read_failures(store) == {}
+
+
+def test_a_part_is_committed_once(store: ObjectStore) -> None:
+    assert create_commit(store, commit("a", 0))
+    assert not create_commit(store, replace(commit("a", 0), attempt="b"))
+    assert read_commit(store, "a", 0).attempt == "a"
+
+
+def test_a_damaged_or_misplaced_record_is_named(store: ObjectStore, dataset: Dataset) -> None:
+    record = write_part(store, dataset)
+    assert record is not None
+    name = commit_name(record.shard.name, 0)
+    sound = store.read(name)
+    fields = load_record(sound, "uri")
+    missing_field = {key: value for key, value in fields.items() if key != "stored"}
+    for damaged in (
+        sound.replace(b'"stored":3', b'"stored":4'),
+        dump_record({**fields, "part": 1}),
+        dump_record({**fields, "schema_version": 9}),
+        dump_record({**fields, "colour": "red"}),
+        dump_record({**fields, "files": []}),
+        dump_record({**fields, "shard": {"name": "x"}}),
+        dump_record({**fields, "shard": {**fields["shard"], "rows": [1, 2, 3]}}),
+        dump_record(missing_field),
+    ):
+        store.put(name, damaged)
+        with pytest.raises(ObjectDamaged, match=name):
+            read_commits(store, 2)
+
+
+def test_a_failed_shard_is_remembered_until_it_is_cleared(store: ObjectStore) -> None:
+    first = FailureRecord(1, "f" * 64, shard("a"), 3, "the replica died", RUN)
+    write_failure(store, first)
+    write_failure(store, replace(first, attempts=4))
+    write_failure(store, replace(first, shard=shard("b")))
+    assert read_failures(store) == {"a": replace(first, attempts=4), "b": replace(first, shard=shard("b"))}
+    clear_failure(store, "a")
+    clear_failure(store, "a")
+    assert set(read_failures(store)) == {"b"}
+    with pytest.raises(ObjectMissing):
+        store.read("failures/a.json")
+    store.put("failures/c.json", store.read("failures/b.json"))
+    with pytest.raises(ObjectDamaged, match=r"failures/c\.json.*holds the record of b"):
+        read_failures(store)

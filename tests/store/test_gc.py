@@ -1,0 +1,68 @@
+"""Garbage collection: what no commit references goes, everything else stays."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.store.caches import kv_bytes, row, shard, write_part
+from trio_ray.errors import ObjectDamaged
+from trio_ray.store.commits import read_commits
+from trio_ray.store.dataset import Dataset
+from trio_ray.store.gc import collect_garbage
+from trio_ray.store.layout import commit_name
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.parts import PartWriter
+from trio_ray.store.verify import verify
+
+ORPHANS = ["data/train-00000.tar/00000-dead.parquet", "data/train-00007.tar/00003-dead.tar"]
+
+
+def _leave_behind(store: ObjectStore, dataset: Dataset) -> PartWriter:
+    """A sound part, two orphans, and an upload that never ended."""
+    assert write_part(store, dataset, last=False) is not None
+    for name in ORPHANS:
+        store.put(name, b"left behind")
+    unfinished = PartWriter(store, dataset, shard(), 1, "dead-run", attempt="unfinished")
+    unfinished.add(row("a", 1000), kv_bytes("a", 6 << 20))
+    time.sleep(1.1)  # S3 counts whole seconds
+    return unfinished
+
+
+def test_orphans_and_unfinished_writes_go_and_the_cache_stays_sound(
+    store: ObjectStore, dataset: Dataset
+) -> None:
+    unfinished = _leave_behind(store, dataset)
+    store.put("notes.txt", b"a foreign object is not ours to delete")
+    found = collect_garbage(store, 0.0, dry_run=True)
+    assert {info.name for info in found} > set(ORPHANS)
+    assert len(found) == 3
+    assert store.read(ORPHANS[0]) == b"left behind"
+
+    removed = collect_garbage(store, 0.0, dry_run=False)
+    assert {info.name for info in removed} == {info.name for info in found}
+    assert list(store.list_unfinished()) == []
+    assert {info.name for info in store.list("data/")} == {
+        file.name for record in read_commits(store, 1) for file in record.files.values()
+    }
+    assert [finding.object for finding in verify(store, 1).findings] == ["notes.txt"]
+    assert collect_garbage(store, 0.0, dry_run=False) == []
+    unfinished.abort()
+
+
+def test_nothing_young_is_touched(store: ObjectStore, dataset: Dataset) -> None:
+    """It may belong to an attempt that is about to commit."""
+    unfinished = _leave_behind(store, dataset)
+    assert collect_garbage(store, 3600.0, dry_run=False) == []
+    assert unfinished.commit(True) is not None
+    assert verify(store, 1).ok
+
+
+def test_a_damaged_record_stops_it_before_anything_is_removed(store: ObjectStore, dataset: Dataset) -> None:
+    _leave_behind(store, dataset).abort()
+    store.put(commit_name("train-00000.tar", 0), b"{}")
+    before = {info.name for info in store.list()}
+    with pytest.raises(ObjectDamaged, match=r"00000\.json"):
+        collect_garbage(store, 0.0, dry_run=False)
+    assert {info.name for info in store.list()} == before

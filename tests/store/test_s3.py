@@ -1,0 +1,251 @@
+"""What only S3 does: broken connections, lost answers, refused credentials, wrong buckets."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.seaweed import S3Server
+from tests.store.breaking_proxy import breaking_proxy
+from trio_ray.config import S3Config
+from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.opening import open_store, split_s3_uri
+from trio_ray.store.s3 import S3Store
+
+DATA = random.Random(5).randbytes(6_000_000)
+
+
+def behind(store: ObjectStore, endpoint_url: str, **settings: int) -> S3Store:
+    """The same prefix through another endpoint."""
+    assert isinstance(store, S3Store)
+    _, (bucket, prefix, config) = store.__reduce__()
+    return S3Store(bucket, prefix, config.model_copy(update={"endpoint_url": endpoint_url, **settings}))
+
+
+def test_a_stream_survives_connections_that_break_in_mid_body(
+    s3_store: ObjectStore, s3_environment: S3Server
+) -> None:
+    s3_store.put("big", DATA)
+
+    def cut_most_bodies(request: bytes, answer: bytes, cuts: int) -> int | None:
+        return 300_000 if request.startswith(b"GET") and cuts < 12 else None
+
+    with breaking_proxy(s3_environment.endpoint_url, cut_most_bodies) as proxy:
+        with behind(s3_store, proxy.endpoint_url).open("big") as file:
+            assert file.read() == DATA
+        assert proxy.cuts == 12
+
+
+def test_whole_and_range_reads_survive_them_too(s3_store: ObjectStore, s3_environment: S3Server) -> None:
+    s3_store.put("big", DATA)
+
+    def cut_twice(request: bytes, answer: bytes, cuts: int) -> int | None:
+        return 100_000 if request.startswith(b"GET") and cuts < 2 else None
+
+    for read in (
+        lambda store: store.read("big") == DATA,
+        lambda store: store.read_range("big", 1_000_000, 2_000_000) == DATA[1_000_000:3_000_000],
+    ):
+        with breaking_proxy(s3_environment.endpoint_url, cut_twice) as proxy:
+            assert read(behind(s3_store, proxy.endpoint_url))
+            assert proxy.cuts == 2
+
+
+def test_a_connection_that_always_breaks_is_a_typed_error_after_max_attempts(
+    s3_store: ObjectStore, s3_environment: S3Server
+) -> None:
+    s3_store.put("big", DATA)
+
+    def cut_every_header(request: bytes, answer: bytes, cuts: int) -> int | None:
+        return answer.find(b"\r\n\r\n") + 4 if request.startswith(b"GET") else None
+
+    with breaking_proxy(s3_environment.endpoint_url, cut_every_header) as proxy:
+        store = behind(s3_store, proxy.endpoint_url, max_attempts=3)
+        with store.open("big") as file, pytest.raises(StoreError, match="big"):
+            file.read(10)
+        assert proxy.cuts == 3
+        with pytest.raises(StoreError, match="big"):
+            store.read("big")
+
+
+def test_a_create_whose_answer_was_lost_is_still_ours_and_nobody_elses(
+    s3_store: ObjectStore, s3_environment: S3Server
+) -> None:
+    """The first try did succeed, the retry is refused with 412: that is our own success, not a loss."""
+
+    def lose_first_answer(request: bytes, answer: bytes, cuts: int) -> int | None:
+        return 0 if request.startswith(b"PUT") and cuts < 1 else None
+
+    with breaking_proxy(s3_environment.endpoint_url, lose_first_answer) as proxy:
+        assert behind(s3_store, proxy.endpoint_url).create("commit", b"record")
+        assert proxy.cuts == 1
+    assert s3_store.read("commit") == b"record"
+    assert not s3_store.create("commit", b"record")
+
+
+@pytest.mark.parametrize("lost", [b"uploadId=", b"partNumber=2"])
+def test_a_multipart_upload_survives_lost_answers(
+    s3_store: ObjectStore, s3_environment: S3Server, lost: bytes
+) -> None:
+    def lose_first_answer(request: bytes, answer: bytes, cuts: int) -> int | None:
+        line = request.split(b"\r\n", 1)[0]
+        completes = line.startswith(b"POST") or lost != b"uploadId="
+        return 0 if lost in line and completes and cuts < 1 else None
+
+    data = DATA * 2
+    with breaking_proxy(s3_environment.endpoint_url, lose_first_answer) as proxy:
+        with behind(s3_store, proxy.endpoint_url).writer("object") as writer:
+            writer.write(data)
+        assert proxy.cuts == 1
+    assert s3_store.read("object") == data
+    assert list(s3_store.list_unfinished()) == []
+
+
+def test_a_failing_upload_raises_in_the_producer_and_leaves_nothing(
+    s3_store: ObjectStore, s3_environment: S3Server
+) -> None:
+    def lose_every_piece(request: bytes, answer: bytes, cuts: int) -> int | None:
+        return 0 if b"partNumber=" in request.split(b"\r\n", 1)[0] else None
+
+    with breaking_proxy(s3_environment.endpoint_url, lose_every_piece) as proxy:
+        writer = behind(s3_store, proxy.endpoint_url, max_attempts=2, upload_threads=2).writer("object")
+
+        def produce_for_ever() -> None:
+            while True:
+                writer.write(bytes(1 << 20))
+
+        with pytest.raises(StoreError, match="object"):
+            produce_for_ever()
+    assert list(s3_store.list()) == []
+    assert list(s3_store.list_unfinished()) == []
+
+
+def test_writing_waits_while_all_upload_threads_are_busy(
+    s3_store: ObjectStore, s3_environment: S3Server
+) -> None:
+    """Memory is bounded: pieces in flight and the one being filled, however fast the producer is."""
+    release = threading.Event()
+
+    def hold(request: bytes, answer: bytes, cuts: int) -> int | None:
+        if b"partNumber=" in request.split(b"\r\n", 1)[0]:
+            release.wait(30)
+        return None
+
+    with breaking_proxy(s3_environment.endpoint_url, hold) as proxy:
+        writer = behind(s3_store, proxy.endpoint_url, upload_threads=2).writer("object")
+        written = []
+
+        def produce() -> None:
+            for _ in range(40):
+                writer.write(bytes(1 << 20))
+                written.append(1)
+
+        producer = threading.Thread(target=produce)
+        producer.start()
+        time.sleep(1.5)
+        held = len(written)
+        release.set()
+        producer.join()
+        writer.close()
+    assert 10 <= held <= 15  # two pieces of 5 MiB in flight, one filled
+    assert s3_store.stat("object").size == 40 << 20
+
+
+def test_an_object_replaced_while_it_is_read_is_an_error_and_no_mixture(s3_store: ObjectStore) -> None:
+    s3_store.put("big", DATA)
+    with s3_store.open("big") as file:
+        assert file.read(1000) == DATA[:1000]
+        s3_store.put("big", bytes(len(DATA)))
+        with pytest.raises(ObjectDamaged, match="replaced while it was being read"):
+            file.read()
+
+
+def one_sentence(error: BaseException, server: S3Server) -> str:
+    """The message, after checking that a person can read it and nobody can abuse it."""
+    message = str(error)
+    assert "\n" not in message
+    assert len(message) < 400
+    assert server.secret_key not in message
+    assert "Traceback" not in message
+    return message
+
+
+def test_wrong_credentials_are_named_in_one_sentence_without_the_secret(
+    s3_store: ObjectStore, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in [("AWS_ACCESS_KEY_ID", "nobody"), ("AWS_SECRET_ACCESS_KEY", "wrong-secret-xyz")]:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_environment.access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_environment.secret_key)
+        monkeypatch.setenv(name, value)
+        refused = behind(s3_store, s3_environment.endpoint_url)
+        for act in (refused.check_writable, lambda refused=refused: list(refused.list())):
+            with pytest.raises(AccessRefused, match=r"S3 refused .* check the credentials") as caught:
+                act()
+            assert "wrong-secret-xyz" not in one_sentence(caught.value, s3_environment)
+
+
+def test_no_credentials_and_an_unknown_profile_are_named(
+    s3_store: ObjectStore, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(AccessRefused, match="no usable AWS credentials"):
+        behind(s3_store, s3_environment.endpoint_url).check_writable()
+    with pytest.raises(AccessRefused, match="nobodys-profile"):
+        open_store("s3://bucket", S3Config(profile="nobodys-profile")).check_writable()
+
+
+def test_a_wrong_bucket_and_an_unreachable_endpoint_are_named(s3_environment: S3Server) -> None:
+    with pytest.raises(StoreError, match=r"s3://no-such-bucket/x.*bucket does not exist") as caught:
+        open_store("s3://no-such-bucket/x", s3_environment.config).check_writable()
+    one_sentence(caught.value, s3_environment)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    nowhere = S3Config(endpoint_url=f"http://127.0.0.1:{port}", region="us-east-1")
+    with pytest.raises(StoreError, match=r"cannot be reached.*s3\.endpoint_url") as caught:
+        open_store("s3://bucket/x", nowhere).check_writable()
+    one_sentence(caught.value, s3_environment)
+
+
+def test_a_uri_without_bucket_or_of_another_scheme_is_refused() -> None:
+    for uri in ("s3://", "s3:///key", "gs://bucket/x", "http://host/x", ""):
+        with pytest.raises(StoreError):
+            open_store(uri, S3Config())
+
+
+def test_a_store_that_ignores_create_only_is_refused(
+    s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On such a server two runs would overwrite each other's commits."""
+
+    def create(self: S3Store, name: str, data: bytes) -> bool:
+        self.put(name, data)
+        return True
+
+    monkeypatch.setattr(S3Store, "create", create)
+    with pytest.raises(StoreError, match="honours If-None-Match"):
+        s3_store.check_writable()
+    assert list(s3_store.list()) == []
+
+
+def test_a_streamed_object_carries_its_parts_and_two_stores_share_a_bucket(s3_environment: S3Server) -> None:
+    root = s3_environment.fresh_uri()
+    one, other = (open_store(f"{root}/{name}/", s3_environment.config) for name in ("one", "other"))
+    with one.writer("x") as writer:
+        writer.write(bytes(11 << 20))
+    other.put("x", b"2")
+    assert one.uri == f"{root}/one"
+    assert [info.name for info in one.list()] == ["x"]
+    assert one.stat("x").etag.endswith("-3")
+    with pytest.raises(ObjectMissing):
+        open_store(root, s3_environment.config).read("x")
+    # A console's folder marker is no object.
+    bucket, prefix = split_s3_uri(f"{root}/one/empty/")
+    s3_environment.client().put_object(Bucket=bucket, Key=prefix, Body=b"")
+    assert [info.name for info in one.list()] == ["x"]

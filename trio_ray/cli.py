@@ -1,0 +1,59 @@
+"""`trio-ray`: one command a file in `commands/`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from trio_ray.errors import TrioRayError
+
+COMMANDS = {
+    "precompute": "run TRIO over shards of image-text data and store the pruned prefixes",
+    "verify": "read a whole cache and name everything that is not as it was written",
+    "inspect": "say what is stored; draw which image tokens were kept",
+    "generate": "answer from stored prefixes",
+    "gc": "delete what dead or beaten attempts left in a cache",
+    "demo": "render a small corpus, run the whole path on it and show the answers",
+}
+EXIT_CODES = """exit codes:
+  0  done, all is well
+  1  something was found or failed, as the message says
+  2  the command or its configuration cannot be run; nothing was done
+  3  the cache was made with other settings (the message names the field)
+  4  the job ended, but not all of its input is in the cache"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code. Typed errors become one sentence on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="trio-ray",
+        description="Pruned visual prefixes of LLaVA-NeXT, computed once on a Ray cluster and stored for good.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = import_module(f"trio_ray.commands.{name}")
+        command = subparsers.add_parser(
+            name, help=summary, description=module.__doc__, epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    chosen = parser.parse_args(arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return chosen.run(chosen)
+    except TrioRayError as error:
+        print(f"trio-ray: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("trio-ray: interrupted; what is committed stays, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

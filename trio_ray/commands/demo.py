@@ -1,0 +1,62 @@
+"""Render a small corpus, run the whole path on it, and show answers from the cache beside the true ones.
+
+Images of many sizes with questions, some samples broken on purpose, go through two replicas of the bundled model on this machine; the cache
+is verified, some questions are answered from it, and pictures show which image tokens were kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from trio_ray.commands import generate, inspect, precompute, verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--folder", default="demo_output", metavar="DIR", help="where everything goes (default demo_output)")
+    parser.add_argument("--scenes", type=int, default=120, metavar="N", help="images to render (default 120)")
+    parser.add_argument("--pictures", type=int, default=3, metavar="N", help="overlay pictures to draw (default 3)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; 0 if every step went well."""
+    from trio_ray.scenes.corpus import write_corpus
+
+    folder = Path(arguments.folder)
+    corpus, cache = folder / "corpus", folder / "cache"
+    print(f"== rendering {arguments.scenes} scenes with questions into {corpus}", flush=True)
+    write_corpus(corpus, scenes=arguments.scenes, samples_per_shard=100, broken=True, seed=0)
+    options = ["--input", str(corpus / "*.tar"), "--output", str(cache), "--set", "pipeline.replicas_max=2"]
+    print("== precompute: two replicas of the bundled model; the broken samples go to quarantine", flush=True)
+    status = _step(precompute, options)
+    print("== verify: every stored byte against its checksum", flush=True)
+    status = status or _step(verify, [str(cache)])
+    print("== answers from the pruned prefixes; no image is opened", flush=True)
+    status = status or _step(generate, [str(cache), "--limit", "12"])
+    if not status:
+        _draw(cache, folder, arguments.pictures)
+        print(f"== everything lies in {folder}: corpus/, cache/, and the pictures kept-*.png")
+    return status
+
+
+def _draw(cache: Path, folder: Path, pictures: int) -> None:
+    from trio_ray.cache import PrunedCache
+
+    table = PrunedCache(str(cache)).table
+    step = max(1, len(table) // max(1, pictures))
+    for number in range(min(pictures, len(table))):
+        row = table.slice(number * step, 1).to_pylist()[0]
+        png = folder / f"kept-{number}.png"
+        _step(inspect, [str(cache), row["key"], "--shard", row["shard"], "--png", str(png)])
+
+
+def _step(command: object, options: list[str]) -> int:
+    """Run another command as its own command line would."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)  # type: ignore[attr-defined]
+    started = time.monotonic()
+    status: int = command.run(parser.parse_args(options))  # type: ignore[attr-defined]
+    print(f"   ({time.monotonic() - started:.1f} s)", flush=True)
+    return status

@@ -1,0 +1,121 @@
+"""Say what a cache holds, or what is stored of one sample.
+
+With --png the sample's image is read again from its input shard and drawn with the kept and dropped tokens of each prune point over the
+tile grid; the shard must still be readable and unchanged, and the model says how images are tiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from trio_ray.commands.s3_options import add_s3_options, s3_config
+from trio_ray.config import BUNDLED_MODEL, ModelConfig, S3Config
+from trio_ray.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
+    parser.add_argument("key", metavar="KEY", nargs="?", help="a sample's key")
+    parser.add_argument("--shard", metavar="NAME", help="the key's shard, where several have it")
+    parser.add_argument("--png", metavar="OUT", help="draw the sample's kept and dropped tokens into this file")
+    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)")
+    add_s3_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print, and draw if asked."""
+    from trio_ray.cache import PrunedCache
+
+    if arguments.png and not arguments.key:
+        raise ConfigError("--png", "needs a sample's KEY")
+    s3 = s3_config(arguments)
+    cache = PrunedCache(arguments.cache, s3)
+    if not arguments.key:
+        _print_cache(cache)
+        return 0
+    row = cache.row(arguments.key, arguments.shard)
+    _print_sample(cache, row)
+    if arguments.png:
+        _draw(cache, row, arguments, s3)
+        print(f"drawn: {arguments.png}")
+    return 0
+
+
+def _print_cache(cache: Any) -> None:
+    dataset, table = cache.dataset, cache.table
+    print(f"{cache.uri}: made {dataset.created} with trio-ray {dataset.package_version}")
+    for section, values in sorted(dataset.identity.items()):
+        print(f"  {section}: {values}")
+    kv = sum(table.column("kv_length").to_pylist())
+    print(f"  {len(cache.commits)} parts of up to {dataset.part_samples} samples, {len(table)} samples, {kv:,} bytes of KV")
+    if len(table):
+        image_tokens = sum(table.column("image_tokens").to_pylist())
+        retention = sum(table.column("retention").to_pylist()) / len(table)
+        print(f"  {image_tokens / len(table):.1f} image tokens a sample; of these, {retention:.1%} held as the mean over layers")
+    reasons = Counter(cache.quarantine.column("reason").to_pylist())
+    print(f"  {sum(reasons.values())} quarantined" + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
+    for bad in cache.quarantine.to_pylist():
+        print(f"    {bad['key']} ({bad['reason']}): {bad['detail']}")
+
+
+def _print_sample(cache: Any, row: dict[str, Any]) -> None:
+    prefix = cache.load(row).prefix  # reads and checks the stored bytes
+    for name in ("key", "shard", "index", "prompt", "answer", "prompt_tokens", "image_tokens"):
+        print(f"{name:14s} {row[name]}")
+    for image in row["images"]:
+        grid = f"{image['grid_rows']} x {image['grid_columns']} tiles"
+        print(f"{'image':14s} {image['width']} x {image['height']} pixels, {grid}, {image['tokens']} tokens, {image['hash']}")
+    for layer, kept in zip(cache.schedule.prune_points, row["kept"], strict=True):
+        print(f"{'kept':14s} before layer {layer}: {len(kept)}: {' '.join(map(str, kept))}")
+    for segment in prefix.segments:
+        last = segment.first_layer + segment.layers - 1
+        print(f"{'segment':14s} layers {segment.first_layer}..{last}: {segment.rows} rows of {tuple(segment.keys.shape[2:])}")
+    print(f"{'retention':14s} {row['retention']:.4f} of this prompt's {row['image_tokens']} image tokens, mean over layers")
+    place = f"{row['kv_object']} bytes {row['kv_offset']}..{row['kv_offset'] + row['kv_length'] - 1}"
+    print(f"{'kv':14s} {place}, codec {row['codec']}, checksum {row['kv_checksum']} (read and equal)")
+    first = ", ".join(f"{token} ({logprob:.3f})" for token, logprob in zip(row["top_ids"], row["top_logprobs"], strict=True))
+    print(f"{'first token':14s} {first}")
+
+
+def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3Config) -> None:
+    from trio_ray.model.loading import load_processor, model_folder, read_model_config
+    from trio_ray.model.tiles import Tiler
+    from trio_ray.overlay import draw_overlay
+    from trio_ray.source.images import decode_image
+
+    folder = model_folder(ModelConfig(name=arguments.model))
+    tiler = Tiler.from_processor(load_processor(folder)[1], read_model_config(folder).vision_config.patch_size)
+    out, start = Path(arguments.png), 0
+    for number, (data, image) in enumerate(zip(_read_images(cache, row, s3), row["images"], strict=True)):
+        stop = start + image["tokens"]
+        kept = [[token - start for token in point if start <= token < stop] for point in row["kept"]]
+        pixels = decode_image(data, max_pixels=cache.dataset.identity["source"]["max_pixels"])
+        picture = draw_overlay(pixels, tiler, kept, cache.schedule.prune_points)
+        picture.save(out if number == 0 else out.with_stem(f"{out.stem}-{number}"))
+        start = stop
+
+
+def _read_images(cache: Any, row: dict[str, Any], s3: S3Config) -> tuple[bytes, ...]:
+    """The sample's images again, from its input shard, held against the stored hashes."""
+    import xxhash
+
+    from trio_ray.config import SourceConfig
+    from trio_ray.source.reader import read_shard
+    from trio_ray.source.sample import Sample
+    from trio_ray.source.shards import split_file
+    from trio_ray.store.inputs import StoreOpener
+
+    record = next(commit.shard for commit in cache.commits if commit.shard.name == row["shard"])
+    source = SourceConfig.model_validate(cache.dataset.identity["source"])
+    opener = StoreOpener(s3)
+    shards = split_file(record.uri, record.size, record.etag, source, opener)
+    shard = next(shard for shard in shards if shard.name == record.name)
+    wanted = [image["hash"] for image in row["images"]]
+    for sample in read_shard(shard, source, opener, skip=lambda index: index != row["index"]):
+        if isinstance(sample, Sample) and [xxhash.xxh3_128_hexdigest(data) for data in sample.images] == wanted:
+            return sample.images
+    raise ConfigError("--png", f"{record.uri} no longer holds the image that {row['key']!r} was made from")

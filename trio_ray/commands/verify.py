@@ -1,0 +1,37 @@
+"""Read a whole cache and name everything that is not as it was written.
+
+Every byte is read and compared with its checksum: flipped bytes, truncated, missing and foreign objects, gaps between parts. Files of
+attempts that never committed are listed too, but harm no reader; `trio-ray gc` deletes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from trio_ray.commands.s3_options import add_s3_options, s3_config
+from trio_ray.store.opening import open_store
+from trio_ray.store.verify import verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
+    parser.add_argument("--threads", type=int, default=8, metavar="N", help="shards checked at once (default 8)")
+    add_s3_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; 1 if anything is damaged."""
+    report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads)
+    for finding in report.findings:
+        key = f" key {finding.key!r}" if finding.key else ""
+        print(f"{finding.kind}: {finding.object}{key}: {finding.detail}")
+    for shard in report.incomplete:
+        print(f"incomplete: shard {shard}: its end is not committed yet; run the job again")
+    damaged = sum(finding.is_damage for finding in report.findings)
+    print(
+        f"{'DAMAGED' if damaged else 'ok'}: {report.samples} samples and {report.quarantined} quarantined in {report.parts} parts, "
+        f"{report.bytes:,} bytes read; {damaged} damaged, {len(report.findings) - damaged} left by dead attempts, "
+        f"{len(report.incomplete)} shards incomplete"
+    )
+    return 1 if damaged else 0

@@ -1,0 +1,61 @@
+"""A pruned prefix: what a later process needs to go on where the prefill stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of layers that hold the same rows.
+
+    Attributes:
+        first_layer: number of its first layer.
+        keys, values: (layers, rows, kv_heads, head_dim). Keys are rotated, each at its row's right-aligned position.
+    """
+
+    first_layer: int
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return self.keys.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows that each of its layers holds."""
+        return self.keys.shape[1]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """One sample's prompt after a pruned prefill.
+
+    Attributes:
+        length: rows of the unpruned prompt. The rows of a layer that holds T of them sit at positions length - T ..
+            length - 1, and the next token has position `length` in every layer.
+        segments: in order, covering all layers.
+        kept: per prune point (K,) int32, indices into the sample's original image tokens, ascending.
+        top_ids: (k,) int32, the first answer token's most likely values, best first.
+        top_logprobs: (k,) fp32, their log-probabilities.
+    """
+
+    length: int
+    segments: tuple[Segment, ...]
+    kept: tuple[Tensor, ...]
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+    @property
+    def first_token(self) -> int:
+        """The greedy first answer token."""
+        return int(self.top_ids[0])
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all keys and values as they are in memory."""
+        return sum(t.numel() * t.element_size() for segment in self.segments for t in (segment.keys, segment.values))

@@ -1,0 +1,142 @@
+"""Packed rows: the prompts of many samples in one sequence, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """What is known about each row of a packed batch of B samples with T rows in all.
+
+    Everything the host needs to size a tensor (`lengths`, `image_counts`) stays on the host, so that no stage has to
+    wait for the device to learn a shape.
+
+    Attributes:
+        lengths: rows of each sample now.
+        image_counts: image rows of each sample now.
+        ends: rows of each sample before any pruning; the next token's position (see `position`).
+        tails: text rows behind each sample's last image row.
+        sample: (T,) int64, which sample a row belongs to.
+        position: (T,) int64, right-aligned: the rows of a sample with T_s rows sit at `ends - T_s .. ends - 1`. RoPE
+            depends on differences alone, so attention equals that of rows renumbered from 0, and the next token has
+            one position in every layer.
+        image_index: (T,) int64, the row's number among its sample's original image tokens; -1 for text.
+    """
+
+    lengths: tuple[int, ...]
+    image_counts: tuple[int, ...]
+    ends: tuple[int, ...]
+    tails: tuple[int, ...]
+    sample: Tensor
+    position: Tensor
+    image_index: Tensor
+
+    @classmethod
+    def pack(cls, image_masks: Sequence[Tensor], device: torch.device | str) -> PackedRows:
+        """Lay out whole prompts. `image_masks`: per sample (S,) bool on the CPU, True where a row is an image token."""
+        lengths = tuple(len(mask) for mask in image_masks)
+        index = torch.cat([torch.where(mask, mask.cumsum(0) - 1, -1) for mask in image_masks])
+        sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        position = torch.cat([torch.arange(length) for length in lengths])
+        return cls(
+            lengths=lengths,
+            image_counts=tuple(int(mask.sum()) for mask in image_masks),
+            ends=lengths,
+            tails=tuple(int((mask.flip(0).cumsum(0) == 0).sum()) for mask in image_masks),
+            sample=sample.to(device, non_blocking=True),
+            position=position.to(device, non_blocking=True),
+            image_index=index.to(device, non_blocking=True),
+        )
+
+    @property
+    def total(self) -> int:
+        """T, the number of rows."""
+        return sum(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.sample.device
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """B + 1 row numbers: sample s holds rows `offsets[s] : offsets[s + 1]`."""
+        offsets = [0]
+        for length in self.lengths:
+            offsets.append(offsets[-1] + length)
+        return tuple(offsets)
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """(B + 1,) int32 on the device: `offsets` as variable-length attention wants them."""
+        return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def is_image(self) -> Tensor:
+        """(T,) bool, True for image rows."""
+        return self.image_index >= 0
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(B, max length) row numbers, clamped into range, and the mask of those that are real."""
+        return _pad_runs(self.offsets[:-1], self.lengths, self.device)
+
+    @cached_property
+    def image_rows(self) -> Tensor:
+        """(number of image rows,) int64, the rows that are image tokens, in order."""
+        return select_rows(self.is_image, sum(self.image_counts))
+
+    @cached_property
+    def padded_images(self) -> tuple[Tensor, Tensor]:
+        """(B, most image rows) row numbers of each sample's image rows, clamped into range, and the mask of the real ones."""
+        starts, at = [], 0
+        for count in self.image_counts:
+            starts.append(at)
+            at += count
+        slots, real = _pad_runs(starts, self.image_counts, self.device)
+        if at == 0:
+            return slots, real
+        return self.image_rows[slots.clamp_max(at - 1)], real
+
+    def keep(self, rows: Tensor, image_counts: Sequence[int]) -> PackedRows:
+        """The layout after all but `rows` ((T',) int64 ascending) are dropped; text rows are never dropped.
+
+        `image_counts` is the number of image rows that each sample keeps: the host knows it, so nothing is read back.
+        """
+        lengths = tuple(
+            length - before + after
+            for length, before, after in zip(self.lengths, self.image_counts, image_counts, strict=True)
+        )
+        sample = self.sample[rows]
+        # The last row keeps its position; the rest close up behind it.
+        ends = torch.tensor(self.ends, device=self.device)
+        stops = torch.tensor(lengths, device=self.device).cumsum(0)
+        position = torch.arange(len(rows), device=self.device) - stops[sample] + ends[sample]
+        return PackedRows(
+            lengths, tuple(image_counts), self.ends, self.tails, sample, position, self.image_index[rows]
+        )
+
+
+def select_rows(mask: Tensor, count: int) -> Tensor:
+    """Row numbers where `mask` ((T,) bool) is True, ascending, (count,) int64; `count` must be their number.
+
+    Unlike `nonzero` it does not wait for the device to tell the size.
+    """
+    slots = torch.where(mask, mask.cumsum(0) - 1, count)
+    rows = torch.empty(count + 1, dtype=torch.int64, device=mask.device)
+    return rows.scatter_(0, slots, torch.arange(len(mask), device=mask.device))[:count]
+
+
+def _pad_runs(starts: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, max count) `start + 0, start + 1, ...` of each run and the mask of entries inside the run."""
+    steps = torch.arange(max(counts, default=0), device=device)
+    start = torch.tensor(starts, device=device)[:, None]
+    count = torch.tensor(counts, device=device)[:, None]
+    real = steps < count
+    return start + torch.where(real, steps, 0), real

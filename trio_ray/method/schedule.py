@@ -1,0 +1,110 @@
+"""How many image tokens are left after each prune point, solved from a wanted retention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+AUTHORS_LAYERS = 32
+AUTHORS_PRUNE_POINTS = (1, 10, 15)
+AUTHORS_KEEP = (92, 54, 22)
+"""LLaVA-1.5 at 64 of 576 tokens (arXiv 2602.04657, released code): the shape that other budgets are scaled from."""
+
+DEFAULT_RETENTION = 0.111
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A budget over the depth of a decoder.
+
+    The budget is the mean, over all decoder layers, of the image tokens that a layer holds. Layers before the first
+    prune point hold all of them.
+
+    Attributes:
+        layers: decoder layers of the model.
+        prune_points: ascending; before the layer of this number runs, tokens are dropped.
+        retention: share of an image's own tokens, or None.
+        tokens: fixed mean number of tokens, or None.
+        keep: fixed number at each prune point, or None. Exactly one of the three is given.
+        weights: relative number kept at each prune point where `keep` is solved.
+    """
+
+    layers: int
+    prune_points: tuple[int, ...]
+    retention: float | None = None
+    tokens: float | None = None
+    keep: tuple[int, ...] | None = None
+    weights: tuple[float, ...] = AUTHORS_KEEP
+
+    def __post_init__(self) -> None:
+        points = self.prune_points
+        if list(points) != sorted(set(points)) or (points and not 0 <= points[0] <= points[-1] < self.layers):
+            raise ValueError(f"prune points {points} must ascend within 0..{self.layers - 1}")
+        if sum(value is not None for value in (self.retention, self.tokens, self.keep)) != 1:
+            raise ValueError("give exactly one of retention, tokens, keep")
+        if self.keep is not None and len(self.keep) != len(points):
+            raise ValueError(f"keep has {len(self.keep)} entries for {len(points)} prune points")
+        if self.keep is None and len(self.weights) != len(points):
+            raise ValueError(f"weights has {len(self.weights)} entries for {len(points)} prune points")
+        if self.keep is None and any(weight <= 0 for weight in self.weights):
+            raise ValueError("weights must be positive")
+        if self.retention is not None and self.retention < 1 and self.retention <= self.floor:
+            raise ValueError(
+                f"retention {self.retention} cannot be met: the {points[0] if points else self.layers} layers before "
+                f"the first prune point hold every token, which alone is {self.floor:.3g}"
+            )
+
+    @property
+    def floor(self) -> float:
+        """Retention that the layers before the first prune point already use up."""
+        return (self.prune_points[0] if self.prune_points else self.layers) / self.layers
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """Number of layers that run on what each prune point keeps."""
+        edges = (*self.prune_points, self.layers)
+        return tuple(stop - start for start, stop in zip(edges, edges[1:], strict=False))
+
+    def counts(self, image_tokens: int) -> tuple[int, ...]:
+        """Tokens kept at each prune point, of an image (or several) that really has `image_tokens`.
+
+        Each count is rounded to the nearest whole token, never grows, and is at least 1 where there is a token.
+        """
+        if self.keep is not None:
+            return _descending(self.keep, image_tokens)
+        wanted = self.tokens if self.tokens is not None else (self.retention or 0.0) * image_tokens
+        rows = wanted * self.layers - image_tokens * (self.layers - sum(self.spans))
+        return _descending([max(1, round(k)) for k in self._share(rows, image_tokens)], image_tokens)
+
+    def _share(self, rows: float, image_tokens: int) -> list[float]:
+        """Spread `rows` (layers times tokens) by `weights`; what a prune point cannot use goes to the later ones."""
+        shares: list[float] = []
+        for index, (span, weight) in enumerate(zip(self.spans, self.weights, strict=True)):
+            rest = sum(s * w for s, w in zip(self.spans[index:], self.weights[index:], strict=True))
+            share = min(float(image_tokens), max(0.0, rows * weight / rest))
+            shares.append(share)
+            rows -= share * span
+        return shares
+
+    def mean_tokens(self, image_tokens: int) -> float:
+        """Mean number of image tokens that a layer holds."""
+        held = sum(span * kept for span, kept in zip(self.spans, self.counts(image_tokens), strict=True))
+        return (image_tokens * (self.layers - sum(self.spans)) + held) / self.layers
+
+
+def default_prune_points(layers: int, retention: float | None = None) -> tuple[int, ...]:
+    """The authors' prune points scaled to `layers`; the first moves to 0 where it alone would exceed `retention`."""
+    points = {max(1, round(point * layers / AUTHORS_LAYERS)) for point in AUTHORS_PRUNE_POINTS}
+    first = min(points)
+    if retention is not None and retention <= first / layers:
+        points = points - {first} | {0}
+    return tuple(sorted(point for point in points if point < layers))
+
+
+def _descending(counts: Sequence[int], image_tokens: int) -> tuple[int, ...]:
+    """Cap each count by the one before it, the first by `image_tokens`."""
+    capped, most = [], image_tokens
+    for count in counts:
+        most = min(most, count)
+        capped.append(most)
+    return tuple(capped)

@@ -1,0 +1,130 @@
+"""The CPU's share of a sample: decode its images, cut tiles, write the prompt. Runs in threads ahead of the model."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import xxhash
+from torch import Tensor
+
+from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.tiles import Tiler
+from trio_ray.source.images import ImageRejected, decode_image
+from trio_ray.source.sample import BadSample, Reason, Sample
+
+IMAGES_REMEMBERED = 16
+"""Decoded images kept by hash, so that questions about one image that follow each other decode it once."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image ready for the vision tower. `tiles`: (n, 3, tile, tile) uint8; `hash`: xxh3-128 of the encoded bytes."""
+
+    hash: str
+    height: int
+    width: int
+    tiles: Tensor
+    token_map: Tensor
+    grid: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens."""
+        return len(self.token_map)
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample ready for the model. `prompt_ids` hold each image as one id, `input_ids` one id a row."""
+
+    key: str
+    index: int
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    input_ids: tuple[int, ...]
+    images: tuple[PreparedImage, ...]
+    answer: str | None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the unpruned prompt."""
+        return len(self.input_ids)
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens of all images."""
+        return sum(image.tokens for image in self.images)
+
+
+class SamplePreparer:
+    """Turns samples into `PreparedSample`s; thread-safe.
+
+    Args:
+        tiler: the model's tiles.
+        writer: the model's prompts.
+        image_token_id: id of an image row.
+        context: longest prompt the model takes, in rows.
+        max_pixels: larger images are rejected before they are decoded.
+    """
+
+    def __init__(self, tiler: Tiler, writer: PromptWriter, image_token_id: int, context: int, max_pixels: int) -> None:
+        self._tiler = tiler
+        self._writer = writer
+        self._image_token_id = image_token_id
+        self._context = context
+        self._max_pixels = max_pixels
+        self._images: OrderedDict[str, Future[PreparedImage]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def prepare(self, sample: Sample | BadSample) -> PreparedSample | BadSample:
+        """Decode, tile and tokenize one sample; what is wrong with it comes back as a `BadSample`, and so does a bad one."""
+        if isinstance(sample, BadSample):
+            return sample
+        try:
+            images = tuple(self._image(data) for data in sample.images)
+        except ImageRejected as error:
+            return BadSample(sample.key, sample.index, error.reason, error.detail)
+        prompt = self._writer.text(sample.turns, len(images))
+        ids = self._writer.ids(prompt)
+        placed = sum(token == self._image_token_id for token in ids)
+        if placed != len(images):
+            detail = f"the prompt places {placed} images, the sample has {len(images)}"
+            return BadSample(sample.key, sample.index, Reason.IMAGE_COUNT, detail)
+        expanded = self._writer.expand(ids, [image.tokens for image in images])
+        if len(expanded) >= self._context:
+            detail = f"{len(expanded)} rows, and the model's context is {self._context}"
+            return BadSample(sample.key, sample.index, Reason.PROMPT_TOO_LONG, detail)
+        return PreparedSample(
+            sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer
+        )
+
+    def _image(self, data: bytes) -> PreparedImage:
+        digest = xxhash.xxh3_128_hexdigest(data)
+        with self._lock:
+            future = self._images.get(digest)
+            mine = future is None
+            if future is None:
+                future = self._images[digest] = Future()
+                while len(self._images) > IMAGES_REMEMBERED:
+                    self._images.popitem(last=False)
+        if mine:
+            try:
+                future.set_result(self._decode(digest, data))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _decode(self, digest: str, data: bytes) -> PreparedImage:
+        pixels = decode_image(data, self._max_pixels)
+        height, width = pixels.shape[:2]
+        return PreparedImage(
+            hash=digest,
+            height=height,
+            width=width,
+            tiles=self._tiler.tiles(pixels),
+            token_map=self._tiler.token_map(height, width),
+            grid=self._tiler.placement(height, width).grid,
+        )

@@ -1,0 +1,151 @@
+"""One LLaVA-NeXT model on one device, from prepared samples to pruned prefixes and on to answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trio_ray.config import MethodConfig, ModelConfig, PromptConfig
+from trio_ray.errors import ConfigError
+from trio_ray.kv.prefix import Prefix
+from trio_ray.method.rows import PackedRows
+from trio_ray.method.schedule import AUTHORS_KEEP, DEFAULT_RETENTION, Schedule, default_prune_points
+from trio_ray.method.trio import Trio
+from trio_ray.model.attention import Backend, choose_backend, packed_attention
+from trio_ray.model.continuation import generate
+from trio_ray.model.decoder import Decoder, default_device
+from trio_ray.model.loading import load_model, model_folder, read_model_config, resolve_dtype
+from trio_ray.model.prefill import pruned_prefill, split_prefixes
+from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
+from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.tiles import Tiler
+from trio_ray.model.vision import VisionEncoder
+
+
+@dataclass
+class Replica:
+    """A loaded model and everything a batch passes through."""
+
+    decoder: Decoder
+    vision: VisionEncoder
+    writer: PromptWriter
+    tiler: Tiler
+    image_token_id: int
+    stop_tokens: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    attention: Backend
+    model: torch.nn.Module
+    _last_image: tuple[str, Tensor] | None = None
+
+    @classmethod
+    def load(
+        cls, config: ModelConfig, prompt: PromptConfig | None = None, device: torch.device | None = None
+    ) -> Replica:
+        """Load a model. Raises `ConfigError` where the configuration cannot be met."""
+        device = device or default_device()
+        folder = model_folder(config)
+        model_config = read_model_config(folder)
+        dtype = resolve_dtype(config.dtype, device)
+        attention = choose_backend(config.attention, device, dtype)
+        loaded = load_model(folder, dtype, device)
+        tiler = Tiler.from_processor(loaded.image_processor, model_config.vision_config.patch_size)
+        template = prompt.template if prompt else None
+        stop = loaded.model.generation_config.eos_token_id
+        return cls(
+            decoder=Decoder.of(loaded.model.model.language_model, loaded.model.lm_head),
+            vision=VisionEncoder(loaded.model.model, tiler, dtype),
+            writer=PromptWriter(loaded.processor, model_config.image_token_id, template),
+            tiler=tiler,
+            image_token_id=model_config.image_token_id,
+            stop_tokens=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            model=loaded.model,
+        )
+
+    def preparer(self, max_pixels: int) -> SamplePreparer:
+        """The CPU side that belongs to this model."""
+        return SamplePreparer(self.tiler, self.writer, self.image_token_id, self.decoder.context, max_pixels)
+
+    def prefill(
+        self,
+        samples: Sequence[PreparedSample],
+        schedule: Schedule,
+        selector: Trio,
+        top_k: int = 1,
+        on_host: bool = False,
+    ) -> list[Prefix]:
+        """Pruned prefixes of a batch, packed.
+
+        Keys and values are views of the batch's tensors, on the device, or `on_host` copied there in one piece a segment.
+        """
+        hidden, rows = self.embed(samples)
+        prefill = pruned_prefill(self.decoder, hidden, rows, schedule, selector, packed_attention(self.attention))
+        return split_prefixes(prefill.on_host() if on_host else prefill, schedule, top_k)
+
+    @torch.no_grad()
+    def embed(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, PackedRows]:
+        """(T, d) packed input embeddings of whole prompts, image features in place, and their layout."""
+        ids = torch.tensor([token for sample in samples for token in sample.input_ids])
+        masks = (ids == self.image_token_id).split([sample.rows for sample in samples])
+        rows = PackedRows.pack(masks, self.device)
+        hidden = self.decoder.embed(ids.to(self.device, non_blocking=True))
+        features = self._image_features(samples)
+        hidden[rows.image_rows] = torch.cat([features[image.hash] for sample in samples for image in sample.images])
+        return hidden, rows
+
+    def generate(self, prefixes: Sequence[Prefix], max_new_tokens: int) -> list[str]:
+        """Greedy answers from prefixes of any lengths, as text."""
+        answers = generate(self.decoder, prefixes, max_new_tokens, self.stop_tokens)
+        return [self.writer.decode(answer) for answer in answers]
+
+    def _image_features(self, samples: Sequence[PreparedSample]) -> dict[str, Tensor]:
+        """Image tokens by image hash; each image passes the tower once, also one that the batch before ended with."""
+        known = dict([self._last_image]) if self._last_image else {}
+        wanted: dict[str, PreparedImage] = {
+            image.hash: image for sample in samples for image in sample.images if image.hash not in known
+        }
+        if wanted:
+            images = list(wanted.values())
+            tiles = torch.cat([image.tiles for image in images]).to(self.device, non_blocking=True)
+            tokens = self.vision.image_tokens(
+                self.vision.encode(tiles), [image.token_map for image in images], [len(image.tiles) for image in images]
+            )
+            known.update(zip(wanted, tokens, strict=True))
+        last = samples[-1].images[-1].hash
+        self._last_image = (last, known[last])
+        return known
+
+
+def make_schedule(config: MethodConfig, layers: int) -> Schedule:
+    """The schedule that a configuration means for a decoder of `layers` layers.
+
+    Raises:
+        ConfigError: a prune point beyond the last layer, or a retention that the prune points cannot meet.
+    """
+    retention = config.retention
+    if retention is None and config.tokens is None and config.keep is None:
+        retention = DEFAULT_RETENTION
+    points = config.prune_points
+    if points is None:
+        points = default_prune_points(layers, retention)
+    if points[-1] >= layers:
+        raise ConfigError("method.prune_points", f"{points[-1]} is beyond the model's last layer, {layers - 1}")
+    weights = config.weights or AUTHORS_KEEP[-len(points) :]
+    if config.keep is None and len(weights) != len(points):
+        message = f"{len(points)} prune points need as many weights; the authors' {AUTHORS_KEEP} fit three"
+        raise ConfigError("method.weights", message)
+    try:
+        return Schedule(layers, points, retention, config.tokens, config.keep, weights)
+    except ValueError as error:
+        raise ConfigError("method.retention", str(error)) from None
+
+
+def make_selector(config: MethodConfig) -> Trio:
+    """The selector that a configuration means."""
+    return Trio(supervised=config.supervised_rows, threshold=config.threshold)

@@ -1,0 +1,171 @@
+"""One run of the job: plan, work, record what could not be done, summarise."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import ray
+
+from trio_ray.config import JobConfig
+from trio_ray.errors import JobFailed
+from trio_ray.pipeline.plan import JobPlan, plan_job
+from trio_ray.pipeline.pool import PoolEvent, ReplicaPool
+from trio_ray.pipeline.progress import Progress
+from trio_ray.pipeline.replica_actor import ReplicaOrder
+from trio_ray.source.sample import Shard
+from trio_ray.store.commits import FailureRecord, RunRecord, ShardInput, clear_failure, read_failures, write_failure
+from trio_ray.store.dataset import SCHEMA_VERSION, package_version, utc_now
+
+SAMPLES_BEFORE_LIMIT = 100
+"""Samples seen before the share of bad ones can stop the job: the first few say little."""
+
+
+@dataclass
+class JobSummary:
+    """What a run did. `failed` maps the URI of input that is not in the cache to the reason."""
+
+    output: str
+    run_id: str
+    shards: int
+    shards_before: int
+    stored: int = 0
+    quarantined: int = 0
+    parts: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all input is in the cache (or in quarantine)."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        """A few lines for the end of a run."""
+        rate = (self.stored + self.quarantined) / self.seconds if self.seconds else 0.0
+        lines = [
+            f"{self.output}: {self.stored} samples stored, {self.quarantined} quarantined, in {self.parts} parts, "
+            f"{self.bytes:,} bytes, {self.seconds:.1f} s ({rate:.1f} samples/s)",
+            f"shards: {self.shards}, of which {self.shards_before} were complete before",
+        ]
+        if self.shards == self.shards_before:
+            lines.append("nothing was left to do")
+        lines += [f"FAILED {uri}: {reason}" for uri, reason in self.failed.items()]
+        return "\n".join(lines)
+
+
+def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
+    """Run a precompute job to its end; the same call again resumes it.
+
+    Args:
+        config: the job.
+        progress: shows what happens; nothing is shown without it.
+
+    Raises:
+        ConfigError: it cannot be run; nothing was loaded.
+        IdentityMismatch: the output is a cache of other settings.
+        JobFailed: no replica can be started, or too many samples are bad. What was committed stays.
+    """
+    started = time.monotonic()
+    with _ray_if(wanted=_cluster_given(), settings=config):
+        # On a cluster, whether there are GPUs decides what is stored, so Ray is asked first; alone, this machine is.
+        with_gpu = _gpus_per_replica(config) > 0
+        plan = plan_job(config, with_gpu)
+        summary = JobSummary(config.output, plan.run_id, plan.shards, plan.shards - len(plan.tasks) - len(plan.lost))
+        run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
+        for uri, (shard, reason) in plan.lost.items():
+            summary.failed[uri] = reason
+            _record_failure(plan, run, shard, 0, reason)
+        if plan.tasks:
+            with _ray_if(wanted=not ray.is_initialized(), settings=config):
+                _work(config, plan, run, summary, progress, started)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _work(
+    config: JobConfig, plan: JobPlan, run: RunRecord, summary: JobSummary, progress: Progress | None, started: float
+) -> None:
+    threads = max(1, math.floor(config.pipeline.cpus_per_replica))
+    order = ReplicaOrder(config, plan.schedule, plan.dataset, plan.run_id, threads)
+    pool = ReplicaPool(order, config.pipeline, _gpus_per_replica(config))
+    failures = read_failures(plan.store)
+    # Two runs on one cache begin at different shards, so that they rarely do the same work.
+    turn = int(plan.run_id, 16) % len(plan.tasks)
+    for event in pool.run(plan.tasks[turn:] + plan.tasks[:turn]):
+        _account(event, summary)
+        if event.shard_done and event.shard_done.shard.name in failures:
+            clear_failure(plan.store, event.shard_done.shard.name)
+        if event.shard_failed:
+            task, attempts, why = event.shard_failed
+            _record_failure(plan, run, task.shard, attempts, why)
+        summary.seconds = time.monotonic() - started
+        if progress is not None:
+            progress.update(event, summary)
+        _check_limit(config, summary)
+
+
+def _account(event: PoolEvent, summary: JobSummary) -> None:
+    if event.report is not None and event.report.stored + event.report.quarantined:
+        summary.parts += 1
+        summary.stored += event.report.stored
+        summary.quarantined += event.report.quarantined
+        summary.bytes += event.report.bytes
+    if event.shard_failed is not None:
+        task, attempts, why = event.shard_failed
+        summary.failed[task.shard.name] = f"given up after {attempts} attempts: {why}"
+
+
+def _check_limit(config: JobConfig, summary: JobSummary) -> None:
+    seen = summary.stored + summary.quarantined
+    limit = config.pipeline.max_bad_fraction
+    if seen >= SAMPLES_BEFORE_LIMIT and summary.quarantined > limit * seen:
+        raise JobFailed(
+            f"{summary.quarantined} of {seen} samples are bad, more than pipeline.max_bad_fraction = {limit:g}; look at the "
+            f"quarantine (trio-ray inspect {summary.output}), then mend the input or raise the limit"
+        )
+
+
+def _record_failure(plan: JobPlan, run: RunRecord, shard: Shard, attempts: int, why: str) -> None:
+    source = ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows)
+    ended = RunRecord(run.run_id, run.host, run.started, utc_now(), run.package_version)
+    identity = plan.dataset.identity_hash
+    write_failure(plan.store, FailureRecord(SCHEMA_VERSION, identity, source, attempts, why, ended))
+
+
+def _cluster_given() -> bool:
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _gpus_per_replica(config: JobConfig) -> float:
+    if config.pipeline.gpus_per_replica is not None:
+        return config.pipeline.gpus_per_replica
+    if ray.is_initialized():
+        return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0
+
+
+@contextmanager
+def _ray_if(wanted: bool, settings: JobConfig) -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine; leave an existing connection alone."""
+    if not wanted or ray.is_initialized():
+        yield
+        return
+    options: dict[str, object] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        pipeline = settings.pipeline
+        needed = math.ceil(pipeline.replicas_max * pipeline.cpus_per_replica)
+        options = {"num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level="warning", **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

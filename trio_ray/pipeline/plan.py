@@ -1,0 +1,147 @@
+"""Everything that can be known, and everything that can be refused, before a model is loaded."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trio_ray.config import JobConfig
+from trio_ray.errors import ConfigError, StoreError
+from trio_ray.identity import build_identity
+from trio_ray.method.schedule import Schedule
+from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
+from trio_ray.model.replica import make_schedule
+from trio_ray.source.sample import Shard
+from trio_ray.source.shards import split_file
+from trio_ray.store.commits import ShardProgress, shard_progress
+from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.opening import open_store
+
+LISTING_THREADS = 32
+MAX_PART_SAMPLES = 4096
+TEXT_ROWS = 64
+"""Rows of prompt text that the size of a part reckons with."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard that still has work in it, and the parts of it that are committed."""
+
+    shard: Shard
+    committed: frozenset[int]
+
+
+@dataclass
+class JobPlan:
+    """What a run will do.
+
+    `lost` maps input that cannot be processed to the reason: files that cannot be read, shards that have changed
+    since a part of them was committed.
+    """
+
+    run_id: str
+    store: ObjectStore
+    dataset: Dataset
+    schedule: Schedule
+    dtype: torch.dtype
+    folder: Path
+    tasks: list[Task] = field(default_factory=list)
+    shards: int = 0
+    bytes_total: int = 0
+    bytes_done: int = 0
+    lost: dict[str, tuple[Shard, str]] = field(default_factory=dict)
+
+
+def plan_job(config: JobConfig, with_gpu: bool) -> JobPlan:
+    """Check a configuration against the world, create or join its cache, and find what is left to do.
+
+    Args:
+        config: the job.
+        with_gpu: whether the replicas will have a GPU; decides what `dtype: auto` means.
+
+    Raises:
+        ConfigError: model, method, input or output cannot work; names the field. Nothing was written then.
+        IdentityMismatch: the output holds a cache of other settings.
+    """
+    if not config.input:
+        raise ConfigError("input", "names no shards; give paths or s3:// URIs")
+    if not config.output:
+        raise ConfigError("output", "is missing; give a folder or s3://bucket/prefix")
+    folder = model_folder(config.model)
+    model_config = read_model_config(folder)
+    dtype = resolve_dtype(config.model.dtype, torch.device("cuda" if with_gpu else "cpu"))
+    text = model_config.get_text_config()
+    schedule = make_schedule(config.method, text.num_hidden_layers)
+    files = expand_inputs(config.input, config.s3)
+    store = _open_output(config)
+    identity = build_identity(config, folder, dtype, schedule)
+    size = config.cache.part_samples or _part_samples(config, schedule, model_config, dtype)
+    dataset = create_or_check(store, identity, size)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder)
+    _find_work(plan, config, files)
+    return plan
+
+
+def _open_output(config: JobConfig) -> ObjectStore:
+    try:
+        store = open_store(config.output, config.s3)
+        store.check_writable()
+    except StoreError as error:
+        raise ConfigError("output", str(error)) from None
+    return store
+
+
+def _part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtype: torch.dtype) -> int:
+    """Samples that make about `part_bytes`, for an image on the largest grid."""
+    text, vision = model_config.get_text_config(), model_config.vision_config
+    patches = max(height * width for height, width in model_config.image_grid_pinpoints) // vision.patch_size**2
+    image_tokens = patches + (vision.image_size // vision.patch_size) ** 2
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    row_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * dtype.itemsize
+    sample_bytes = row_bytes * (schedule.mean_tokens(image_tokens) + TEXT_ROWS)
+    return max(1, min(MAX_PART_SAMPLES, int(config.cache.part_bytes / sample_bytes)))
+
+
+def _find_work(plan: JobPlan, config: JobConfig, files: list[InputFile]) -> None:
+    opener = StoreOpener(config.s3)
+    progress = shard_progress(plan.store, LISTING_THREADS)
+    for file in files:
+        for shard, reason in _shards_of(file, config, opener):
+            plan.shards += 1
+            plan.bytes_total += max(0, shard.size)
+            _sort_in(plan, shard, reason, progress.get(shard.name))
+
+
+def _shards_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> Iterator[tuple[Shard, str | None]]:
+    """The units of work of a file, each with the reason why it cannot be done, if there is one."""
+    whole = Shard(Path(file.uri).name, file.uri, file.size, file.etag, "webdataset")
+    if not file.readable:
+        yield whole, "cannot be read"
+        return
+    try:
+        shards = split_file(file.uri, file.size, file.etag, config.source, opener)
+    except StoreError as error:
+        yield whole, str(error)
+        return
+    yield from ((shard, None) for shard in shards)
+
+
+def _sort_in(plan: JobPlan, shard: Shard, reason: str | None, progress: ShardProgress | None) -> None:
+    if reason is not None:
+        plan.lost[shard.uri] = (shard, reason)
+    elif progress is None:
+        plan.tasks.append(Task(shard, frozenset()))
+    elif progress.etag != shard.etag:
+        message = "has changed since parts of it were committed; write this version to another output"
+        plan.lost[shard.uri] = (shard, message)
+    elif progress.complete and len(progress.parts) == max(progress.parts) + 1:
+        plan.bytes_done += shard.size
+    else:
+        plan.tasks.append(Task(shard, progress.parts))

@@ -1,0 +1,57 @@
+"""The Ray actor: one replica, asked for one shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from trio_ray.config import JobConfig
+from trio_ray.method.schedule import Schedule
+from trio_ray.model.replica import Replica, make_selector
+from trio_ray.pipeline.plan import Task
+from trio_ray.pipeline.shard_run import PartReport, ShardRunner
+from trio_ray.store.dataset import Dataset
+from trio_ray.store.inputs import StoreOpener
+from trio_ray.store.opening import open_store
+
+
+@dataclass(frozen=True)
+class ReplicaOrder:
+    """What an actor needs to make itself a replica; small, and free of credentials."""
+
+    config: JobConfig
+    schedule: Schedule
+    dataset: Dataset
+    run_id: str
+    threads: int
+
+
+class ReplicaActor:
+    """Hosts a LLaVA-NeXT replica. Pixels and KV never leave it by Ray: only shards come in and small reports go out."""
+
+    def __init__(self, order: ReplicaOrder) -> None:
+        torch.set_num_threads(order.threads)
+        config = order.config
+        self._runner = ShardRunner(
+            replica=Replica.load(config.model, config.prompt),
+            config=config,
+            schedule=order.schedule,
+            selector=make_selector(config.method),
+            store=open_store(config.output, config.s3),
+            dataset=order.dataset,
+            opener=StoreOpener(config.s3),
+            run_id=order.run_id,
+        )
+
+    def ready(self) -> str:
+        """Returns, once the model is loaded, what it runs on."""
+        replica = self._runner.replica
+        return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
+
+    def run_shard(self, task: Task) -> Iterator[PartReport]:
+        """Process a shard; a report comes as each part is done."""
+        # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
+        for report in self._runner.run(task.shard, task.committed):  # noqa: UP028
+            yield report

@@ -1,0 +1,177 @@
+"""Parquet with images in a column: Hugging Face's `{bytes, path}`, plain binary, paths, or lists of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trio_ray.config import SourceConfig
+from trio_ray.errors import ConfigError
+from trio_ray.source.conversation import answer_fields, text_fields
+from trio_ray.source.image_files import folder_of, read_images
+from trio_ray.source.record import KEY_FIELDS, Row, key_of
+from trio_ray.source.rejection import Rejected, ShardDamaged
+from trio_ray.source.sample import Opener, Reason, Shard
+
+# A column chunk may be gigabytes of images: it is read in pieces of this size and decoded few rows at a time.
+_READ_BYTES = 1 << 22
+_TEXT_ROWS = 256
+_IMAGE_ROWS = 8
+
+
+def count_rows(uri: str, file: BinaryIO, config: SourceConfig) -> int:
+    """Rows of a Parquet file, by its footer, after a check that it has the columns that the settings name.
+
+    Raises:
+        ConfigError: a column is not there; names the setting.
+        ShardDamaged: there is no readable footer.
+    """
+    table = _open(file)
+    _columns(uri, table, config)
+    return int(table.metadata.num_rows)
+
+
+def read_parquet(shard: Shard, file: BinaryIO, config: SourceConfig, opener: Opener) -> Iterator[Row]:
+    """The rows of a shard, row group by row group.
+
+    The images of a row group are read only if one of them is asked for; those before it are then read past.
+
+    Raises:
+        ConfigError: a column is not there; names the setting.
+        ShardDamaged: an unreadable footer or page, or fewer rows than when the file was split.
+    """
+    table = _open(file)
+    columns = _columns(shard.uri, table, config)
+    root = config.image_root or folder_of(shard.uri)
+    first, stop = shard.rows or (0, table.metadata.num_rows)
+    if stop > table.metadata.num_rows:
+        raise ShardDamaged(
+            Reason.SHARD_TRUNCATED,
+            f"{table.metadata.num_rows} rows where there were {stop} when it was split",
+        )
+    start = 0
+    for group in range(table.num_row_groups):
+        end = start + table.metadata.row_group(group).num_rows
+        if start < stop and end > first:
+            images = _ForwardCells(_batches(table, group, [columns.image], _IMAGE_ROWS), start)
+            texts = _batches(table, group, columns.text, _TEXT_ROWS)
+            for number, cells in _records(texts, start):
+                if number >= stop:
+                    break
+                if number >= first:
+                    yield _row(number, cells, config, partial(_images, images, number, root, opener))
+        start = end
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    image: str
+    text: list[str]
+
+
+def _columns(uri: str, table: pq.ParquetFile, config: SourceConfig) -> _Columns:
+    """The image column, and those that keys, prompts and answers may come from."""
+    present: Sequence[str] = table.schema_arrow.names
+    for field in ("image_column", "text_column", "answer_column", "key_column"):
+        wanted = getattr(config, field)
+        if wanted is not None and wanted not in present:
+            raise ConfigError(
+                f"source.{field}", f"{uri} has no column {wanted!r}; it has {', '.join(present)}"
+            )
+    prompts = [name for name in text_fields(config) if name in present]
+    if not prompts:
+        raise ConfigError(
+            "source.text_column",
+            f"{uri} has none of {', '.join(text_fields(config))}; its columns are {', '.join(present)}",
+        )
+    keys = KEY_FIELDS if config.key_column is None else (config.key_column,)
+    others = [name for name in (*keys, *answer_fields(config)) if name in present]
+    return _Columns(config.image_column, list(dict.fromkeys(prompts + others)))
+
+
+class _ForwardCells:
+    """The cells of one column of a row group, forward only; nothing is decoded before one is asked for."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch], first: int) -> None:
+        self._batches = batches
+        self._batch: pa.RecordBatch | None = None
+        self._start = self._end = first
+
+    def at(self, number: int) -> object:
+        """The cell of row `number` of the file."""
+        while number >= self._end:
+            self._batch = next(self._batches)
+            self._start, self._end = self._end, self._end + self._batch.num_rows
+        assert self._batch is not None, "rows are asked for in order"
+        return self._batch.column(0)[number - self._start].as_py()
+
+
+def _records(batches: Iterator[pa.RecordBatch], first: int) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
+    for batch in batches:
+        for index in range(batch.num_rows):
+            yield first + index, {name: batch.column(name)[index] for name in batch.schema.names}
+        first += batch.num_rows
+
+
+def _row(
+    number: int, cells: Mapping[str, pa.Scalar], config: SourceConfig, images: partial[tuple[bytes, ...]]
+) -> Row:
+    key = str(number)
+    record: dict[str, object] = {}
+    try:
+        for name, cell in cells.items():
+            try:
+                record[name] = cell.as_py()
+            except UnicodeDecodeError as error:
+                raise Rejected(Reason.TEXT_NOT_UTF8, f"column {name}: {error}") from None
+        key = key_of(record, config.key_column, number)
+    except Rejected as fault:
+        return Row(key, fault, tuple)
+    return Row(key, record, images)
+
+
+def _images(cells: _ForwardCells, number: int, root: str, opener: Opener) -> tuple[bytes, ...]:
+    try:
+        cell = cells.at(number)
+    except UnicodeDecodeError as error:
+        raise Rejected(Reason.IMAGE_MISSING, f"an image's path is not UTF-8: {error}") from None
+    return read_images(cell, root, opener)
+
+
+def _open(file: BinaryIO) -> pq.ParquetFile:
+    magic = file.read(4)
+    try:
+        with _damage_named():
+            return pq.ParquetFile(
+                pa.PythonFile(file, mode="r"), buffer_size=_READ_BYTES, page_checksum_verification=True
+            )
+    except ShardDamaged as damage:
+        if magic == b"PAR1":  # the footer comes last, so a cut file has a sound beginning
+            raise ShardDamaged(Reason.SHARD_TRUNCATED, damage.detail) from None
+        raise
+
+
+def _batches(table: pq.ParquetFile, group: int, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    with _damage_named():
+        batches = table.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+    while True:
+        with _damage_named():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turn Arrow's errors into `ShardDamaged`. A `StoreError` from the file comes through Arrow as it is."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ShardDamaged(Reason.SHARD_UNREADABLE, f"not readable as Parquet: {error}") from None

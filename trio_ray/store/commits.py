@@ -1,0 +1,212 @@
+"""Commit records: the only thing that makes a part count. And failure records: shards that were given up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.store.dataset import SCHEMA_VERSION
+from trio_ray.store.layout import (
+    COMMITS,
+    FAILURES,
+    FileKind,
+    commit_name,
+    failure_name,
+    parse_commit_name,
+    parse_failure_name,
+)
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.record import dump_record, load_record
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInput:
+    """The input a part was made from, and in which version. The fields are those of `source.sample.Shard`."""
+
+    name: str
+    uri: str
+    size: int
+    etag: str
+    rows: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a part: name below the cache's root, bytes, xxh3-128 (hex) of the whole."""
+
+    name: str
+    size: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Who made a part, and when (ISO 8601, UTC)."""
+
+    run_id: str
+    host: str
+    started: str
+    finished: str
+    package_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """A committed part. `last`: the shard ends with it. `stored` and `quarantined` count its samples.
+
+    `files` has `samples` always, `kv` if anything is stored, `quarantine` if anything is quarantined.
+    """
+
+    schema_version: int
+    identity_hash: str
+    shard: ShardInput
+    part: int
+    attempt: str
+    last: bool
+    stored: int
+    quarantined: int
+    files: dict[FileKind, FileRecord]
+    run: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """A shard that the job gave up after `attempts` tries; `error` is the last one in a sentence."""
+
+    schema_version: int
+    identity_hash: str
+    shard: ShardInput
+    attempts: int
+    error: str
+    run: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """What is committed of a shard, and of which version of its input."""
+
+    parts: frozenset[int]
+    complete: bool
+    uri: str
+    size: int
+    etag: str
+    rows: tuple[int, int] | None
+
+
+def create_commit(store: ObjectStore, record: CommitRecord) -> bool:
+    """Commit a part: True if this record is the part's one commit, False if another attempt was faster."""
+    return store.create(commit_name(record.shard.name, record.part), dump_record(asdict(record)))
+
+
+def read_commit(store: ObjectStore, shard: str, part: int) -> CommitRecord:
+    """One commit record. Raises `ObjectMissing` or `ObjectDamaged`."""
+    name = commit_name(shard, part)
+    uri = store.uri_of(name)
+    record = _parsed(_commit_of, load_record(store.read(name), uri), uri)
+    if (record.shard.name, record.part) != (shard, part):
+        raise ObjectDamaged(
+            uri, f"holds the record of part {record.part} of {record.shard.name}; restore it from a copy"
+        )
+    return record
+
+
+def read_commits(store: ObjectStore, threads: int) -> list[CommitRecord]:
+    """All commit records, by shard and part.
+
+    Raises `ObjectDamaged` at the first that is not as it was written.
+    """
+    names = sorted(parsed for info in store.list(COMMITS) if (parsed := parse_commit_name(info.name)))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda name: read_commit(store, *name), names))
+
+
+def shard_progress(store: ObjectStore, threads: int) -> dict[str, ShardProgress]:
+    """What every begun shard has committed, by shard name.
+
+    One listing, and one read a shard (of its highest part): resuming a large job takes seconds.
+    """
+    parts: dict[str, set[int]] = {}
+    for info in store.list(COMMITS):
+        parsed = parse_commit_name(info.name)
+        if parsed is not None:
+            parts.setdefault(parsed[0], set()).add(parsed[1])
+
+    def progress(shard: str) -> ShardProgress:
+        record = read_commit(store, shard, max(parts[shard]))
+        source = record.shard
+        return ShardProgress(
+            frozenset(parts[shard]), record.last, source.uri, source.size, source.etag, source.rows
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(parts, pool.map(progress, parts), strict=True))
+
+
+def write_failure(store: ObjectStore, record: FailureRecord) -> None:
+    """Record that a shard was given up, replacing an earlier such record of it."""
+    store.put(failure_name(record.shard.name), dump_record(asdict(record)))
+
+
+def read_failure(store: ObjectStore, shard: str) -> FailureRecord:
+    """One failure record. Raises `ObjectMissing` or `ObjectDamaged`."""
+    name = failure_name(shard)
+    uri = store.uri_of(name)
+    record = _parsed(_failure_of, load_record(store.read(name), uri), uri)
+    if record.shard.name != shard:
+        raise ObjectDamaged(uri, f"holds the record of {record.shard.name}; restore it from a copy")
+    return record
+
+
+def read_failures(store: ObjectStore) -> dict[str, FailureRecord]:
+    """All failure records by shard. Raises `ObjectDamaged` at the first that is not as it was written."""
+    names = [name for info in store.list(FAILURES) if (name := parse_failure_name(info.name))]
+    failures = {}
+    for name in names:
+        with contextlib.suppress(ObjectMissing):  # another run has just cleared it
+            failures[name] = read_failure(store, name)
+    return failures
+
+
+def clear_failure(store: ObjectStore, shard: str) -> None:
+    """Forget that a shard was given up; no error if it was not."""
+    store.delete(failure_name(shard))
+
+
+def _parsed(build: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any], uri: str) -> T:
+    if fields.get("schema_version") != SCHEMA_VERSION:
+        message = (
+            f"has schema version {fields.get('schema_version')!r}, but this package reads {SCHEMA_VERSION}"
+        )
+        raise ObjectDamaged(uri, f"{message}; use the version of the package that wrote it")
+    try:
+        return build(fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ObjectDamaged(
+            uri, f"has not the fields of its kind of record ({error}); restore it from a copy"
+        ) from None
+
+
+def _commit_of(fields: Mapping[str, Any]) -> CommitRecord:
+    files = {kind: FileRecord(**file) for kind, file in fields["files"].items()}
+    parts = {"shard": _shard_of(fields["shard"]), "files": files, "run": RunRecord(**fields["run"])}
+    return CommitRecord(**{**fields, **parts})
+
+
+def _failure_of(fields: Mapping[str, Any]) -> FailureRecord:
+    return FailureRecord(**{**fields, "shard": _shard_of(fields["shard"]), "run": RunRecord(**fields["run"])})
+
+
+def _shard_of(fields: Mapping[str, Any]) -> ShardInput:
+    rows = fields["rows"]
+    return ShardInput(**{**fields, "rows": None if rows is None else _pair(rows)})
+
+
+def _pair(rows: Iterable[int]) -> tuple[int, int]:
+    first, beyond = rows
+    return first, beyond

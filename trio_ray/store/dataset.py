@@ -1,0 +1,119 @@
+"""`dataset.json`: what a cache was made with. Created once; every later run and reader is held to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.store.layout import DATASET
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.record import canonical_json, dump_record, load_record
+
+SCHEMA_VERSION = 1
+ABSENT = "(absent)"
+
+
+class NotACacheError(StoreError):
+    """The folder or prefix holds no `dataset.json`."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A cache's identity and the sizes that all its parts share.
+
+    `identity` is nested JSON: all that decides what is stored. `identity_hash` is the SHA-256 (hex) of its
+    canonical JSON. `part_samples` consecutive samples of a shard make one part. `created` is ISO 8601 in UTC.
+    """
+
+    identity: dict[str, Any]
+    identity_hash: str
+    part_samples: int
+    created: str
+    package_version: str
+    schema_version: int
+
+
+def hash_identity(identity: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of an identity's canonical JSON."""
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def utc_now() -> str:
+    """This moment in ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def package_version() -> str:
+    """The installed package's version; `uninstalled` where it runs from a source folder."""
+    try:
+        return version("trio-ray")
+    except PackageNotFoundError:
+        return "uninstalled"
+
+
+def create_or_check(store: ObjectStore, identity: Mapping[str, Any], part_samples: int) -> Dataset:
+    """Make the cache, or join one that has the same identity; the `part_samples` of an existing cache holds.
+
+    Raises:
+        IdentityMismatch: the cache was made with another identity or schema version; names the first
+            difference.
+        ObjectDamaged: its `dataset.json` is not as it was written.
+    """
+    plain = json.loads(canonical_json(identity))
+    dataset = Dataset(plain, hash_identity(plain), part_samples, utc_now(), package_version(), SCHEMA_VERSION)
+    try:
+        existing = load_dataset(store)
+    except NotACacheError:
+        if store.create(DATASET, dump_record(asdict(dataset))):
+            return dataset
+        existing = load_dataset(store)  # another run was faster
+    difference = first_difference(existing.identity, plain)
+    if difference is not None:
+        raise IdentityMismatch(store.uri, *difference)
+    return existing
+
+
+def load_dataset(store: ObjectStore) -> Dataset:
+    """Read `dataset.json`.
+
+    Raises:
+        NotACacheError: there is none.
+        IdentityMismatch: another schema version.
+        ObjectDamaged: it is not as it was written.
+    """
+    uri = store.uri_of(DATASET)
+    try:
+        record = load_record(store.read(DATASET), uri)
+    except ObjectMissing:
+        raise NotACacheError(
+            store.uri, f"is no cache, as it has no {DATASET}; give the output of a precompute run"
+        ) from None
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise IdentityMismatch(store.uri, "schema_version", record.get("schema_version"), SCHEMA_VERSION)
+    if set(record) != {field.name for field in fields(Dataset)} or not isinstance(record["identity"], dict):
+        raise ObjectDamaged(uri, "has not the fields of a dataset record; restore it from a copy")
+    dataset = Dataset(**record)
+    if dataset.identity_hash != hash_identity(dataset.identity):
+        raise ObjectDamaged(uri, "its identity_hash does not fit its identity; restore it from a copy")
+    return dataset
+
+
+def first_difference(stored: object, wanted: object, path: str = "") -> tuple[str, object, object] | None:
+    """The first differing field of two JSON trees, by name: dotted path, stored value, wanted value."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for name in sorted(stored.keys() | wanted.keys()):
+            dotted = f"{path}.{name}" if path else name
+            difference = first_difference(stored.get(name, ABSENT), wanted.get(name, ABSENT), dotted)
+            if difference is not None:
+                return difference
+        return None
+    # Canonical text, because Python holds 1 == True == 1.0.
+    return None if canonical_json(stored) == canonical_json(wanted) else (path, stored, wanted)

@@ -1,0 +1,41 @@
+"""Removing what dead or beaten attempts left behind."""
+
+from __future__ import annotations
+
+import time
+
+from trio_ray.store.commits import read_commits
+from trio_ray.store.layout import DATA, parse_data_name
+from trio_ray.store.objects import ObjectInfo, ObjectStore
+
+_THREADS = 16
+
+
+def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> list[ObjectInfo]:
+    """Remove attempt objects that no commit references, temporary files, and open multipart uploads.
+
+    Args:
+        older_than_s: nothing younger is touched. It must exceed the longest time between an attempt's first
+            uploaded byte and its commit, or a running attempt loses its files; a day is safe.
+        dry_run: only say what would be removed.
+
+    Returns:
+        What was (or would be) removed. The size is 0 where the store does not tell, as for multipart uploads.
+
+    Raises:
+        ObjectDamaged: a commit record cannot be read, so it is not known what it references; nothing was
+            removed.
+    """
+    newest = time.time() - older_than_s
+    # The data is listed before the commits are read: a part that is committed in between is then known to be
+    # one.
+    attempts = [info for info in store.list(DATA) if parse_data_name(info.name) and info.modified < newest]
+    unfinished = [write for write in store.list_unfinished() if write.modified < newest]
+    referenced = {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}
+    orphans = [info for info in attempts if info.name not in referenced]
+    if not dry_run:
+        for info in orphans:
+            store.delete(info.name)
+        for write in unfinished:
+            store.remove_unfinished(write)
+    return orphans + [ObjectInfo(write.name, write.size, "", write.modified) for write in unfinished]

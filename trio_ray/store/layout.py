@@ -1,0 +1,98 @@
+"""Where everything lies in a cache: all object names are made and understood here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+DATASET = "dataset.json"
+COMMITS = "commits/"
+DATA = "data/"
+FAILURES = "failures/"
+
+FileKind = Literal["samples", "kv", "quarantine"]
+
+_ENDINGS: dict[FileKind, str] = {"samples": ".parquet", "kv": ".tar", "quarantine": ".quarantine.parquet"}
+_KINDS = {ending: kind for kind, ending in _ENDINGS.items()}
+
+_SHARD = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}"
+_PART = r"\d{5,9}"
+_SHARD_NAME = re.compile(_SHARD)
+_ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
+_COMMIT_NAME = re.compile(rf"commits/({_SHARD})/({_PART})\.json")
+_FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
+_DATA_NAME = re.compile(
+    rf"data/({_SHARD})/({_PART})-([A-Za-z0-9]{{1,64}})(\.parquet|\.tar|\.quarantine\.parquet)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DataName:
+    """What the name of a data object says."""
+
+    shard: str
+    part: int
+    attempt: str
+    kind: FileKind
+
+
+def commit_prefix(shard: str) -> str:
+    """Where the commit records of one shard lie."""
+    return f"{COMMITS}{_checked_shard(shard)}/"
+
+
+def commit_name(shard: str, part: int) -> str:
+    """The record that makes a part count."""
+    return f"{commit_prefix(shard)}{_part_text(part)}.json"
+
+
+def data_name(shard: str, part: int, attempt: str, kind: FileKind) -> str:
+    """A file of one attempt at a part; readers find it through the commit record alone."""
+    if not _ATTEMPT_NAME.fullmatch(attempt):
+        raise ValueError(f"attempt {attempt!r} must be 1 to 64 letters and digits")
+    return f"{DATA}{_checked_shard(shard)}/{_part_text(part)}-{attempt}{_ENDINGS[kind]}"
+
+
+def failure_name(shard: str) -> str:
+    """The record of a shard that was given up."""
+    return f"{FAILURES}{_checked_shard(shard)}.json"
+
+
+def parse_commit_name(name: str) -> tuple[str, int] | None:
+    """Shard and part of a commit record's name; None for any other name."""
+    match = _COMMIT_NAME.fullmatch(name)
+    if match is None or _part_text(int(match[2])) != match[2]:
+        return None
+    return match[1], int(match[2])
+
+
+def parse_data_name(name: str) -> DataName | None:
+    """What a data object's name says; None for any other name."""
+    match = _DATA_NAME.fullmatch(name)
+    if match is None or _part_text(int(match[2])) != match[2]:
+        return None
+    return DataName(match[1], int(match[2]), match[3], _KINDS[match[4]])
+
+
+def parse_failure_name(name: str) -> str | None:
+    """The shard of a failure record's name; None for any other name."""
+    match = _FAILURE_NAME.fullmatch(name)
+    return match[1] if match else None
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a shard may be called so: one safe step of a path on every system."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def _checked_shard(shard: str) -> str:
+    if not is_shard_name(shard):
+        raise ValueError(
+            f"shard name {shard!r} must be 1 to 200 of A-Z a-z 0-9 _ . = + - and not begin with a sign"
+        )
+    return shard
+
+
+def _part_text(part: int) -> str:
+    return f"{part:05d}"

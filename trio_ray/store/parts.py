@@ -1,0 +1,167 @@
+"""Writing one part: prefixes stream into a tar, rows gather in memory, one commit record makes both count."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from trio_ray.errors import StoreError
+from trio_ray.store.commits import CommitRecord, FileRecord, RunRecord, ShardInput, create_commit
+from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
+from trio_ray.store.hashing import HashingWriter
+from trio_ray.store.layout import FileKind, data_name
+from trio_ray.store.objects import BytesLike, ObjectStore
+from trio_ray.store.tables import QUARANTINE, SAMPLES, column_faults, stamped
+from trio_ray.store.tar_members import END, member_header, padding
+
+
+class PartWriter:
+    """One attempt at one part. Any number of attempts may race; exactly one `commit` of them wins.
+
+    For one thread. End it with `commit` or `abort`; a process that dies before either leaves nothing a reader
+    sees.
+
+    Args:
+        attempt: letters and digits, unique to this attempt; made up if not given.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        dataset: Dataset,
+        shard: ShardInput,
+        part: int,
+        run_id: str,
+        attempt: str | None = None,
+    ) -> None:
+        self._store = store
+        self._dataset = dataset
+        self._shard = shard
+        self._part = part
+        self._run_id = run_id
+        self.attempt = attempt or uuid.uuid4().hex
+        self._started = utc_now()
+        self._rows: list[dict[str, Any]] = []
+        self._bad: list[dict[str, Any]] = []
+        self._tar: HashingWriter | None = None
+        self._visible: list[str] = []
+
+    @property
+    def stored(self) -> int:
+        """Samples added so far."""
+        return len(self._rows)
+
+    @property
+    def quarantined(self) -> int:
+        """Samples put into quarantine so far."""
+        return len(self._bad)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the tar so far."""
+        return self._tar.size if self._tar else 0
+
+    def add(self, row: Mapping[str, Any], kv: BytesLike) -> None:
+        """Append a sample: its row (`SAMPLES` without the four columns that place the prefix) and its prefix.
+
+        Raises:
+            ValueError: the row lacks a column or has an unknown one.
+            StoreError: the upload failed; `abort` and try the part again.
+        """
+        faults = column_faults(row)
+        if faults:
+            raise ValueError(f"row of sample {row.get('key')!r} {faults}")
+        name = self._name("kv")
+        if self._tar is None:
+            self._tar = HashingWriter(self._store.writer(name))
+        length = memoryview(kv).nbytes
+        self._tar.write(member_header(row["key"], length))
+        place = {"kv_object": name, "kv_offset": self._tar.size, "kv_length": length}
+        self._tar.write(kv)
+        self._tar.write(bytes(padding(length)))
+        self._rows.append({**row, **place, "kv_checksum": xxhash.xxh3_128_hexdigest(kv)})
+
+    def quarantine(self, key: str, index: int, reason: str, detail: str) -> None:
+        """Note a sample that cannot be stored, and why."""
+        uri = self._shard.uri
+        self._bad.append({"key": key, "index": index, "reason": reason, "detail": detail, "shard_uri": uri})
+
+    def commit(self, last: bool) -> CommitRecord | None:
+        """Finish the files and make the part count; `last` says that the shard ends with it.
+
+        Returns:
+            The record, or None if another attempt had committed this part: then this one's files are deleted.
+
+        Raises:
+            StoreError: nothing was committed, or the answer to the commit itself was lost. The same part may
+                be tried again in either case: if this commit did count, the next attempt loses against it.
+        """
+        try:
+            files = self._finish_files()
+        except BaseException:
+            self.abort()
+            raise
+        record = CommitRecord(
+            schema_version=SCHEMA_VERSION,
+            identity_hash=self._dataset.identity_hash,
+            shard=self._shard,
+            part=self._part,
+            attempt=self.attempt,
+            last=last,
+            stored=self.stored,
+            quarantined=self.quarantined,
+            files=files,
+            run=RunRecord(self._run_id, socket.gethostname(), self._started, utc_now(), package_version()),
+        )
+        # From here on the files must stay if `create_commit` raises: the record may be there although we were
+        # not told.
+        visible, self._visible = self._visible, []
+        if create_commit(self._store, record):
+            return record
+        self._visible = visible
+        self.abort()
+        return None
+
+    def abort(self) -> None:
+        """Throw this attempt away, its files included (`gc` finds what cannot be deleted now).
+
+        Never raises.
+        """
+        if self._tar is not None:
+            self._tar.writer.abort()
+        for name in self._visible:
+            with contextlib.suppress(StoreError):
+                self._store.delete(name)
+        self._visible = []
+
+    def _finish_files(self) -> dict[FileKind, FileRecord]:
+        files: dict[FileKind, FileRecord] = {"samples": self._put_table("samples", SAMPLES, self._rows)}
+        if self._bad:
+            files["quarantine"] = self._put_table("quarantine", QUARANTINE, self._bad)
+        if self._tar is not None:
+            self._tar.write(END)
+            name = self._name("kv")
+            self._visible.append(name)
+            self._tar.writer.close()
+            files["kv"] = FileRecord(name, self._tar.size, self._tar.checksum)
+        return files
+
+    def _put_table(self, kind: FileKind, schema: pa.Schema, rows: list[dict[str, Any]]) -> FileRecord:
+        table = pa.Table.from_pylist(rows, stamped(schema, SCHEMA_VERSION, self._dataset.identity_hash))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        name = self._name(kind)
+        self._visible.append(name)
+        self._store.put(name, data)
+        return FileRecord(name, len(data), xxhash.xxh3_128_hexdigest(data))
+
+    def _name(self, kind: FileKind) -> str:
+        return data_name(self._shard.name, self._part, self.attempt, kind)

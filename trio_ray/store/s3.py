@@ -1,0 +1,211 @@
+"""A bucket, or a prefix in one, as an object store (AWS S3 and what speaks its protocol)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, BinaryIO, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from trio_ray.config import S3Config
+from trio_ray.errors import ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.store.objects import (
+    TEMPORARY_PREFIX,
+    BytesLike,
+    ObjectInfo,
+    ObjectStore,
+    ObjectWriter,
+    UnfinishedWrite,
+)
+from trio_ray.store.s3_errors import BROKEN_BODY, error_code, is_conflict, is_taken, translated
+from trio_ray.store.s3_reader import S3Reader
+from trio_ray.store.s3_writer import S3Writer
+
+_TOKEN = "trio-ray-creator"
+_READ_BUFFER = 1 << 20
+_CONFLICT_PAUSE_S = 0.2
+
+
+class S3Store(ObjectStore):
+    """Objects of `bucket` whose key starts with `prefix/`.
+
+    The client is made on first use and never pickled; credentials come by the usual AWS chain on every
+    machine.
+    """
+
+    def __init__(self, bucket: str, prefix: str, config: S3Config) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._config = config
+        self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
+
+    def __reduce__(self) -> tuple[type[S3Store], tuple[str, str, S3Config]]:
+        return S3Store, (self._bucket, self._prefix, self._config)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for entry in self._pages("list_objects_v2", "Contents", self._prefix + prefix):
+            name = entry["Key"].removeprefix(self._prefix)
+            # Consoles make zero-byte 'folders' whose key ends with a slash.
+            if name and not name.endswith("/") and not _base(name).startswith(TEMPORARY_PREFIX):
+                yield ObjectInfo(name, entry["Size"], _etag(entry), entry["LastModified"].timestamp())
+
+    def stat(self, name: str) -> ObjectInfo:
+        with translated(self.uri_of(name)):
+            head = self._client.head_object(Bucket=self._bucket, Key=self._key(name))
+        return ObjectInfo(name, head["ContentLength"], _etag(head), head["LastModified"].timestamp())
+
+    def read(self, name: str) -> bytes:
+        return self._get(name, {})
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        data = self._get(name, {"Range": f"bytes={offset}-{offset + length - 1}"})
+        if len(data) != length:
+            message = f"gave {len(data)} of {length} bytes at offset {offset}; it was truncated"
+            raise ObjectDamaged(self.uri_of(name), message)
+        return data
+
+    def open(self, name: str) -> BinaryIO:
+        info = self.stat(name)
+        reader = S3Reader(
+            self._client,
+            {"Bucket": self._bucket, "Key": self._key(name), "IfMatch": f'"{info.etag}"'},
+            self.uri_of(name),
+            info.size,
+            self._config.max_attempts,
+        )
+        return cast(BinaryIO, io.BufferedReader(reader, _READ_BUFFER))
+
+    def create(self, name: str, data: bytes) -> bool:
+        # The token tells our own object from another's when the answer to a first try was lost and a retry is
+        # refused.
+        token = uuid.uuid4().hex
+        target = {"Bucket": self._bucket, "Key": self._key(name)}
+        with translated(self.uri_of(name)):
+            conflicts = 0
+            while True:
+                try:
+                    self._client.put_object(**target, Body=data, IfNoneMatch="*", Metadata={_TOKEN: token})
+                    return True
+                except ClientError as error:
+                    if is_taken(error):
+                        return self._holds_token(target, token)
+                    conflicts += 1
+                    if not is_conflict(error) or conflicts == self._config.max_attempts:
+                        raise
+                time.sleep(_CONFLICT_PAUSE_S * 2**conflicts)
+
+    def put(self, name: str, data: BytesLike) -> None:
+        with translated(self.uri_of(name)):
+            body = bytes(data) if isinstance(data, memoryview) else data
+            self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=body)
+
+    def writer(self, name: str) -> ObjectWriter:
+        return S3Writer(
+            self._client,
+            {"Bucket": self._bucket, "Key": self._key(name)},
+            self.uri_of(name),
+            self._config.part_mib << 20,
+            self._config.upload_threads,
+        )
+
+    def delete(self, name: str) -> None:
+        with translated(self.uri_of(name)), contextlib.suppress(ObjectMissing):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
+
+    def list_unfinished(self) -> Iterator[UnfinishedWrite]:
+        for entry in self._pages("list_multipart_uploads", "Uploads", self._prefix):
+            name = entry["Key"].removeprefix(self._prefix)
+            yield UnfinishedWrite(name, entry["UploadId"], 0, entry["Initiated"].timestamp())
+        # Write probes lie in the root only.
+        for entry in self._pages("list_objects_v2", "Contents", self._prefix + TEMPORARY_PREFIX):
+            name = entry["Key"].removeprefix(self._prefix)
+            yield UnfinishedWrite(name, "", entry["Size"], entry["LastModified"].timestamp())
+
+    def remove_unfinished(self, unfinished: UnfinishedWrite) -> None:
+        if not unfinished.handle:
+            return self.delete(unfinished.name)
+        with translated(self.uri_of(unfinished.name)):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=self._key(unfinished.name), UploadId=unfinished.handle
+                )
+            except ClientError as error:
+                if error_code(error) not in ("NoSuchUpload", "404"):
+                    raise
+
+    def check_writable(self) -> None:
+        # A person waits for this answer: a wrong endpoint must not use up a job's patience for broken
+        # networks.
+        hasty = self._config.model_copy(update={"max_attempts": min(3, self._config.max_attempts)})
+        ObjectStore.check_writable(S3Store(self._bucket, self._prefix, hasty))
+
+    @cached_property
+    def _client(self) -> Any:
+        """A boto3 client, which threads may share; its session, which they may not, is made for it alone."""
+        endpoint = self._config.endpoint_url
+        own_endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        with translated(self.uri):
+            session = boto3.Session(profile_name=self._config.profile, region_name=self._config.region)
+            return session.client(
+                "s3",
+                endpoint_url=endpoint,
+                config=Config(
+                    retries={"mode": "standard", "total_max_attempts": self._config.max_attempts},
+                    max_pool_connections=max(64, 2 * self._config.upload_threads),
+                    connect_timeout=10,
+                    read_timeout=60,
+                    tcp_keepalive=True,
+                    # Servers inside a cluster seldom have DNS names for their buckets.
+                    s3={"addressing_style": "path" if own_endpoint else "auto"},
+                ),
+            )
+
+    def _key(self, name: str) -> str:
+        if (
+            not name
+            or name.startswith("/")
+            or "\0" in name
+            or any(step in (".", "..") for step in name.split("/"))
+        ):
+            raise StoreError(self.uri, f"{name!r} is not the name of an object")
+        return self._prefix + name
+
+    def _pages(self, operation: str, field: str, prefix: str) -> Iterator[Mapping[str, Any]]:
+        with translated(self.uri):
+            for page in self._client.get_paginator(operation).paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from page.get(field, ())
+
+    def _get(self, name: str, condition: Mapping[str, str]) -> bytes:
+        """One GET, body and all; a body that breaks off is asked for again."""
+        with translated(self.uri_of(name)):
+            failures = 0
+            while True:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), **condition)
+                try:
+                    return answer["Body"].read()
+                except BROKEN_BODY:
+                    failures += 1
+                    if failures == self._config.max_attempts:
+                        raise
+
+    def _holds_token(self, target: Mapping[str, str], token: str) -> bool:
+        head = self._client.head_object(**target)
+        return head.get("Metadata", {}).get(_TOKEN) == token
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')

@@ -1,0 +1,109 @@
+"""The columns of a part's two Parquet tables.
+
+`schemas/*.table.json` says the same in a language-neutral way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+IDENTITY_KEY = b"trio_ray.identity_hash"
+VERSION_KEY = b"trio_ray.schema_version"
+
+KV_COLUMNS = ("kv_object", "kv_offset", "kv_length", "kv_checksum")
+"""Columns that the part writer fills; all others come with the row."""
+
+
+def _column(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+def _struct(**fields: pa.DataType) -> pa.DataType:
+    return pa.struct([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+
+_IMAGE = _struct(
+    hash=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    grid_rows=pa.int16(),
+    grid_columns=pa.int16(),
+    tokens=pa.int32(),
+)
+_SEGMENT = _struct(first_layer=pa.int16(), layers=pa.int16(), rows=pa.int32())
+
+SAMPLES = pa.schema(
+    [
+        _column("key", pa.string(), "The sample's key, unique within its shard."),
+        _column("index", pa.int64(), "Its position in the shard; bad samples count too."),
+        _column(
+            "images",
+            _list(_IMAGE),
+            "Per image: xxh3-128 (hex) of the encoded bytes, size in pixels after EXIF rotation, tile grid "
+            "without the base view, and the image tokens it takes in the unpruned prompt.",
+        ),
+        _column("prompt", pa.string(), "The prompt's text as the tokenizer got it."),
+        _column("answer", pa.string(), "The true answer, where the corpus has one.", nullable=True),
+        _column("prompt_ids", _list(pa.int32()), "Token ids of the prompt, one image placeholder per image."),
+        _column("prompt_tokens", pa.int32(), "Rows of the unpruned prompt, image tokens included."),
+        _column("image_tokens", pa.int32(), "Image tokens of the unpruned prompt, of all images."),
+        _column(
+            "kept",
+            _list(_list(pa.int32())),
+            "Per prune point, the retained image tokens: indices into the prompt's original image tokens, "
+            "ascending.",
+        ),
+        _column(
+            "segments",
+            _list(_SEGMENT),
+            "Runs of layers that hold the same rows, from layer 0 up, and how many.",
+        ),
+        _column(
+            "retention", pa.float32(), "Image tokens held, mean over all layers, as a share of image_tokens."
+        ),
+        _column("codec", pa.string(), "How K and V are coded in the prefix."),
+        _column("kv_object", pa.string(), "Name of the tar with the prefix, below the cache's root."),
+        _column("kv_offset", pa.int64(), "First byte of the prefix in the tar."),
+        _column("kv_length", pa.int64(), "Bytes of the prefix."),
+        _column("kv_checksum", pa.string(), "xxh3-128 (hex) of these bytes."),
+        _column("first_token", pa.int32(), "The most likely token after the prompt."),
+        _column("first_logprob", pa.float32(), "Its natural-log probability."),
+        _column("top_ids", _list(pa.int32()), "The most likely tokens after the prompt, most likely first."),
+        _column("top_logprobs", _list(pa.float32()), "Their natural-log probabilities."),
+        _column("prefill_ms", pa.float32(), "Time of the batch's prefill, shared out by rows, milliseconds."),
+        _column(
+            "encode_ms",
+            pa.float32(),
+            "Time of the batch's vision encoding, shared out by tiles, milliseconds.",
+        ),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        _column("key", pa.string(), "The sample's key, or what stands for it where it has none."),
+        _column("index", pa.int64(), "Its position in the shard."),
+        _column("reason", pa.string(), "Why it is not in the cache: one of a fixed set of words."),
+        _column("detail", pa.string(), "The same in a sentence, with the sizes or the error concerned."),
+        _column("shard_uri", pa.string(), "The input file it came from."),
+    ]
+)
+
+
+def stamped(schema: pa.Schema, schema_version: int, identity_hash: str) -> pa.Schema:
+    """`schema` with the cache's version and identity as Parquet file metadata."""
+    return schema.with_metadata({VERSION_KEY: str(schema_version), IDENTITY_KEY: identity_hash})
+
+
+def column_faults(given: Iterable[str]) -> str | None:
+    """What a row's columns lack or have too many; None if they are exactly those a caller provides."""
+    wanted = set(SAMPLES.names) - set(KV_COLUMNS)
+    missing, unknown = wanted - set(given), set(given) - wanted
+    faults = [f"lacks {sorted(missing)}"] * bool(missing) + [f"has unknown {sorted(unknown)}"] * bool(unknown)
+    return " and ".join(faults) or None

@@ -1,0 +1,134 @@
+"""Holding a whole cache against its own records: every byte is read once, nothing found is left unnamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.store.commits import CommitRecord, read_commit, read_failure
+from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
+from trio_ray.store.findings import Finding, FindingKind, VerifyReport, kind_of
+from trio_ray.store.layout import DATASET, commit_name, parse_commit_name, parse_data_name, parse_failure_name
+from trio_ray.store.objects import ObjectInfo, ObjectStore
+from trio_ray.store.verify_part import ShardCheck, check_part
+
+Objects = Mapping[str, ObjectInfo]
+
+
+def verify(store: ObjectStore, threads: int) -> VerifyReport:
+    """Read everything in the cache and compare it with its records; shards are checked in `threads` at once.
+
+    Memory is bounded by a part's Parquet tables and a few MiB of tar a thread, a shard's keys, and the names
+    of all objects. Safe beside a running job: what it has not committed yet shows up as orphans.
+
+    Raises:
+        StoreError: the cache cannot be listed at all. Whatever is wrong inside it is a finding instead.
+    """
+    findings: list[Finding] = []
+    objects = {info.name: info for info in store.list()}
+    dataset = _check_dataset(store, findings)
+    parts: dict[str, list[int]] = {}
+    for name in objects:
+        if parsed := parse_commit_name(name):
+            parts.setdefault(parsed[0], []).append(parsed[1])
+    shards = sorted(parts)
+    with ThreadPoolExecutor(threads) as pool:
+        checks = list(
+            pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects), shards)
+        )
+    explained = {DATASET}.union(*(check.explained for check in checks))
+    for check in checks:
+        findings += check.findings
+    findings += _check_failures(store, dataset, objects)
+    findings += _unexplained(objects, explained)
+    return VerifyReport(
+        findings=findings,
+        parts=sum(map(len, parts.values())),
+        samples=sum(check.samples for check in checks),
+        quarantined=sum(check.quarantined for check in checks),
+        bytes=sum(check.bytes for check in checks),
+        incomplete=[shard for shard, check in zip(shards, checks, strict=True) if not check.complete],
+    )
+
+
+def _check_dataset(store: ObjectStore, findings: list[Finding]) -> Dataset | None:
+    try:
+        return load_dataset(store)
+    except (NotACacheError, ObjectDamaged, IdentityMismatch) as error:
+        findings.append(Finding(FindingKind.DATASET, DATASET, None, str(error)))
+    except StoreError as error:
+        findings.append(Finding(kind_of(error), DATASET, None, str(error)))
+    return None
+
+
+def _check_shard(
+    store: ObjectStore, dataset: Dataset | None, shard: str, parts: list[int], objects: Objects
+) -> ShardCheck:
+    check = ShardCheck()
+    expected = 0
+    for part in sorted(parts):
+        name = commit_name(shard, part)
+        check.explained.add(name)
+        if part > expected:
+            check.add(
+                FindingKind.GAP, name, f"is committed, but parts {expected} to {part - 1} before it are not"
+            )
+        expected = part + 1
+        try:
+            record = read_commit(store, shard, part)
+        except StoreError as error:
+            check.add(kind_of(error), name, str(error))
+            check.explained.update(
+                _files_of_part(objects, shard, part)
+            )  # not orphans: we cannot know any more
+            check.complete = False
+            continue
+        _check_record(check, dataset, record, is_highest=part == max(parts))
+        check_part(store, record, objects, check)
+    return check
+
+
+def _check_record(check: ShardCheck, dataset: Dataset | None, record: CommitRecord, is_highest: bool) -> None:
+    name = commit_name(record.shard.name, record.part)
+    if dataset is not None and record.identity_hash != dataset.identity_hash:
+        check.add(
+            FindingKind.IDENTITY, name, f"made with identity {record.identity_hash}, the cache has another"
+        )
+    if record.last and not is_highest:
+        check.add(FindingKind.GAP, name, "says that its shard ends here, but later parts are committed")
+    check.complete = record.last
+
+
+def _files_of_part(objects: Objects, shard: str, part: int) -> Iterator[str]:
+    for name in objects:
+        parsed = parse_data_name(name)
+        if parsed is not None and (parsed.shard, parsed.part) == (shard, part):
+            yield name
+
+
+def _check_failures(store: ObjectStore, dataset: Dataset | None, objects: Objects) -> Iterator[Finding]:
+    for name in objects:
+        shard = parse_failure_name(name)
+        if shard is None:
+            continue
+        try:
+            record = read_failure(store, shard)
+        except ObjectMissing:
+            continue  # a running job has just cleared it
+        except StoreError as error:
+            yield Finding(kind_of(error), name, None, str(error))
+            continue
+        if dataset is not None and record.identity_hash != dataset.identity_hash:
+            yield Finding(FindingKind.IDENTITY, name, None, "made with another identity than the cache has")
+
+
+def _unexplained(objects: Objects, explained: set[str]) -> Iterator[Finding]:
+    for name in objects:
+        if name in explained or parse_failure_name(name):
+            continue
+        if parse_data_name(name):
+            detail = "no commit record lists it: left by a killed or beaten attempt; gc removes it"
+            yield Finding(FindingKind.ORPHAN, name, None, detail)
+        else:
+            yield Finding(FindingKind.FOREIGN, name, None, "is no part of a cache; move it elsewhere")

@@ -1,0 +1,217 @@
+"""Holding the files of one shard's parts against their commit records and rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from trio_ray.errors import StoreError
+from trio_ray.store.commits import CommitRecord, FileRecord
+from trio_ray.store.findings import Finding, FindingKind, kind_of
+from trio_ray.store.layout import DataName, FileKind, commit_name, parse_data_name
+from trio_ray.store.objects import ObjectInfo, ObjectStore
+from trio_ray.store.tables import IDENTITY_KEY, QUARANTINE, SAMPLES, VERSION_KEY
+from trio_ray.store.tar_members import END, MAX_HEADER, header_fault, padding
+
+_CHUNK = 4 << 20
+_TABLE_COLUMNS: dict[FileKind, list[str]] = {
+    "samples": ["key", "index", "kv_object", "kv_offset", "kv_length", "kv_checksum"],
+    "quarantine": ["key"],
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class ShardCheck:
+    """The running account of one shard, over all its parts."""
+
+    findings: list[Finding] = field(default_factory=list)
+    explained: set[str] = field(default_factory=set)
+    samples: int = 0
+    quarantined: int = 0
+    bytes: int = 0
+    complete: bool = False
+    keys: set[str] = field(default_factory=set)
+    indices: set[int] = field(default_factory=set)
+
+    def add(self, kind: FindingKind, name: str, detail: str, key: str | None = None) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(kind, name, key, detail))
+
+
+def check_part(
+    store: ObjectStore, record: CommitRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck
+) -> None:
+    """Check every file of a committed part, in one pass over its bytes. Never raises `StoreError`."""
+    name = commit_name(record.shard.name, record.part)
+    wanted = {"samples", *["kv"] * bool(record.stored), *["quarantine"] * bool(record.quarantined)}
+    if set(record.files) != wanted:
+        check.add(FindingKind.RECORD, name, f"lists files {sorted(record.files)}, should be {sorted(wanted)}")
+    for kind, file in record.files.items():
+        check.explained.add(file.name)
+        if parse_data_name(file.name) != DataName(record.shard.name, record.part, record.attempt, kind):
+            check.add(
+                FindingKind.RECORD, name, f"lists {file.name!r} as its {kind} file, which is not its name"
+            )
+    intact = {kind: file for kind, file in record.files.items() if _has_size(store, file, objects, check)}
+    check.bytes += sum(file.size for file in intact.values())
+    rows = _checked_table(store, record, "samples", intact, check)
+    bad = _checked_table(store, record, "quarantine", intact, check)
+    check.samples += len(rows or ())
+    check.quarantined += len(bad or ())
+    _check_unique(rows or [], record.files.get("samples"), check)
+    if "kv" in intact:
+        _check_tar(store, intact["kv"], rows, check)
+
+
+def _has_size(
+    store: ObjectStore, file: FileRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck
+) -> bool:
+    try:
+        info = objects.get(file.name) or store.stat(file.name)
+    except StoreError as error:
+        check.add(kind_of(error), file.name, str(error))
+        return False
+    if info.size != file.size:
+        check.add(FindingKind.SIZE, file.name, f"has {info.size} bytes, was committed with {file.size}")
+        return False
+    return True
+
+
+def _checked_table(
+    store: ObjectStore,
+    record: CommitRecord,
+    kind: FileKind,
+    files: Mapping[FileKind, FileRecord],
+    check: ShardCheck,
+) -> list[Row] | None:
+    """The rows of one of the part's tables; None where it is not there or cannot be trusted."""
+    file = files.get(kind)
+    if file is None:
+        return None
+    try:
+        data = store.read(file.name)
+    except StoreError as error:
+        check.add(kind_of(error), file.name, str(error))
+        return None
+    if xxhash.xxh3_128_hexdigest(data) != file.checksum:
+        check.add(FindingKind.CHECKSUM, file.name, "its bytes are not the ones that were committed")
+        return None
+    schema, count = (SAMPLES, record.stored) if kind == "samples" else (QUARANTINE, record.quarantined)
+    try:
+        rows, fault = _read_table(data, schema, kind, record)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        rows, fault = None, f"cannot be read as Parquet: {error}"
+    if fault is None and rows is not None and len(rows) != count:
+        fault = f"has {len(rows)} rows, its commit record says {count}"
+    if fault is not None:
+        check.add(FindingKind.TABLE, file.name, fault)
+    return rows
+
+
+def _read_table(
+    data: bytes, schema: pa.Schema, kind: FileKind, record: CommitRecord
+) -> tuple[list[Row] | None, str | None]:
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        found = file.schema_arrow
+        if not found.equals(schema, check_metadata=False):
+            return None, f"has not the columns of version {record.schema_version}: {found.to_string()}"
+        stamps = found.metadata or {}
+        wanted = {IDENTITY_KEY: record.identity_hash, VERSION_KEY: str(record.schema_version)}
+        fault = next(
+            (f"says {key.decode()} {stamps.get(key)!r}, its commit record {value!r}" for key, value in
+            wanted.items()
+             if stamps.get(key) != value.encode()),
+            None,
+        )  # fmt: skip
+        return file.read(_TABLE_COLUMNS[kind]).to_pylist(), fault
+
+
+def _check_unique(rows: list[Row], file: FileRecord | None, check: ShardCheck) -> None:
+    for row in rows:
+        for label, value, seen in (("key", row["key"], check.keys), ("index", row["index"], check.indices)):
+            if value in seen and file is not None:
+                detail = f"{label} {value!r} is a second time in this shard"
+                check.add(FindingKind.DUPLICATE, file.name, detail, row["key"])
+        check.keys.add(row["key"])
+        check.indices.add(row["index"])
+
+
+def _check_tar(store: ObjectStore, file: FileRecord, rows: list[Row] | None, check: ShardCheck) -> None:
+    try:
+        with store.open(file.name) as stream:
+            tar = _HashedStream(stream)
+            if rows is not None:
+                _check_members(tar, file, rows, check)
+            tar.skip_rest()
+    except StoreError as error:
+        check.add(kind_of(error), file.name, str(error))
+        return
+    if tar.checksum != file.checksum:
+        check.add(FindingKind.CHECKSUM, file.name, "its bytes are not the ones that were committed")
+
+
+def _check_members(tar: _HashedStream, file: FileRecord, rows: list[Row], check: ShardCheck) -> None:
+    """Walk the tar along the rows; stops where it cannot know any more where the next member begins."""
+    for row in sorted(rows, key=lambda row: row["kv_offset"]):
+        key, length = row["key"], row["kv_length"]
+        gap = row["kv_offset"] - tar.position
+        if row["kv_object"] != file.name:
+            return check.add(FindingKind.MEMBER, file.name, f"its row points to {row['kv_object']!r}", key)
+        if not 0 < gap <= MAX_HEADER or not 0 <= length <= file.size - row["kv_offset"]:
+            detail = (
+                f"its row points to bytes {row['kv_offset']} + {length}, where no member of its own can be"
+            )
+            return check.add(FindingKind.MEMBER, file.name, detail, key)
+        fault = header_fault(tar.read(gap), key, length)
+        if fault is not None:
+            check.add(FindingKind.MEMBER, file.name, fault, key)
+        if tar.hash_of(length) != row["kv_checksum"]:
+            check.add(FindingKind.MEMBER, file.name, "the sample's bytes do not fit its checksum", key)
+        if any(tar.read(padding(length))):
+            check.add(FindingKind.MEMBER, file.name, "the padding behind the sample is not zero", key)
+    rest = tar.read(MAX_HEADER)
+    if len(rest) < len(END) or any(rest):
+        check.add(FindingKind.MEMBER, file.name, f"bytes from {tar.position - len(rest)} on belong to no row")
+    return None
+
+
+class _HashedStream:
+    """Reads a file front to back, hashing (xxh3-128) whatever goes by."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = xxhash.xxh3_128()
+        self.position = 0
+
+    @property
+    def checksum(self) -> str:
+        """xxh3-128 (hex) of everything read so far."""
+        return self._hash.hexdigest()
+
+    def read(self, length: int) -> bytes:
+        """The next `length` bytes, fewer at the end."""
+        data = self._stream.read(length)
+        self._hash.update(data)
+        self.position += len(data)
+        return data
+
+    def hash_of(self, length: int) -> str:
+        """xxh3-128 (hex) of the next `length` bytes alone."""
+        own = xxhash.xxh3_128()
+        while length > 0 and (data := self.read(min(length, _CHUNK))):
+            own.update(data)
+            length -= len(data)
+        return own.hexdigest()
+
+    def skip_rest(self) -> None:
+        """Read up to the end, for the whole checksum."""
+        while self.read(_CHUNK):
+            pass
