@@ -1,10 +1,10 @@
 """Train the bundled model on one GPU, turn a checkpoint into a Hugging Face folder, measure it.
 
-    python -m jobs.train_tiny train --out runs/tiny --minutes 9
-    python -m jobs.train_tiny train --out runs/tiny --resume runs/tiny/checkpoint --minutes 9
-    python -m jobs.train_tiny export --checkpoint runs/tiny/checkpoint --out trio_ray/bundled/tiny
-    python -m jobs.train_tiny evaluate --model trio_ray/bundled/tiny --questions 3000 --out accuracy.json
-    python -m jobs.train_tiny plot --curves runs/tiny/curves.jsonl --out curves.png
+python -m jobs.train_tiny train --out runs/tiny --minutes 9
+python -m jobs.train_tiny train --out runs/tiny --resume runs/tiny/checkpoint --minutes 9
+python -m jobs.train_tiny export --checkpoint runs/tiny/checkpoint --out trio_ray/bundled/tiny
+python -m jobs.train_tiny evaluate --model trio_ray/bundled/tiny --questions 3000 --out accuracy.json
+python -m jobs.train_tiny plot --curves runs/tiny/curves.jsonl --out curves.png
 """
 
 from __future__ import annotations

@@ -49,7 +49,10 @@ def build_model_folder(folder: Path, family: str = "llama", kv_heads: int = 4, l
         projection_dim=16,
     )  # fmt: skip
     config = LlavaNextConfig(
-        vision_config=vision, text_config=text, image_token_id=WORDS.index("<image>"), image_grid_pinpoints=PINPOINTS
+        vision_config=vision,
+        text_config=text,
+        image_token_id=WORDS.index("<image>"),
+        image_grid_pinpoints=PINPOINTS,
     )
     model = LlavaNextForConditionalGeneration(config)
     _spread_weights(model)
@@ -65,6 +68,10 @@ def _spread_weights(model: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=1.6 / parameter.shape[-1] ** 0.5)
         elif "embed_tokens" in name or "image_newline" in name:
             torch.nn.init.normal_(parameter, std=1.0)
+        elif (
+            "language_model" in name
+        ):  # norms start at 1 and attention biases at 0, where a forgotten one would not show
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.2)
 
 
 def processor(config: LlavaNextConfig) -> LlavaNextProcessor:
@@ -76,7 +83,9 @@ def processor(config: LlavaNextConfig) -> LlavaNextProcessor:
         extra_special_tokens={"image_token": "<image>"},
     )  # fmt: skip
     images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=PINPOINTS,
     )
     return LlavaNextProcessor(
         image_processor=images, tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",

@@ -22,6 +22,7 @@ from trio_ray.model.loading import model_fingerprint
 from trio_ray.ordered import ordered_map
 from trio_ray.store.commits import CommitRecord, FileRecord, read_commits
 from trio_ray.store.dataset import first_difference, load_dataset
+from trio_ray.store.layout import FileKind
 from trio_ray.store.opening import open_store
 from trio_ray.store.tables import QUARANTINE, SAMPLES
 
@@ -47,8 +48,8 @@ class StoredPrefix:
 class PrunedCache:
     """The committed samples of a cache, by key or as a stream.
 
-    Committed parts alone are seen, as they were when the cache was opened. Every byte is compared with its checksum when
-    it is read.
+    Committed parts alone are seen, as they were when the cache was opened. Every byte is compared with its checksum
+    when it is read.
 
     Args:
         uri: a local folder or `s3://bucket/prefix`.
@@ -152,10 +153,10 @@ class PrunedCache:
         if difference is not None:
             raise IdentityMismatch(self.uri, *difference)
 
-    def _tables(self, kind: str, schema: pa.Schema) -> pa.Table:
+    def _tables(self, kind: FileKind, schema: pa.Schema) -> pa.Table:
         commits = [commit for commit in self.commits if kind in commit.files]
         with ThreadPoolExecutor(THREADS) as pool:
-            tables = list(pool.map(lambda commit: self._read_table(commit, commit.files[kind]), commits))  # type: ignore[index]
+            tables = list(pool.map(lambda commit: self._read_table(commit, commit.files[kind]), commits))
         plain = pa.schema([*schema, pa.field("shard", pa.string())])
         return pa.concat_tables([table.cast(plain) for table in tables]) if tables else plain.empty_table()
 

@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trio-ray: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("trio-ray: interrupted; what is committed stays, the same command goes on from there", file=sys.stderr)
+        print(
+            "trio-ray: interrupted; what is committed stays, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -64,8 +64,8 @@ class MethodConfig(Section):
         None,
         gt=0.0,
         le=1.0,
-        description="Image tokens kept, as the mean over all decoder layers and of the tokens that an image really has. "
-        "0.111 where neither retention nor tokens is given.",
+        description="Image tokens kept, as the mean over all decoder layers and of the tokens that an image really has.
+        " "0.111 where neither retention nor tokens is given.",
     )
     tokens: float | None = Field(
         None,
@@ -82,22 +82,30 @@ class MethodConfig(Section):
         description="Relative number of tokens kept at each prune point. Default: the authors' 92 : 54 : 22.",
     )
     keep: tuple[int, ...] | None = Field(
-        None, description="Instead of retention, tokens and weights: the number of tokens kept at each prune point."
+        None,
+        description="Instead of retention, tokens and weights: the number of tokens kept at each prune point.",
     )
-    supervised_rows: tuple[int, ...] = Field(
-        (-5, -4, -3, -2),
+    selector: Literal["trio", "random", "uniform", "attention", "sieve"] = Field(
+        "trio", description="What decides which tokens stay; all but trio are there for comparison."
+    )
+    supervised_rows: tuple[int, ...] | None = Field(
+        None,
         min_length=1,
-        description="Rows whose own prediction is the proxy's label, counted from the prompt's end (-1 is the last).",
+        description="Rows whose own prediction is the proxy's label, counted from the prompt's end (-1 is the last). "
+        "Default: the authors' -5, -4, -3, -2. For trio alone.",
     )
-    threshold: float = Field(
-        0.8,
+    threshold: float | None = Field(
+        None,
         gt=-1.0,
-        description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off.",
+        description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off. Default:
+        " "the authors' 0.8 for trio, off for the others.",
     )
 
     @field_validator("supervised_rows")
     @classmethod
-    def _rows_count_from_the_end(cls, rows: tuple[int, ...]) -> tuple[int, ...]:
+    def _rows_count_from_the_end(cls, rows: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if rows is None:
+            return None
         if any(row >= 0 for row in rows) or len(set(rows)) != len(rows):
             raise ValueError("must be distinct negative row numbers, such as -5, -4, -3, -2")
         return tuple(sorted(rows))
@@ -110,7 +118,11 @@ class MethodConfig(Section):
         return points
 
     @model_validator(mode="after")
-    def _one_budget(self) -> MethodConfig:
+    def _settings_fit_together(self) -> MethodConfig:
+        if self.supervised_rows is not None and self.selector != "trio":
+            raise ValueError(f"supervised_rows means nothing to the selector {self.selector!r}")
+        if self.threshold is not None and self.selector in ("uniform", "sieve"):
+            raise ValueError(f"threshold means nothing to the selector {self.selector!r}")
         given = [name for name in ("retention", "tokens", "keep") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are both given; choose one")
@@ -148,11 +160,15 @@ class SourceConfig(Section):
     )
     image_column: str = Field("image", description="Parquet column or JSONL key of the image(s).")
     text_column: str | None = Field(
-        None, description="Parquet column or JSON key of the prompt; by default question, prompt, text, caption."
+        None,
+        description="Parquet column or JSON key of the prompt; by default question, prompt, text, caption.",
     )
-    answer_column: str | None = Field(None, description="Column or key of the true answer; by default answer(s), label.")
+    answer_column: str | None = Field(
+        None, description="Column or key of the true answer; by default answer(s), label."
+    )
     key_column: str | None = Field(
-        None, description="Column or key of the sample's key; by default key, question_id, id, then the row's number."
+        None,
+        description="Column or key of the sample's key; by default key, question_id, id, then the row's number.",
     )
     image_root: str | None = Field(None, description="Folder of a JSONL's images; by default the JSONL's own.")
     turns: Literal["first", "each"] = Field(
@@ -186,14 +202,19 @@ class PipelineConfig(Section):
     cpus_per_replica: float = Field(1.0, gt=0.0, description="CPUs a replica reserves.")
     start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for the first replicas_min replicas.")
     shard_timeout_s: float | None = Field(
-        None, gt=0.0, description="A replica that commits nothing for this long is killed and its shard tried again."
+        None,
+        gt=0.0,
+        description="A replica that commits nothing for this long is killed and its shard tried again.",
     )
     shard_attempts: int = Field(3, ge=1, description="Times a shard may kill its replica before it is given up.")
-    token_budget: int = Field(16384, ge=1, description="Prompt rows packed into one batch; one larger sample runs alone.")
+    token_budget: int = Field(
+        16384, ge=1, description="Prompt rows packed into one batch; one larger sample runs alone."
+    )
     decode_threads: int = Field(2, ge=1, description="Threads a replica decodes and tiles images in.")
     lookahead: int = Field(64, ge=1, description="Samples prepared ahead of the model.")
     max_bad_fraction: Fraction = Field(
-        0.2, description="The job stops when more than this share of samples is bad (counted from 100 samples on)."
+        0.2,
+        description="The job stops when more than this share of samples is bad (counted from 100 samples on).",
     )
 
     @model_validator(mode="after")
@@ -261,7 +282,9 @@ def parse_config(tree: Mapping[str, Any]) -> JobConfig:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "configuration"
-        message = "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        message = (
+            "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        )
         raise ConfigError(field, f"{message} (got {first['input']!r})") from None
 
 

@@ -1,6 +1,7 @@
 """Hold this implementation against vectors made with the authors' released code: `python -m trio_ray.conformance DIR`.
 
-A vector is a safetensors file with a small Llama model's weights (`weights.*`), a prompt's embeddings, and what the authors' code did with
+A vector is a safetensors file with a small Llama model's weights (`weights.*`), a prompt's embeddings, and what the
+authors' code did with
 them: saliency and kept indices per prune point, and the logits of each greedy step (tests/vectors/README.md).
 """
 
@@ -56,8 +57,8 @@ class Outcome:
         kept = "equal" if self.kept_equal else "DIFFER"
         tokens = "equal" if self.tokens_equal else "DIFFER"
         return (
-            f"{'pass' if self.ok else 'FAIL'} {self.name}: kept indices {kept}, saliency within {self.saliency_error:.1e} "
-            f"relative, logits within {self.logits_error:.1e}, greedy tokens {tokens}"
+            f"{'pass' if self.ok else 'FAIL'} {self.name}: kept indices {kept}, "
+            f"saliency within {self.saliency_error:.1e} relative, logits within {self.logits_error:.1e}, greedy tokens {tokens}"
         )
 
 
@@ -77,7 +78,7 @@ def check_vector(path: Path) -> Outcome:
         layers=decoder.depth, prune_points=tuple(case["layer_list"]), keep=tuple(case["image_token_list"])
     )
     supervised = tuple(range(-1 - case.get("loss_positions", 4), -1))
-    selector = Trio(supervised, case.get("nms_threshold", 0.8))
+    selector = Trio(case.get("nms_threshold", 0.8), supervised)
     rows = PackedRows.pack([mask], embeds.device)
     prefill = pruned_prefill(decoder, embeds, rows, schedule, selector, packed_attention("sdpa"))
     (prefix,) = split_prefixes(prefill, schedule, top_k=1)
@@ -101,12 +102,14 @@ def check_vector(path: Path) -> Outcome:
 
 
 def _saliency_error(prefill: Any, rows: PackedRows, tensors: dict[str, Tensor], kept: tuple[Tensor, ...]) -> float:
-    """Largest relative difference over all tokens and prune points; a token far below the largest counts as a thousandth of it."""
+    """Largest relative difference over all tokens and prune points; a token far below the largest counts as a
+    thousandth of it.
+    """
     worst = 0.0
     layouts = [rows, *(segment.rows for segment in prefill.segments[-len(kept) :])]
     for point in range(len(kept)):
         truth = tensors[f"saliency.{point}"]
-        ours = prefill.saliency[point]
+        ours = prefill.scores[point]
         if ours is None:
             continue
         ours = ours[layouts[point].is_image]
@@ -147,7 +150,9 @@ def _build_model(case: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check every `*.safetensors` of a folder; exit code 1 on any mismatch or unreadable file, 2 where there is none."""
+    """Check every `*.safetensors` of a folder; exit code 1 on any mismatch or unreadable file, 2 where there is
+    none.
+    """
     parser = argparse.ArgumentParser(prog="python -m trio_ray.conformance", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of vector files")
     files = sorted(parser.parse_args(arguments).folder.glob("*.safetensors"))

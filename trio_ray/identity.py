@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from trio_ray.config import JobConfig
 from trio_ray.kv.container import CONTAINER_VERSION
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_fingerprint
+from trio_ray.model.replica import make_selector
 
 
 def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule) -> dict[str, Any]:
     """The identity of the cache that a job writes.
 
-    It holds contents, not names: a model that moves to another folder keeps it. How the work is spread, and the attention
-    kernel, are no part of it.
+    It holds contents, not names: a model that moves to another folder keeps it. How the work is spread, and the
+    attention kernel, are no part of it.
 
     Args:
         config: the job.
@@ -30,15 +32,14 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
         "model": {**model_fingerprint(folder), "dtype": str(dtype).removeprefix("torch.")},
         "prompt": config.prompt.model_dump(mode="json"),
         "method": {
-            "selector": "trio",
+            "selector": config.method.selector,
+            "selector_settings": asdict(make_selector(config.method)),
             "layers": schedule.layers,
             "prune_points": list(schedule.prune_points),
             "retention": schedule.retention,
             "tokens": schedule.tokens,
             "keep": None if schedule.keep is None else list(schedule.keep),
             "weights": None if schedule.keep is not None else list(schedule.weights),
-            "supervised_rows": list(config.method.supervised_rows),
-            "threshold": config.method.threshold,
         },
         "cache": {"codec": config.cache.codec, "top_k": config.cache.top_k},
         "source": config.source.model_dump(mode="json", exclude={"image_root"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -12,22 +13,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int, lookahead: int) -> Generator[R, None, None]:
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], threads: int, lookahead: int
+) -> Generator[R, None, None]:
     """Apply `function` to `items` in threads and yield the results in order.
 
-    The items are drawn in a thread of their own, so that a slow reader, too, runs beside the consumer. At most `lookahead`
-    results wait. An exception of the reader or of `function` is raised here, after the results before it. Closing the
-    generator stops everything.
+    The items are drawn in a thread of their own, so that a slow reader, too, runs beside the consumer. At most
+    `lookahead` results wait. An exception of the reader or of `function` is raised here, after the results before it.
+    Closing the generator stops everything.
     """
     waiting: queue.Queue[Future[R] | BaseException | None] = queue.Queue(maxsize=lookahead)
     stopped = threading.Event()
 
     def put(entry: Future[R] | BaseException | None) -> None:
         while not stopped.is_set():
-            try:
-                return waiting.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                waiting.put(entry, timeout=0.1)
+                return
 
     def draw() -> None:
         ending: BaseException | None = None

@@ -20,11 +20,13 @@ NEWLINE_WIDTH = 4
 KEPT, DROPPED, TILE_EDGE, PAPER = (255, 176, 0), (70, 70, 70), (0, 200, 255), (250, 250, 250)
 
 
-def draw_overlay(image: NDArray[np.uint8], tiler: Tiler, kept: Sequence[Sequence[int]], layers: Sequence[int]) -> Image.Image:
+def draw_overlay(
+    image: NDArray[np.uint8], tiler: Tiler, kept: Sequence[Sequence[int]], layers: Sequence[int]
+) -> Image.Image:
     """Draw which tokens of one image each prune point keeps.
 
-    A row for each prune point: the base view on the left, the unpadded high-resolution grid on the right with its tile edges and, at
-    the end of each patch row, its newline token.
+    A row for each prune point: the base view on the left, the unpadded high-resolution grid on the right with its tile
+    edges and, at the end of each patch row, its newline token.
 
     Args:
         image: (height, width, 3) uint8.
@@ -51,7 +53,9 @@ def _draw_point(image: NDArray[np.uint8], tiler: Tiler, kept: set[int]) -> Image
     rows, columns = (stop - start for start, stop in (place.patch_rows, place.patch_columns))
     base = np.array([[row * side + column in kept for column in range(side)] for row in range(side)])
     first = side * side
-    grid = np.array([[first + row * (columns + 1) + column in kept for column in range(columns)] for row in range(rows)])
+    grid = np.array(
+        [[first + row * (columns + 1) + column in kept for column in range(columns)] for row in range(rows)]
+    )
     newlines = [first + row * (columns + 1) + columns in kept for row in range(rows)]
     left = _draw_patches(image, base.reshape(side, side), (side, side))
     if not rows or not columns:

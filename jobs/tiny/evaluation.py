@@ -38,7 +38,12 @@ def evaluate(folder: Path, questions: int, device: torch.device, base_view_only:
         answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         grid = "x".join(map(str, rendering.scene.view.grid))
         for question, answer in zip(asked, answers, strict=True):
-            for name in ("all", f"type {question.type}", f"grid {grid}", "fine" if question.fine else "coarse"):
+            for name in (
+                "all",
+                f"type {question.type}",
+                f"grid {grid}",
+                "fine" if question.fine else "coarse",
+            ):
                 rights[name].append(answer.strip() == question.answer)
     return {name: {"right": sum(values), "asked": len(values)} for name, values in sorted(rights.items())}
 

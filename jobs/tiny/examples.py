@@ -102,7 +102,11 @@ def _labels(rendering: Rendering) -> NDArray[np.uint8]:
     scene = rendering.scene
     table = np.zeros((1 + len(scene.objects) + len(scene.tags), 3), np.uint8)
     for i, item in enumerate(scene.objects, start=1):
-        table[i] = SHAPE_LABELS.index(item.shape), COLOR_LABELS.index(item.color), MARK_LABELS.index(item.letter)
+        table[i] = (
+            SHAPE_LABELS.index(item.shape),
+            COLOR_LABELS.index(item.color),
+            MARK_LABELS.index(item.letter),
+        )
     for i, tag in enumerate(scene.tags, start=1 + len(scene.objects)):
         marks = COLOR_LABELS.index(f"{tag.tone} tag"), MARK_LABELS.index(tag.word)
         table[i] = SHAPE_LABELS.index("tag"), *marks

@@ -91,7 +91,9 @@ def batch_shares(batch: int) -> list[tuple[int, int]]:
 def fixed_batches(tile_counts: torch.Tensor, batch: int) -> list[torch.Tensor]:
     """As many disjoint batches, made up as `batch_shares` says, as these examples give."""
     pools = [torch.nonzero(tile_counts == tiles).flatten().split(count) for tiles, count in batch_shares(batch)]
-    full = min(sum(len(part) == count for part in pool) for pool, (_, count) in zip(pools, batch_shares(batch), strict=True))
+    full = min(
+        sum(len(part) == count for part in pool) for pool, (_, count) in zip(pools, batch_shares(batch), strict=True)
+    )
     return [torch.cat([pool[number] for pool in pools]) for number in range(full)]
 
 

@@ -153,7 +153,10 @@ def _optimizer(network: torch.nn.Module, config: TrainingConfig, device: torch.d
     matrices = [p for name, p in network.named_parameters() if p.ndim >= 2 and "embed" not in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in network.parameters() if id(p) not in chosen]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=device.type == "cuda")
 
 

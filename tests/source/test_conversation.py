@@ -153,8 +153,4 @@ def test_answers_of_every_kind(fields: dict[str, object], answer: str | None) ->
 )
 def test_what_is_wrong_with_a_text_is_named(record: dict[str, object], wanted: Reason) -> None:
     assert reason(record) == wanted
-    assert (
-        reason(record, EACH) == wanted
-        if "conversations" not in record or wanted != Reason.TEXT_EMPTY
-        else True
-    )
+    assert reason(record, EACH) == wanted if "conversations" not in record or wanted != Reason.TEXT_EMPTY else True

@@ -75,9 +75,7 @@ def test_each_allowed_format_decodes_as_pillow_does(kind: str) -> None:
 )
 def test_every_colour_mode_becomes_what_plain_convert_gives(mode: str, kind: str) -> None:
     data = saved(astronaut().convert(mode), kind)
-    np.testing.assert_array_equal(
-        decode_image(data, LIMIT), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    )
+    np.testing.assert_array_equal(decode_image(data, LIMIT), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))])
@@ -122,9 +120,7 @@ def test_sixteen_bit_grey_and_sixteen_bit_colour_agree() -> None:
     grey = gradient(0, 65535, "uint16")
     rows = b"".join(b"\0" + np.repeat(row[:, None], 3, 1).astype(">u2").tobytes() for row in grey)
     colour = png_of(grey.shape[1], grey.shape[0], rows, depth=16, colour=2)
-    np.testing.assert_array_equal(
-        decode_image(colour, LIMIT), decode_image(saved(Image.fromarray(grey), "PNG"), LIMIT)
-    )
+    np.testing.assert_array_equal(decode_image(colour, LIMIT), decode_image(saved(Image.fromarray(grey), "PNG"), LIMIT))
 
 
 def test_float_values_that_are_no_numbers_become_black() -> None:
@@ -168,12 +164,7 @@ def png_of(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 2
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_a_bomb_is_refused_from_its_header() -> None:
@@ -269,9 +260,7 @@ SEEDS = [
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12),
     st.floats(0.2, 1),
 )
-def test_mutated_images_decode_or_are_rejected(
-    data: bytes, flips: list[tuple[float, int]], cut: float
-) -> None:
+def test_mutated_images_decode_or_are_rejected(data: bytes, flips: list[tuple[float, int]], cut: float) -> None:
     """Half of the flips go into the first 64 bytes, where the headers are."""
     damaged = bytearray(data)
     for number, (place, value) in enumerate(flips):
@@ -291,7 +280,5 @@ def test_mutated_images_decode_or_are_rejected(
 def test_threads_decode_the_same_pixels() -> None:
     wanted = [decode_image(data, LIMIT) for data in SEEDS]
     with ThreadPoolExecutor(4) as pool:
-        for found, pixels in zip(
-            pool.map(lambda data: decode_image(data, LIMIT), SEEDS * 8), wanted * 8, strict=True
-        ):
+        for found, pixels in zip(pool.map(lambda data: decode_image(data, LIMIT), SEEDS * 8), wanted * 8, strict=True):
             np.testing.assert_array_equal(found, pixels)

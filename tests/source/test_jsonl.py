@@ -52,9 +52,7 @@ def test_several_images_and_a_root_of_their_own(folder: Path) -> None:
 
 
 def test_the_settings_choose_image_and_key(folder: Path) -> None:
-    path = write(
-        folder, {"file": "img/1.jpg", "uid": 5, "id": 6, "text": "t"}, {"file": "img/1.jpg", "text": "t"}
-    )
+    path = write(folder, {"file": "img/1.jpg", "uid": 5, "id": 6, "text": "t"}, {"file": "img/1.jpg", "text": "t"})
     items = read_file(path, SourceConfig(image_column="file", key_column="uid"))
     assert [item.key for item in items] == ["5", "1"]
     assert reasons(items) == [None, "text_malformed"]

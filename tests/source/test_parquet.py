@@ -67,9 +67,7 @@ def test_runs_of_rows_give_what_the_whole_file_gives(tmp_path: Path, row_group_s
     assert [shard.rows for shard in shards] == [(0, 4), (4, 8), (8, 10)]
     for shard in shards:
         assert shard.rows is not None
-        assert list(read_shard(shard, config, LocalOpener())) == hub_samples(
-            range(*shard.rows), shard.rows[0]
-        )
+        assert list(read_shard(shard, config, LocalOpener())) == hub_samples(range(*shard.rows), shard.rows[0])
 
 
 def test_more_rows_than_are_decoded_at_a_time_stay_in_step(tmp_path: Path) -> None:
@@ -98,9 +96,7 @@ def test_images_in_every_form(tmp_path: Path, cell: object) -> None:
 
 def test_several_images_a_row_and_settings_for_the_columns(tmp_path: Path) -> None:
     pairs = [[{"bytes": encoded(n), "path": None}, {"bytes": encoded(n + 1), "path": None}] for n in range(2)]
-    path = write(
-        tmp_path, {"images": pairs, "ask": ["<image><image> q"] * 2, "uid": ["a", "b"], "gold": ["x", "y"]}
-    )
+    path = write(tmp_path, {"images": pairs, "ask": ["<image><image> q"] * 2, "uid": ["a", "b"], "gold": ["x", "y"]})
     config = SourceConfig(image_column="images", text_column="ask", key_column="uid", answer_column="gold")
     assert read_file(path, config) == [
         Sample(key, n, (encoded(n), encoded(n + 1)), (Turn("user", "<image><image> q"),), gold)
@@ -115,9 +111,7 @@ def test_several_images_a_row_and_settings_for_the_columns(tmp_path: Path) -> No
         ("messages", "role", "content", ("user", "assistant")),
     ],
 )
-def test_columns_of_conversations(
-    tmp_path: Path, field: str, role: str, text: str, names: tuple[str, str]
-) -> None:
+def test_columns_of_conversations(tmp_path: Path, field: str, role: str, text: str, names: tuple[str, str]) -> None:
     talk = [{role: names[n % 2], text: f"t{n}"} for n in range(4)]
     path = write(tmp_path, {"image": hub_images(1), "id": ["k"], field: [talk]})
     items = read_file(path, SourceConfig(turns="each"))
@@ -206,9 +200,7 @@ def test_flipped_bytes_never_raise(tmp_path: Path, place: int) -> None:
     data = bytearray(path.read_bytes())
     for step in range(3):
         data[(place * 7919 + step * 104729) % len(data)] ^= 1 << (place % 8)
-    items = read_file(
-        Path(path.with_name("damaged.parquet").write_bytes(data) and path.with_name("damaged.parquet"))
-    )
+    items = read_file(Path(path.with_name("damaged.parquet").write_bytes(data) and path.with_name("damaged.parquet")))
     assert [item.index for item in items] == list(range(len(items)))
 
 

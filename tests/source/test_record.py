@@ -22,9 +22,7 @@ from trio_ray.source.rejection import Rejected
         ({"id": "half \ud83d pair"}, "half \\ud83d pair"),
     ],
 )
-def test_the_first_usable_field_is_the_key_and_else_the_rows_number(
-    record: dict[str, object], wanted: str
-) -> None:
+def test_the_first_usable_field_is_the_key_and_else_the_rows_number(record: dict[str, object], wanted: str) -> None:
     assert key_of(record, None, 7) == wanted
 
 

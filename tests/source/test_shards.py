@@ -65,17 +65,13 @@ def test_names_do_not_change_between_versions() -> None:
     assert names("s3://bucket/train/00001.tar") == ["00001-73cbdac543970008"]
 
 
-@pytest.mark.parametrize(
-    ("rows", "runs"), [(0, [(0, 0)]), (1, [(0, 1)]), (4, [(0, 4)]), (9, [(0, 4), (4, 8), (8, 9)])]
-)
+@pytest.mark.parametrize(("rows", "runs"), [(0, [(0, 0)]), (1, [(0, 1)]), (4, [(0, 4)]), (9, [(0, 4), (4, 8), (8, 9)])])
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "ndjson"])
 def test_runs_cover_every_row_once(tmp_path: Path, kind: str, rows: int, runs: list[tuple[int, int]]) -> None:
     path = tmp_path / f"data.{kind}"
     if kind == "parquet":
         pq.write_table(
-            pa.table(
-                {"image": pa.array([b"x"] * rows, pa.binary()), "text": pa.array(["t"] * rows, pa.string())}
-            ),
+            pa.table({"image": pa.array([b"x"] * rows, pa.binary()), "text": pa.array(["t"] * rows, pa.string())}),
             path,
         )
     else:

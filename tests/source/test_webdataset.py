@@ -69,9 +69,7 @@ def test_a_json_with_a_usable_prompt_wins_over_the_txt(record: dict[str, object]
 
 
 def test_the_answer_in_the_json_goes_with_the_prompt_in_the_txt() -> None:
-    (item,) = read_tar(
-        tar_of([{"__key__": "a", "jpg": IMAGE, "json": {"answer": "yes"}, "txt": b"is it?\r\n"}])
-    )
+    (item,) = read_tar(tar_of([{"__key__": "a", "jpg": IMAGE, "json": {"answer": "yes"}, "txt": b"is it?\r\n"}]))
     assert item == Sample("a", 0, (IMAGE,), (Turn("user", "is it?"),), "yes")
 
 
@@ -103,9 +101,7 @@ def test_numbered_images_come_in_the_order_of_their_numbers() -> None:
 
 
 def test_keys_keep_their_folder_and_end_at_the_first_dot() -> None:
-    members = [
-        (f"{key}.{end}", data) for key in ("x/a", "y.v2/a") for end, data in (("jpg", IMAGE), ("txt", b"t"))
-    ]
+    members = [(f"{key}.{end}", data) for key in ("x/a", "y.v2/a") for end, data in (("jpg", IMAGE), ("txt", b"t"))]
     items = read_tar(raw_tar([("./x/.hidden.jpg", IMAGE), ("README", b"about"), *members]))
     assert [item.key for item in items] == ["x/a", "y.v2/a"]
     assert reasons(items) == [None, None]
@@ -169,9 +165,7 @@ def test_a_bad_sample_is_named_and_costs_no_other(
     monkeypatch.setattr(webdataset_source, "MAX_IMAGE_BYTES", 3000)
     if 2000 < len(members[-1][1]) < 3000:
         monkeypatch.setattr(webdataset_source, "MAX_TEXT_BYTES", 2000)
-    items = read_tar(
-        raw_tar([("a.jpg", IMAGE), ("a.txt", b"t"), *members, ("c.jpg", IMAGE), ("c.txt", b"t")])
-    )
+    items = read_tar(raw_tar([("a.jpg", IMAGE), ("a.txt", b"t"), *members, ("c.jpg", IMAGE), ("c.txt", b"t")]))
     assert [item.key for item in items] == ["a", "b", "c"]
     assert [item.index for item in items] == [0, 1, 2]
     assert reasons(items) == [None, wanted.value, None]
@@ -188,9 +182,7 @@ def test_of_samples_with_one_key_the_first_counts(between: list[tuple[str, bytes
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz", ".TAR"])
 @pytest.mark.parametrize("compress", [True, False])
-def test_compression_is_seen_from_the_bytes_and_not_from_the_name(
-    tmp_path: Path, ending: str, compress: bool
-) -> None:
+def test_compression_is_seen_from_the_bytes_and_not_from_the_name(tmp_path: Path, ending: str, compress: bool) -> None:
     path = tmp_path / f"shard{ending}"
     path.write_bytes(gzip.compress(TAR) if compress else TAR)
     assert read_file(path) == WHOLE
@@ -357,7 +349,5 @@ def test_a_skip_that_ends_within_a_row_still_finds_its_image(compress: bool) -> 
     opener = OneFileOpener(lambda: io.BytesIO(data))
     assert [item.key for item in whole] == ["a#0", "a#1", "a#2", "b"]
     for first in range(5):
-        kept = list(
-            read_shard(shard, SourceConfig(turns="each"), opener, lambda index, first=first: index < first)
-        )
+        kept = list(read_shard(shard, SourceConfig(turns="each"), opener, lambda index, first=first: index < first))
         assert kept == whole[first:]

@@ -10,7 +10,10 @@ from trio_ray.store.dataset import Dataset
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
 
-IDENTITY = {"model": {"name": "tiny", "revision": None}, "method": {"prune_points": [1, 2], "threshold": 0.8}}
+IDENTITY: dict[str, Any] = {
+    "model": {"name": "tiny", "revision": None},
+    "method": {"prune_points": [1, 2], "threshold": 0.8},
+}
 AWKWARD_KEYS = [
     "plain",
     "with.dots.jpg",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,18 +23,16 @@ from trio_ray.store.commits import (
     write_failure,
 )
 from trio_ray.store.dataset import Dataset
-from trio_ray.store.layout import commit_name
-from trio_ray.store.objects import ObjectStore
+from trio_ray.store.layout import FileKind, commit_name
+from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.record import dump_record, load_record
 
 RUN = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:01.000+00:00", "0.1.0")
 
 
 def commit(shard_name: str, part: int, last: bool = False) -> CommitRecord:
-    files = {"samples": FileRecord(f"data/{shard_name}/{part:05d}-a.parquet", 1, "0" * 32)}
-    return CommitRecord(
-        1, "f" * 64, replace(shard(shard_name), rows=(0, 9)), part, "a", last, 0, 0, files, RUN
-    )  # type: ignore[arg-type]
+    files: dict[FileKind, FileRecord] = {"samples": FileRecord(f"data/{shard_name}/{part:05d}-a.parquet", 1, "0" * 32)}
+    return CommitRecord(1, "f" * 64, replace(shard(shard_name), rows=(0, 9)), part, "a", last, 0, 0, files, RUN)
 
 
 def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStore) -> None:
@@ -64,10 +63,17 @@ def test_progress_reads_one_record_a_shard(store: ObjectStore, monkeypatch: pyte
     reads: list[str] = []
     listings: list[str] = []
     read, listing = type(store).read, type(store).list
-    monkeypatch.setattr(type(store), "read", lambda self, name: (reads.append(name), read(self, name))[1])
-    monkeypatch.setattr(
-        type(store), "list", lambda self, prefix="": (listings.append(prefix), listing(self, prefix))[1]
-    )
+
+    def counted_read(self: ObjectStore, name: str) -> bytes:
+        reads.append(name)
+        return read(self, name)
+
+    def counted_list(self: ObjectStore, prefix: str = "") -> Iterator[ObjectInfo]:
+        listings.append(prefix)
+        return listing(self, prefix)
+
+    monkeypatch.setattr(type(store), "read", counted_read)
+    monkeypatch.setattr(type(store), "list", counted_list)
     shard_progress(store, 2)
     assert sorted(reads) == [commit_name(name, 5) for name in ("a", "b", "c")]
     assert listings == ["commits/"]

@@ -73,9 +73,7 @@ def test_of_racing_runs_with_two_identities_all_that_agree_with_the_winner_join(
         joined = list(pool.map(run, range(6)))
     winner = load_dataset(store)
     agreeing = 0 if winner.identity == {"model": {"name": "m0"}} else 1
-    assert [created == winner.created for created in joined] == [
-        number % 2 == agreeing for number in range(6)
-    ]
+    assert [created == winner.created for created in joined] == [number % 2 == agreeing for number in range(6)]
 
 
 def test_a_folder_without_dataset_is_no_cache(store: ObjectStore) -> None:

@@ -30,9 +30,7 @@ def _leave_behind(store: ObjectStore, dataset: Dataset) -> PartWriter:
     return unfinished
 
 
-def test_orphans_and_unfinished_writes_go_and_the_cache_stays_sound(
-    store: ObjectStore, dataset: Dataset
-) -> None:
+def test_orphans_and_unfinished_writes_go_and_the_cache_stays_sound(store: ObjectStore, dataset: Dataset) -> None:
     unfinished = _leave_behind(store, dataset)
     store.put("notes.txt", b"a foreign object is not ours to delete")
     found = collect_garbage(store, 0.0, dry_run=True)

@@ -68,9 +68,7 @@ def test_patterns_name_files_in_a_fixed_order(
 
 def test_a_file_named_twice_counts_once_at_its_first_place(corpus: tuple[str, S3Config]) -> None:
     root, config = corpus
-    files = expand_inputs(
-        [f"{root}/a/train-00001.tar", f"{root}/a/*.tar", f"{root}/a/train-00000.tar"], config
-    )
+    files = expand_inputs([f"{root}/a/train-00001.tar", f"{root}/a/*.tar", f"{root}/a/train-00000.tar"], config)
     assert [file.uri for file in files] == [f"{root}/{NAMES[number]}" for number in (1, 0, 2)]
 
 
@@ -104,9 +102,7 @@ def test_input_that_names_nothing_stops_the_job(
     assert caught.value.field == "input"
 
 
-def test_wrong_credentials_stop_the_job(
-    corpus: tuple[str, S3Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_credentials_stop_the_job(corpus: tuple[str, S3Config], monkeypatch: pytest.MonkeyPatch) -> None:
     root, config = corpus
     if not root.startswith("s3://"):
         return

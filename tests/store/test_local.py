@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,9 +54,7 @@ def test_temporaries_of_dead_writers_are_no_objects(tmp_path: Path) -> None:
     assert [left.name.startswith("data/.trio-ray-tmp-") for left in store.list_unfinished()] == [True]
 
 
-def test_paths_file_uris_and_the_home_folder_are_understood(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_file_uris_and_the_home_folder_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for uri, folder in [
@@ -66,3 +66,41 @@ def test_paths_file_uris_and_the_home_folder_are_understood(
         store.put("a", b"1")
         assert store.uri == str(folder)
         assert (folder / "a").read_bytes() == b"1"
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A file system that is full after `size` bytes a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_a_typed_error_and_leaves_nothing(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with largest_file(1 << 16):
+        for act in (
+            lambda: store.put("big", bytes(1 << 18)),
+            lambda: store.put("just-beyond", bytes((1 << 16) + 1)),
+            lambda: store.create("commit", bytes(1 << 18)),
+        ):
+            with pytest.raises(StoreError, match="cannot be written: File too large"):
+                act()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_hard_links_is_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none to mount in a test; this is what such file systems answer."""
+
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match="has no hard links, which create-only commits need"):
+        LocalStore(tmp_path).check_writable()
+    assert list(tmp_path.iterdir()) == []

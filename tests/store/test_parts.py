@@ -106,9 +106,7 @@ def test_a_part_may_be_empty_or_all_bad(store: ObjectStore, dataset: Dataset) ->
     assert pq.read_table(io.BytesIO(store.read(empty.files["samples"].name))).num_rows == 0
 
 
-def test_of_racing_attempts_one_commits_and_the_others_files_are_gone(
-    store: ObjectStore, dataset: Dataset
-) -> None:
+def test_of_racing_attempts_one_commits_and_the_others_files_are_gone(store: ObjectStore, dataset: Dataset) -> None:
     writers = [PartWriter(store, dataset, shard(), 0, f"run-{number}") for number in range(3)]
     for number, writer in enumerate(writers):
         writer.add(row(f"by-{number}", 0), kv_bytes("k"))
@@ -121,9 +119,7 @@ def test_of_racing_attempts_one_commits_and_the_others_files_are_gone(
     assert names == {file.name for file in records[0].files.values()}
 
 
-def test_an_aborted_attempt_leaves_nothing_and_the_next_one_commits(
-    store: ObjectStore, dataset: Dataset
-) -> None:
+def test_an_aborted_attempt_leaves_nothing_and_the_next_one_commits(store: ObjectStore, dataset: Dataset) -> None:
     writer = PartWriter(store, dataset, shard(), 0, "run")
     writer.add(row("a", 0), bytes(6 << 20))
     assert (writer.stored, writer.quarantined) == (1, 0)

@@ -34,9 +34,7 @@ def test_any_changed_byte_is_damage(fields: dict[str, object], data: st.DataObje
         load_record(bytes(changed), "the-uri")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{}", b"[]", b"3", b'{"a":1}', b"\xff", b"{" * 100_000, b"[" * 100_000, b"NaN"]
-)
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"3", b'{"a":1}', b"\xff", b"{" * 100_000, b"[" * 100_000, b"NaN"])
 def test_what_is_no_record_is_damage_and_no_crash(data: bytes) -> None:
     with pytest.raises(ObjectDamaged):
         load_record(data, "uri")

@@ -8,12 +8,14 @@ import threading
 import time
 
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 
 from tests.seaweed import S3Server
 from tests.store.breaking_proxy import breaking_proxy
 from trio_ray.config import S3Config
 from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
-from trio_ray.store.objects import ObjectStore
+from trio_ray.store.objects import TEMPORARY_PREFIX, ObjectStore
 from trio_ray.store.opening import open_store, split_s3_uri
 from trio_ray.store.s3 import S3Store
 
@@ -27,9 +29,7 @@ def behind(store: ObjectStore, endpoint_url: str, **settings: int) -> S3Store:
     return S3Store(bucket, prefix, config.model_copy(update={"endpoint_url": endpoint_url, **settings}))
 
 
-def test_a_stream_survives_connections_that_break_in_mid_body(
-    s3_store: ObjectStore, s3_environment: S3Server
-) -> None:
+def test_a_stream_survives_connections_that_break_in_mid_body(s3_store: ObjectStore, s3_environment: S3Server) -> None:
     s3_store.put("big", DATA)
 
     def cut_most_bodies(request: bytes, answer: bytes, cuts: int) -> int | None:
@@ -89,9 +89,7 @@ def test_a_create_whose_answer_was_lost_is_still_ours_and_nobody_elses(
 
 
 @pytest.mark.parametrize("lost", [b"uploadId=", b"partNumber=2"])
-def test_a_multipart_upload_survives_lost_answers(
-    s3_store: ObjectStore, s3_environment: S3Server, lost: bytes
-) -> None:
+def test_a_multipart_upload_survives_lost_answers(s3_store: ObjectStore, s3_environment: S3Server, lost: bytes) -> None:
     def lose_first_answer(request: bytes, answer: bytes, cuts: int) -> int | None:
         line = request.split(b"\r\n", 1)[0]
         completes = line.startswith(b"POST") or lost != b"uploadId="
@@ -125,9 +123,7 @@ def test_a_failing_upload_raises_in_the_producer_and_leaves_nothing(
     assert list(s3_store.list_unfinished()) == []
 
 
-def test_writing_waits_while_all_upload_threads_are_busy(
-    s3_store: ObjectStore, s3_environment: S3Server
-) -> None:
+def test_writing_waits_while_all_upload_threads_are_busy(s3_store: ObjectStore, s3_environment: S3Server) -> None:
     """Memory is bounded: pieces in flight and the one being filled, however fast the producer is."""
     release = threading.Event()
 
@@ -219,9 +215,7 @@ def test_a_uri_without_bucket_or_of_another_scheme_is_refused() -> None:
             open_store(uri, S3Config())
 
 
-def test_a_store_that_ignores_create_only_is_refused(
-    s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_ignores_create_only_is_refused(s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """On such a server two runs would overwrite each other's commits."""
 
     def create(self: S3Store, name: str, data: bytes) -> bool:
@@ -249,3 +243,73 @@ def test_a_streamed_object_carries_its_parts_and_two_stores_share_a_bucket(s3_en
     bucket, prefix = split_s3_uri(f"{root}/one/empty/")
     s3_environment.client().put_object(Bucket=bucket, Key=prefix, Body=b"")
     assert [info.name for info in one.list()] == ["x"]
+
+
+def answer_once(store: ObjectStore, operation: str, status: int, code: str) -> None:
+    """Let the next such request be answered with an error that AWS gives, but this server never does."""
+    assert isinstance(store, S3Store)
+    answers = [
+        (
+            AWSResponse("", status, HTTPHeaders(), None),
+            {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {}},
+        )
+    ]
+    store._client.meta.events.register(f"before-call.s3.{operation}", lambda **_: answers.pop() if answers else None)
+
+
+def test_a_create_that_meets_another_one_under_way_tries_again(s3_store: ObjectStore) -> None:
+    answer_once(s3_store, "PutObject", 409, "ConditionalRequestConflict")
+    assert s3_store.create("commit", b"record")
+    answer_once(s3_store, "PutObject", 409, "ConditionalRequestConflict")
+    assert not s3_store.create("commit", b"another")
+
+
+def test_an_upload_that_was_completed_by_a_lost_first_try_counts_as_written(s3_store: ObjectStore) -> None:
+    """AWS answers a repeated completion with NoSuchUpload; only the object itself can tell what happened."""
+    with s3_store.writer("object") as writer:
+        writer.write(DATA)
+    answer_once(s3_store, "CompleteMultipartUpload", 404, "NoSuchUpload")
+    with s3_store.writer("object") as writer:
+        writer.write(DATA)
+    answer_once(s3_store, "CompleteMultipartUpload", 404, "NoSuchUpload")
+    writer = s3_store.writer("never-written")
+    writer.write(DATA)
+    with pytest.raises(StoreError, match="never-written"):
+        writer.close()
+
+
+def test_an_upload_that_is_gone_already_is_no_error_to_remove(s3_store: ObjectStore) -> None:
+    writer = s3_store.writer("object")
+    writer.write(DATA)
+    (unfinished,) = s3_store.list_unfinished()
+    answer_once(s3_store, "AbortMultipartUpload", 404, "NoSuchUpload")
+    s3_store.remove_unfinished(unfinished)
+    answer_once(s3_store, "AbortMultipartUpload", 403, "AccessDenied")
+    with pytest.raises(AccessRefused):
+        s3_store.remove_unfinished(unfinished)
+    writer.abort()
+
+
+def test_a_probe_left_by_a_killed_check_is_no_object_and_can_be_removed(s3_store: ObjectStore) -> None:
+    s3_store.put(f"{TEMPORARY_PREFIX}dead", b"probe")
+    assert list(s3_store.list()) == []
+    (probe,) = s3_store.list_unfinished()
+    s3_store.remove_unfinished(probe)
+    assert list(s3_store.list_unfinished()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (301, "PermanentRedirect", r"another region .* set s3\.region"),
+        (400, "ExpiredToken", "check the credentials"),
+        (400, "EntityTooLarge", "S3 answered EntityTooLarge: no message"),
+    ],
+)
+def test_other_answers_are_one_sentence_too(
+    s3_store: ObjectStore, s3_environment: S3Server, status: int, code: str, message: str
+) -> None:
+    answer_once(s3_store, "PutObject", status, code)
+    with pytest.raises(StoreError, match=message) as caught:
+        s3_store.put("object", b"1")
+    one_sentence(caught.value, s3_environment)

@@ -32,7 +32,8 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def described(name: str) -> dict[str, Any]:
-    return json.loads((SCHEMAS / name).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((SCHEMAS / name).read_text(encoding="utf-8"))
+    return content
 
 
 def columns(schema: pa.Schema) -> list[dict[str, object]]:
@@ -75,9 +76,7 @@ def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None
     for schema, objects in names.items():
         validator = Draft202012Validator(described(f"{schema}.schema.json"))
         for name in objects:
-            assert [error.message for error in validator.iter_errors(json.loads(store.read(name)))] == [], (
-                name
-            )
+            assert [error.message for error in validator.iter_errors(json.loads(store.read(name)))] == [], name
     clear_failure(store, "lost")
 
 
@@ -96,13 +95,11 @@ def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None
         ("failure", ("run",), RunRecord),
     ],
 )
-def test_schemas_have_the_fields_of_the_code_and_no_others(
-    schema: str, path: tuple[str, ...], record: type
-) -> None:
+def test_schemas_have_the_fields_of_the_code_and_no_others(schema: str, path: tuple[str, ...], record: type) -> None:
     node = described(f"{schema}.schema.json")
     for step in path:
         node = node["properties"][step]
-    expected = {field.name for field in fields(record)} | ({"checksum"} if not path else set())  # type: ignore[arg-type]
+    expected = {field.name for field in fields(record)} | ({"checksum"} if not path else set())
     assert set(node["properties"]) == expected
     assert set(node["required"]) == expected
     assert node["additionalProperties"] is False

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.store.caches import AWKWARD_KEYS, IDENTITY, kv_bytes, row, shard, write_part
 from trio_ray.config import S3Config
+from trio_ray.errors import AccessRefused
 from trio_ray.store.commits import CommitRecord, FailureRecord, RunRecord, create_commit, write_failure
 from trio_ray.store.dataset import Dataset, create_or_check
 from trio_ray.store.findings import FindingKind
@@ -33,17 +36,13 @@ def build(store: ObjectStore, dataset: Dataset) -> list[CommitRecord]:
         write_part(store, dataset, 0, keys=["other"], source=shard("train-00001.tar"), bad=0),
     ]
     run = RunRecord("run", "host", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00", "0.1.0")
-    write_failure(
-        store, FailureRecord(1, dataset.identity_hash, shard("train-00002.tar"), 3, "the replica died", run)
-    )
+    write_failure(store, FailureRecord(1, dataset.identity_hash, shard("train-00002.tar"), 3, "the replica died", run))
     return [record for record in records if record]
 
 
 def named(store: ObjectStore) -> set[tuple[str, str]]:
     """Kind and object of all damage."""
-    return {
-        (finding.kind.value, finding.object) for finding in verify(store, 2).findings if finding.is_damage
-    }
+    return {(finding.kind.value, finding.object) for finding in verify(store, 2).findings if finding.is_damage}
 
 
 def test_a_sound_cache_has_no_findings_and_is_counted(store: ObjectStore, dataset: Dataset) -> None:
@@ -221,13 +220,8 @@ def test_a_tar_member_without_a_row_is_found(store: ObjectStore, dataset: Datase
         assert ("member", record.files["kv"].name) in named(store)
 
 
-def _replace_samples(
-    store: ObjectStore, record: CommitRecord, rows: list[dict[str, object]], schema: object
-) -> None:
+def _replace_samples(store: ObjectStore, record: CommitRecord, rows: list[dict[str, object]], schema: object) -> None:
     """Put another table in place of a part's, and a fitting commit record."""
-    import pyarrow as pa
-    import xxhash
-
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink)
     old = record.files["samples"]
@@ -255,9 +249,7 @@ def test_parts_with_a_gap_or_beyond_the_end_are_found(store: ObjectStore, datase
     assert verify(store, 2).incomplete == [shard().name]
 
 
-def test_an_unfinished_job_is_sound_and_its_open_shards_are_listed(
-    store: ObjectStore, dataset: Dataset
-) -> None:
+def test_an_unfinished_job_is_sound_and_its_open_shards_are_listed(store: ObjectStore, dataset: Dataset) -> None:
     write_part(store, dataset, 0, last=False)
     writer = PartWriter(store, dataset, shard(), 1, "run")
     writer.add(row("running", 1000), bytes(6 << 20))
@@ -270,3 +262,65 @@ def test_an_unfinished_job_is_sound_and_its_open_shards_are_listed(
 def test_a_folder_of_something_else_is_all_foreign(store: ObjectStore) -> None:
     store.put("holiday.jpg", b"\xff\xd8")
     assert named(store) == {("dataset", "dataset.json"), ("foreign", "holiday.jpg")}
+
+
+def test_a_table_of_other_columns_or_none_at_all_is_found(store: ObjectStore, dataset: Dataset) -> None:
+    record = write_part(store, dataset, keys=["a"])
+    assert record is not None
+    table = pq.read_table(io.BytesIO(store.read(record.files["samples"].name)))
+    name = record.files["samples"].name
+    _replace_samples(store, record, [{"key": "a"}], pa.schema([("key", pa.string())]))
+    assert ("table", name) in named(store)
+    unstamped = table.schema.with_metadata({})
+    _replace_samples(store, record, table.to_pylist(), unstamped)
+    assert named(store) == {("table", name)}
+    store.put(name, b"PAR1 is no table")
+    garbage = replace(record.files["samples"], size=16, checksum=xxhash.xxh3_128_hexdigest(b"PAR1 is no table"))
+    store.delete(commit_name(record.shard.name, 0))
+    create_commit(store, replace(record, files={**record.files, "samples": garbage}))
+    assert named(store) == {("table", name)}
+
+
+def test_a_failure_record_of_another_cache_or_with_damage_is_found(store: ObjectStore, dataset: Dataset) -> None:
+    run = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:01.000+00:00", "0.1.0")
+    write_failure(store, FailureRecord(1, "0" * 64, shard("s"), 3, "it died", run))
+    assert named(store) == {("identity", "failures/s.json")}
+    store.put("failures/s.json", b"{}")
+    assert named(store) == {("record", "failures/s.json")}
+
+
+def test_what_the_store_refuses_to_give_is_a_finding_and_no_crash(
+    store: ObjectStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = build(store, dataset)
+
+    def refuse(self: ObjectStore, name: str) -> bytes:
+        raise AccessRefused(self.uri_of(name), "no permission")
+
+    monkeypatch.setattr(type(store), "open", refuse)
+    tars = {record.files["kv"].name for record in records}
+    assert named(store) == {("unreadable", name) for name in tars}
+    monkeypatch.setattr(type(store), "read", refuse)
+    everything = {info.name for info in store.list()}
+    assert {name for kind, name in named(store) if kind == "unreadable"} == {
+        name for name in everything if not name.startswith("data/")
+    }
+
+
+def test_a_table_that_cannot_be_read_is_a_finding(
+    store: ObjectStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = write_part(store, dataset)
+    assert record is not None
+    read = type(store).read
+
+    def refuse_tables(self: ObjectStore, name: str) -> bytes:
+        if name.endswith(".parquet"):
+            raise AccessRefused(self.uri_of(name), "no permission")
+        return read(self, name)
+
+    monkeypatch.setattr(type(store), "read", refuse_tables)
+    assert named(store) == {
+        ("unreadable", record.files["samples"].name),
+        ("unreadable", record.files["quarantine"].name),
+    }

@@ -1,7 +1,8 @@
 """Render a small corpus, run the whole path on it, and show answers from the cache beside the true ones.
 
-Images of many sizes with questions, some samples broken on purpose, go through two replicas of the bundled model on this machine; the cache
-is verified, some questions are answered from it, and pictures show which image tokens were kept.
+Images of many sizes with questions, some samples broken on purpose, go through two replicas of the bundled model on
+this machine; the cache is verified, some questions are answered from it, and pictures show which image tokens were
+kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from trio_ray.commands import generate, inspect, precompute, verify
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--folder", default="demo_output", metavar="DIR", help="where everything goes (default demo_output)")
+    parser.add_argument(
+        "--folder", default="demo_output", metavar="DIR", help="where everything goes (default demo_output)"
+    )
     parser.add_argument("--scenes", type=int, default=120, metavar="N", help="images to render (default 120)")
     parser.add_argument("--pictures", type=int, default=3, metavar="N", help="overlay pictures to draw (default 3)")
 

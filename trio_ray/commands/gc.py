@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
     parser.add_argument(
-        "--older-than", type=float, default=24.0, metavar="HOURS", help="age from which a file is garbage (default 24)"
+        "--older-than",
+        type=float,
+        default=24.0,
+        metavar="HOURS",
+        help="age from which a file is garbage (default 24)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     add_s3_options(parser)

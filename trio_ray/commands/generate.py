@@ -1,7 +1,7 @@
 """Answer from stored prefixes: no image is opened and no prompt is prefilled.
 
-The model must be the one that made the cache; any other is refused by the name of the file that differs. Without keys, the first
---limit samples are answered. With --json each line is a JSON object.
+The model must be the one that made the cache; any other is refused by the name of the file that differs. Without keys,
+the first --limit samples are answered. With --json each line is a JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
     parser.add_argument("keys", metavar="KEY", nargs="*", help="sample keys; [shard:]key where several shards have one")
-    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)")
+    parser.add_argument(
+        "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)"
+    )
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="samples answered without keys (default 8)")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="prefixes decoded together (default 16)")

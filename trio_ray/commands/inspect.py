@@ -1,7 +1,7 @@
 """Say what a cache holds, or what is stored of one sample.
 
-With --png the sample's image is read again from its input shard and drawn with the kept and dropped tokens of each prune point over the
-tile grid; the shard must still be readable and unchanged, and the model says how images are tiled.
+With --png the sample's image is read again from its input shard and drawn with the kept and dropped tokens of each
+prune point over the tile grid; the shard must still be readable and unchanged, and the model says how images are tiled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", nargs="?", help="a sample's key")
     parser.add_argument("--shard", metavar="NAME", help="the key's shard, where several have it")
     parser.add_argument("--png", metavar="OUT", help="draw the sample's kept and dropped tokens into this file")
-    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)")
+    parser.add_argument(
+        "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)"
+    )
     add_s3_options(parser)
 
 
@@ -51,13 +53,19 @@ def _print_cache(cache: Any) -> None:
     for section, values in sorted(dataset.identity.items()):
         print(f"  {section}: {values}")
     kv = sum(table.column("kv_length").to_pylist())
-    print(f"  {len(cache.commits)} parts of up to {dataset.part_samples} samples, {len(table)} samples, {kv:,} bytes of KV")
+    parts = f"{len(cache.commits)} parts of up to {dataset.part_samples} samples"
+    print(f"  {parts}, {len(table)} samples, {kv:,} bytes of KV")
     if len(table):
         image_tokens = sum(table.column("image_tokens").to_pylist())
         retention = sum(table.column("retention").to_pylist()) / len(table)
-        print(f"  {image_tokens / len(table):.1f} image tokens a sample; of these, {retention:.1%} held as the mean over layers")
+        print(
+            f"  {image_tokens / len(table):.1f} image tokens a sample, {retention:.1%} of them held (mean over layers)"
+        )
     reasons = Counter(cache.quarantine.column("reason").to_pylist())
-    print(f"  {sum(reasons.values())} quarantined" + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
+    print(
+        f"  {sum(reasons.values())} quarantined"
+        + "".join(f"; {count} {reason}" for reason, count in reasons.most_common())
+    )
     for bad in cache.quarantine.to_pylist():
         print(f"    {bad['key']} ({bad['reason']}): {bad['detail']}")
 
@@ -68,16 +76,20 @@ def _print_sample(cache: Any, row: dict[str, Any]) -> None:
         print(f"{name:14s} {row[name]}")
     for image in row["images"]:
         grid = f"{image['grid_rows']} x {image['grid_columns']} tiles"
-        print(f"{'image':14s} {image['width']} x {image['height']} pixels, {grid}, {image['tokens']} tokens, {image['hash']}")
+        size = f"{image['width']} x {image['height']} pixels"
+        print(f"{'image':14s} {size}, {grid}, {image['tokens']} tokens, {image['hash']}")
     for layer, kept in zip(cache.schedule.prune_points, row["kept"], strict=True):
         print(f"{'kept':14s} before layer {layer}: {len(kept)}: {' '.join(map(str, kept))}")
     for segment in prefix.segments:
         last = segment.first_layer + segment.layers - 1
-        print(f"{'segment':14s} layers {segment.first_layer}..{last}: {segment.rows} rows of {tuple(segment.keys.shape[2:])}")
-    print(f"{'retention':14s} {row['retention']:.4f} of this prompt's {row['image_tokens']} image tokens, mean over layers")
+        shape = tuple(segment.keys.shape[2:])
+        print(f"{'segment':14s} layers {segment.first_layer}..{last}: {segment.rows} rows of {shape}")
+    print(f"{'retention':14s} {row['retention']:.4f} of {row['image_tokens']} image tokens, mean over layers")
     place = f"{row['kv_object']} bytes {row['kv_offset']}..{row['kv_offset'] + row['kv_length'] - 1}"
     print(f"{'kv':14s} {place}, codec {row['codec']}, checksum {row['kv_checksum']} (read and equal)")
-    first = ", ".join(f"{token} ({logprob:.3f})" for token, logprob in zip(row["top_ids"], row["top_logprobs"], strict=True))
+    first = ", ".join(
+        f"{token} ({logprob:.3f})" for token, logprob in zip(row["top_ids"], row["top_logprobs"], strict=True)
+    )
     print(f"{'first token':14s} {first}")
 
 

@@ -1,7 +1,7 @@
 """Run TRIO over shards of image-text data and store the pruned prefixes.
 
-The same command again goes on where an earlier run stopped, whatever stopped it; with nothing left to do it ends in seconds.
-Ray is started on this machine, or joined where RAY_ADDRESS names a cluster (`ray job submit` sets it).
+The same command again goes on where an earlier run stopped, whatever stopped it; with nothing left to do it ends in
+seconds. Ray is started on this machine, or joined where RAY_ADDRESS names a cluster (`ray job submit` sets it).
 
 example:
   trio-ray precompute --input 's3://corpus/{00000..00099}.tar' --output s3://bucket/cache \\

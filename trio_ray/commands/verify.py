@@ -1,7 +1,7 @@
 """Read a whole cache and name everything that is not as it was written.
 
-Every byte is read and compared with its checksum: flipped bytes, truncated, missing and foreign objects, gaps between parts. Files of
-attempts that never committed are listed too, but harm no reader; `trio-ray gc` deletes them.
+Every byte is read and compared with its checksum: flipped bytes, truncated, missing and foreign objects, gaps between
+parts. Files of attempts that never committed are listed too, but harm no reader; `trio-ray gc` deletes them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     for shard in report.incomplete:
         print(f"incomplete: shard {shard}: its end is not committed yet; run the job again")
     damaged = sum(finding.is_damage for finding in report.findings)
+    samples = f"{report.samples} samples and {report.quarantined} quarantined in {report.parts} parts"
     print(
-        f"{'DAMAGED' if damaged else 'ok'}: {report.samples} samples and {report.quarantined} quarantined in {report.parts} parts, "
-        f"{report.bytes:,} bytes read; {damaged} damaged, {len(report.findings) - damaged} left by dead attempts, "
-        f"{len(report.incomplete)} shards incomplete"
+        f"{'DAMAGED' if damaged else 'ok'}: {samples}, {report.bytes:,} bytes read; {damaged} damaged, "
+        f"{len(report.findings) - damaged} left by dead attempts, {len(report.incomplete)} shards incomplete"
     )
     return 1 if damaged else 0

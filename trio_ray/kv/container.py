@@ -47,7 +47,10 @@ def encode_prefix(prefix: Prefix, codec: Codec, key: str, fingerprint: str) -> b
         key: the sample's key, so that a swapped object is noticed.
         fingerprint: hash of the cache's identity.
     """
-    tensors: dict[str, Tensor] = {"top_ids": prefix.top_ids.clone(), "top_logprobs": prefix.top_logprobs.clone()}
+    tensors: dict[str, Tensor] = {
+        "top_ids": prefix.top_ids.clone(),
+        "top_logprobs": prefix.top_logprobs.clone(),
+    }
     for point, kept in enumerate(prefix.kept):
         tensors[f"kept.{point}"] = kept.clone()
     shapes = []

@@ -94,7 +94,9 @@ class PackedRows:
 
     @cached_property
     def padded_images(self) -> tuple[Tensor, Tensor]:
-        """(B, most image rows) row numbers of each sample's image rows, clamped into range, and the mask of the real ones."""
+        """(B, most image rows) row numbers of each sample's image rows, clamped into range, and the mask of the real
+        ones.
+        """
         starts, at = [], 0
         for count in self.image_counts:
             starts.append(at)
@@ -118,9 +120,7 @@ class PackedRows:
         ends = torch.tensor(self.ends, device=self.device)
         stops = torch.tensor(lengths, device=self.device).cumsum(0)
         position = torch.arange(len(rows), device=self.device) - stops[sample] + ends[sample]
-        return PackedRows(
-            lengths, tuple(image_counts), self.ends, self.tails, sample, position, self.image_index[rows]
-        )
+        return PackedRows(lengths, tuple(image_counts), self.ends, self.tails, sample, position, self.image_index[rows])
 
 
 def select_rows(mask: Tensor, count: int) -> Tensor:

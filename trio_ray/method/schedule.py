@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 AUTHORS_LAYERS = 32
 AUTHORS_PRUNE_POINTS = (1, 10, 15)
@@ -63,7 +64,7 @@ class Schedule:
     def spans(self) -> tuple[int, ...]:
         """Number of layers that run on what each prune point keeps."""
         edges = (*self.prune_points, self.layers)
-        return tuple(stop - start for start, stop in zip(edges, edges[1:], strict=False))
+        return tuple(stop - start for start, stop in pairwise(edges))
 
     def counts(self, image_tokens: int) -> tuple[int, ...]:
         """Tokens kept at each prune point, of an image (or several) that really has `image_tokens`.

@@ -18,8 +18,8 @@ SIMILARITY_ELEMENTS = 1 << 28
 def suppress(score: Tensor, features: Tensor, real: Tensor, keep: Sequence[int], threshold: float) -> Tensor:
     """Choose `keep[s]` tokens of each sample: by descending score, skipping what resembles a token already chosen.
 
-    A candidate is dropped when its cosine similarity, in fp32, with an already kept one is at least `threshold`. If fewer
-    than `keep` survive, the best-scored of the dropped ones fill up (arXiv 2602.04657, released code).
+    A candidate is dropped when its cosine similarity, in fp32, with an already kept one is at least `threshold`. If
+    fewer than `keep` survive, the best-scored of the dropped ones fill up (arXiv 2602.04657, released code).
 
     Args:
         score: (B, N) fp32.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: fl
     if group > 1:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     out = torch.empty_like(query)
-    for start, stop in zip(rows.offsets, rows.offsets[1:], strict=False):
+    for start, stop in pairwise(rows.offsets):
         q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (query, key, value))
         result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         out[start:stop] = result[0].transpose(0, 1)
@@ -72,9 +73,7 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, sca
     from flash_attn import flash_attn_varlen_func
 
     longest, edges = max(rows.lengths), rows.cu_seqlens
-    return flash_attn_varlen_func(
-        query, key, value, edges, edges, longest, longest, softmax_scale=scale, causal=True
-    )
+    return flash_attn_varlen_func(query, key, value, edges, edges, longest, longest, softmax_scale=scale, causal=True)
 
 
 def _fa3(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: float) -> Tensor:
@@ -82,7 +81,15 @@ def _fa3(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: flo
 
     longest, edges = max(rows.lengths), rows.cu_seqlens
     result = flash_attn_varlen_func(
-        query, key, value, edges, edges, max_seqlen_q=longest, max_seqlen_k=longest, softmax_scale=scale, causal=True
+        query,
+        key,
+        value,
+        edges,
+        edges,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scale,
+        causal=True,
     )
     return result[0] if isinstance(result, tuple) else result
 
@@ -90,7 +97,7 @@ def _fa3(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: flo
 def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options = {}
+    options: dict[str, Any] = {}
     group = query.shape[1] // key.shape[1]
     if group > 1:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
@@ -98,6 +105,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: 
         else:  # torch 2.11 has no grouped heads here
             key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     longest, edges = max(rows.lengths), rows.cu_seqlens
-    return varlen_attn(
-        query, key, value, edges, edges, longest, longest, scale=scale, window_size=(-1, 0), **options
+    return cast(
+        Tensor,
+        varlen_attn(query, key, value, edges, edges, longest, longest, scale=scale, window_size=(-1, 0), **options),
     )

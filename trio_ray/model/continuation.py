@@ -1,6 +1,7 @@
 """Decoding on from stored prefixes, one or many of different lengths at once.
 
-The layers of a prefix differ in length, so each run of layers has a buffer of its own, as long as its longest sequence and no longer.
+The layers of a prefix differ in length, so each run of layers has a buffer of its own, as long as its longest sequence
+and no longer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Continuation:
 
     @torch.no_grad()
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Append tokens (at least one to each sequence) and return (B, vocabulary) fp32 logits for what follows them."""
+        """Append tokens (at least one to each sequence) and return (B, vocabulary) fp32 logits for what follows
+        them.
+        """
         counts = [len(run) for run in tokens]
         width = max(counts)
         steps = torch.arange(width, device=self._device)
@@ -49,7 +52,10 @@ class Continuation:
             step = run.begin(steps, real)
             for slot in range(run.layers):
                 hidden = self._decoder.run_layer(
-                    run.first_layer + slot, hidden, tables, lambda *qkv, step=step, slot=slot: step.attend(slot, *qkv)
+                    run.first_layer + slot,
+                    hidden,
+                    tables,
+                    lambda *qkv, step=step, slot=slot: step.attend(slot, *qkv),
                 )
             run.finish(counts)
         self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
@@ -59,7 +65,9 @@ class Continuation:
 
 @dataclass
 class _Run:
-    """Keys and values, (layers, B, capacity, kv_heads, D), of layers that hold the same rows; `used` rows by sequence."""
+    """Keys and values, (layers, B, capacity, kv_heads, D), of layers that hold the same rows; `used` rows by
+    sequence.
+    """
 
     first_layer: int
     keys: Tensor
@@ -96,7 +104,9 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Step:
-    """One extension of a run. `visible` (B, q, length) bool; `sequence`, `slots`: (n,) where the real new rows are written."""
+    """One extension of a run. `visible` (B, q, length) bool; `sequence`, `slots`: (n,) where the real new rows are
+    written.
+    """
 
     run: _Run
     real: Tensor

@@ -49,7 +49,9 @@ class Decoder:
         """
         config = language_model.config
         if config.model_type not in FAMILIES:
-            raise ModelError(f"text backbone {config.model_type!r} is not supported; it must be one of {', '.join(FAMILIES)}")
+            raise ModelError(
+                f"text backbone {config.model_type!r} is not supported; it must be one of {', '.join(FAMILIES)}"
+            )
         window = getattr(config, "sliding_window", None)
         if not getattr(config, "use_sliding_window", True):
             window = None
@@ -84,7 +86,9 @@ class Decoder:
         tables: tuple[Tensor, Tensor],
         attend: Callable[[Tensor, Tensor, Tensor, float], Tensor],
     ) -> Tensor:
-        """One layer over (n, d) rows. `attend(query, key, value, scale)` gets (n, heads, D) and twice (n, kv_heads, D)."""
+        """One layer over (n, d) rows. `attend(query, key, value, scale)` gets (n, heads, D) and twice (n, kv_heads,
+        D).
+        """
         layer: Any = self.layers[number]
         block = layer.self_attn
         normed = layer.input_layernorm(hidden)

@@ -1,7 +1,8 @@
 """Stored prefixes in the hands of Hugging Face's own `generate`, alone or as a ragged batch.
 
-The stock masks assume that all layers of a cache are equally long. So the cache here reports the prompt's logical length, pads each
-layer on the left to its own longest sequence, and comes with an attention function that makes its mask from the layer's own rows.
+The stock masks assume that all layers of a cache are equally long. So the cache here reports the prompt's logical
+length, pads each layer on the left to its own longest sequence, and comes with an attention function that makes its
+mask from the layer's own rows.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class _PrefixLayer(DynamicLayer):
 def generate_inputs(model: Any, prefixes: Sequence[Prefix]) -> dict[str, Any]:
     """Arguments for `model.generate` that make it go on from stored prefixes.
 
-    The prompts stand in `input_ids` as padding (the cache already has them), followed by each prefix's stored first answer token. The
-    model's decoder is switched to the attention function that such caches need.
+    The prompts stand in `input_ids` as padding (the cache already has them), followed by each prefix's stored first
+    answer token. The model's decoder is switched to the attention function that such caches need.
 
     Args:
         model: the `LlavaNextForConditionalGeneration` that made the prefixes.

@@ -17,8 +17,19 @@ from trio_ray.errors import ConfigError
 from trio_ray.model.decoder import FAMILIES, freeze
 
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled" / "tiny"
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json")
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja")
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,9 @@ def read_model_config(folder: Path) -> LlavaNextConfig:
     config = LlavaNextConfig.from_pretrained(folder)
     text = config.get_text_config().model_type
     if text not in FAMILIES:
-        raise ConfigError("model.name", f"text backbone {text!r} is not supported; it must be one of {', '.join(FAMILIES)}")
+        raise ConfigError(
+            "model.name", f"text backbone {text!r} is not supported; it must be one of {', '.join(FAMILIES)}"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ConfigError("model.name", f"{folder} holds no *.safetensors weights")
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selector import Selector
 from trio_ray.model.attention import PackedAttention
 from trio_ray.model.decoder import Decoder
 
@@ -33,12 +34,13 @@ class Prefill:
     Attributes:
         segments: one per run of layers between prune points; their structure depends on the schedule alone.
         logits: (B, vocabulary) fp32, for the first answer token.
-        saliency: per prune point (T,) fp32 over the rows that were there before it; None where nothing had to be dropped.
+        scores: per prune point the selector's (T,) fp32 over the rows that were there before it; None where nothing
+            had to be dropped.
     """
 
     segments: tuple[PackedSegment, ...]
     logits: Tensor
-    saliency: tuple[Tensor | None, ...]
+    scores: tuple[Tensor | None, ...]
 
     def on_host(self) -> Prefill:
         """The same with keys and values in host memory: one copy a tensor, into pinned memory where there is a GPU."""
@@ -61,7 +63,7 @@ def pruned_prefill(
     hidden: Tensor,
     rows: PackedRows,
     schedule: Schedule,
-    selector: Trio,
+    selector: Selector,
     attention: PackedAttention,
 ) -> Prefill:
     """Run all layers over packed embeddings, dropping image rows at the schedule's prune points.
@@ -76,28 +78,28 @@ def pruned_prefill(
     """
     budgets = [schedule.counts(count) for count in rows.image_counts]
     edges = (*schedule.prune_points, decoder.depth)
-    segments, saliency = [], []
+    segments, scores = [], []
     hidden, segment = _run_segment(decoder, hidden, rows, range(edges[0]), attention)
     if edges[0] > 0:
         segments.append(segment)
-    for point, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for point, (start, stop) in enumerate(pairwise(edges)):
         keep = [budget[point] for budget in budgets]
-        hidden, rows, scores = _prune(decoder, hidden, rows, start, keep, selector)
+        hidden, rows, score = _prune(decoder, hidden, rows, start, keep, selector)
         hidden, segment = _run_segment(decoder, hidden, rows, range(start, stop), attention)
         segments.append(segment)
-        saliency.append(scores)
+        scores.append(score)
     last = torch.tensor(rows.offsets[1:], device=hidden.device) - 1
-    return Prefill(tuple(segments), decoder.logits(hidden[last]).float(), tuple(saliency))
+    return Prefill(tuple(segments), decoder.logits(hidden[last]).float(), tuple(scores))
 
 
 def _prune(
-    decoder: Decoder, hidden: Tensor, rows: PackedRows, layer: int, keep: Sequence[int], selector: Trio
+    decoder: Decoder, hidden: Tensor, rows: PackedRows, layer: int, keep: Sequence[int], selector: Selector
 ) -> tuple[Tensor, PackedRows, Tensor | None]:
     if list(keep) == list(rows.image_counts):
         return hidden, rows, None
     proxy = decoder.proxy(layer, decoder.tables(hidden, rows.position))
     selection = selector.select(hidden, rows, proxy, keep)
-    return hidden[selection.rows], rows.keep(selection.rows, keep), selection.saliency
+    return hidden[selection.rows], rows.keep(selection.rows, keep), selection.score
 
 
 def _run_segment(

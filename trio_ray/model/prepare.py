@@ -80,7 +80,9 @@ class SamplePreparer:
         self._lock = threading.Lock()
 
     def prepare(self, sample: Sample | BadSample) -> PreparedSample | BadSample:
-        """Decode, tile and tokenize one sample; what is wrong with it comes back as a `BadSample`, and so does a bad one."""
+        """Decode, tile and tokenize one sample; what is wrong with it comes back as a `BadSample`, and so does a bad
+        one.
+        """
         if isinstance(sample, BadSample):
             return sample
         try:
@@ -97,9 +99,7 @@ class SamplePreparer:
         if len(expanded) >= self._context:
             detail = f"{len(expanded)} rows, and the model's context is {self._context}"
             return BadSample(sample.key, sample.index, Reason.PROMPT_TOO_LONG, detail)
-        return PreparedSample(
-            sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer
-        )
+        return PreparedSample(sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer)
 
     def _image(self, data: bytes) -> PreparedImage:
         digest = xxhash.xxh3_128_hexdigest(data)

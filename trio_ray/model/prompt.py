@@ -31,7 +31,9 @@ class PromptWriter:
         self._lock = threading.Lock()
 
     def text(self, turns: Sequence[Turn], images: int) -> str:
-        """The prompt as text, with one image token for each image; the first user turn gets those that no turn places."""
+        """The prompt as text, with one image token for each image; the first user turn gets those that no turn
+        places.
+        """
         if not any(IMAGE_MARKER in turn.text for turn in turns):
             first = next(number for number, turn in enumerate(turns) if turn.role == "user")
             placed = IMAGE_MARKER * images + "\n" + turns[first].text

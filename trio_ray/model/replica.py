@@ -13,7 +13,8 @@ from trio_ray.errors import ConfigError
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.schedule import AUTHORS_KEEP, DEFAULT_RETENTION, Schedule, default_prune_points
-from trio_ray.method.trio import Trio
+from trio_ray.method.selector import Selector
+from trio_ray.method.selectors import selector_named
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
 from trio_ray.model.continuation import generate
 from trio_ray.model.decoder import Decoder, default_device
@@ -76,13 +77,14 @@ class Replica:
         self,
         samples: Sequence[PreparedSample],
         schedule: Schedule,
-        selector: Trio,
+        selector: Selector,
         top_k: int = 1,
         on_host: bool = False,
     ) -> list[Prefix]:
         """Pruned prefixes of a batch, packed.
 
-        Keys and values are views of the batch's tensors, on the device, or `on_host` copied there in one piece a segment.
+        Keys and values are views of the batch's tensors, on the device, or `on_host` copied there in one piece a
+        segment.
         """
         hidden, rows = self.embed(samples)
         prefill = pruned_prefill(self.decoder, hidden, rows, schedule, selector, packed_attention(self.attention))
@@ -114,7 +116,9 @@ class Replica:
             images = list(wanted.values())
             tiles = torch.cat([image.tiles for image in images]).to(self.device, non_blocking=True)
             tokens = self.vision.image_tokens(
-                self.vision.encode(tiles), [image.token_map for image in images], [len(image.tiles) for image in images]
+                self.vision.encode(tiles),
+                [image.token_map for image in images],
+                [len(image.tiles) for image in images],
             )
             known.update(zip(wanted, tokens, strict=True))
         last = samples[-1].images[-1].hash
@@ -146,6 +150,6 @@ def make_schedule(config: MethodConfig, layers: int) -> Schedule:
         raise ConfigError("method.retention", str(error)) from None
 
 
-def make_selector(config: MethodConfig) -> Trio:
+def make_selector(config: MethodConfig) -> Selector:
     """The selector that a configuration means."""
-    return Trio(supervised=config.supervised_rows, threshold=config.threshold)
+    return selector_named(config.selector, config.threshold, config.supervised_rows)

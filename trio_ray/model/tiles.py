@@ -1,7 +1,7 @@
 """Any-resolution tiling: which tiles an image becomes, and which feature each image token is.
 
-Equal to `LlavaNextImageProcessorPil` and `LlavaNextModel.pack_image_features` of transformers, but it stays in uint8 (the device
-normalises) and knows every size before a pixel is decoded.
+Equal to `LlavaNextImageProcessorPil` and `LlavaNextModel.pack_image_features` of transformers, but it stays in uint8
+(the device normalises) and knows every size before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -67,15 +67,16 @@ class Tiler:
         """Read the settings of a `LlavaNextImageProcessor` of either backend.
 
         Raises:
-            ModelError: the processor does something that these tiles do not (other crop than tile size, no resizing...).
+            ModelError: the processor does something that these tiles do not (other crop than tile size, no
+            resizing...).
         """
         size, crop = dict(processor.size), dict(processor.crop_size)
         tile = size.get("shortest_edge") or size.get("height")
         plain = processor.do_resize and processor.do_rescale and processor.do_normalize
         if not plain or tile is None or {crop.get("height"), crop.get("width")} != {tile} or tile % patch:
             raise ModelError(
-                f"image processor with size {size}, crop {crop} and patches of {patch} is not supported: it must resize, "
-                "rescale and normalise, and crop to the tile's own size"
+                f"image processor with size {size}, crop {crop} and patches of {patch} is not supported: it must "
+                "resize, rescale and normalise, and crop to the tile's own size"
             )
         pinpoints = tuple((int(height), int(width)) for height, width in processor.image_grid_pinpoints)
         return cls(
@@ -122,7 +123,9 @@ class Tiler:
         canvas[place.top : place.top + new_height, place.left : place.left + new_width] = np.asarray(
             picture.resize((new_width, new_height), resample=self.resample)
         )
-        grid = canvas.reshape(rows, self.tile, columns, self.tile, 3).swapaxes(1, 2).reshape(-1, self.tile, self.tile, 3)
+        grid = (
+            canvas.reshape(rows, self.tile, columns, self.tile, 3).swapaxes(1, 2).reshape(-1, self.tile, self.tile, 3)
+        )
         return torch.from_numpy(np.concatenate([base[None], grid]).transpose(0, 3, 1, 2).copy())
 
     def normalise(self, tiles: Tensor) -> Tensor:

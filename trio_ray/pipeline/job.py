@@ -19,7 +19,14 @@ from trio_ray.pipeline.pool import PoolEvent, ReplicaPool
 from trio_ray.pipeline.progress import Progress
 from trio_ray.pipeline.replica_actor import ReplicaOrder
 from trio_ray.source.sample import Shard
-from trio_ray.store.commits import FailureRecord, RunRecord, ShardInput, clear_failure, read_failures, write_failure
+from trio_ray.store.commits import (
+    FailureRecord,
+    RunRecord,
+    ShardInput,
+    clear_failure,
+    read_failures,
+    write_failure,
+)
 from trio_ray.store.dataset import SCHEMA_VERSION, package_version, utc_now
 
 SAMPLES_BEFORE_LIMIT = 100
@@ -90,7 +97,12 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
 
 
 def _work(
-    config: JobConfig, plan: JobPlan, run: RunRecord, summary: JobSummary, progress: Progress | None, started: float
+    config: JobConfig,
+    plan: JobPlan,
+    run: RunRecord,
+    summary: JobSummary,
+    progress: Progress | None,
+    started: float,
 ) -> None:
     threads = max(1, math.floor(config.pipeline.cpus_per_replica))
     order = ReplicaOrder(config, plan.schedule, plan.dataset, plan.run_id, threads)
@@ -127,8 +139,8 @@ def _check_limit(config: JobConfig, summary: JobSummary) -> None:
     limit = config.pipeline.max_bad_fraction
     if seen >= SAMPLES_BEFORE_LIMIT and summary.quarantined > limit * seen:
         raise JobFailed(
-            f"{summary.quarantined} of {seen} samples are bad, more than pipeline.max_bad_fraction = {limit:g}; look at the "
-            f"quarantine (trio-ray inspect {summary.output}), then mend the input or raise the limit"
+            f"{summary.quarantined} of {seen} samples are bad, more than pipeline.max_bad_fraction = {limit:g}; "
+            f"look at the quarantine (trio-ray inspect {summary.output}), then mend the input or raise the limit"
         )
 
 
@@ -155,7 +167,9 @@ def _gpus_per_replica(config: JobConfig) -> float:
 
 @contextmanager
 def _ray_if(wanted: bool, settings: JobConfig) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine; leave an existing connection alone."""
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine; leave an existing connection
+    alone.
+    """
     if not wanted or ray.is_initialized():
         yield
         return

@@ -47,12 +47,13 @@ class _Replica:
 class ReplicaPool:
     """Runs tasks on between `replicas_min` and `replicas_max` replicas.
 
-    All of the wanted replicas are asked for at once: those that the cluster has room for start, the others wait in Ray's
-    queue, where a cluster autoscaler sees them; work begins with the first that is ready. A replica that dies is
+    All of the wanted replicas are asked for at once: those that the cluster has room for start, the others wait in
+    Ray's queue, where a cluster autoscaler sees them; work begins with the first that is ready. A replica that dies is
     replaced while there is work, and one without work is ended, so that its GPU is free for others.
 
-    Ray Data's actor pool retries a killed actor's shard without end and reports once a shard; here a shard that kills its replica is
-    given up after `shard_attempts`, a silent replica is killed, and each part is reported as it is committed.
+    Ray Data's actor pool retries a killed actor's shard without end and reports once a shard; here a shard that kills
+    its replica is given up after `shard_attempts`, a silent replica is killed, and each part is reported as it is
+    committed.
     """
 
     def __init__(self, order: ReplicaOrder, settings: PipelineConfig, gpus: float) -> None:
@@ -67,7 +68,8 @@ class ReplicaPool:
         """Work through `tasks`; events come as they happen.
 
         Raises:
-            JobFailed: fewer than `replicas_min` replicas could be started in `start_timeout_s`, or replicas fail to load.
+            JobFailed: fewer than `replicas_min` replicas could be started in `start_timeout_s`, or replicas fail to
+            load.
         """
         waiting = deque(tasks)
         attempts: dict[str, int] = {}
@@ -96,7 +98,10 @@ class ReplicaPool:
         while len(self._replicas) < wanted:
             actor_class = ray.remote(ReplicaActor)
             actor = actor_class.options(
-                num_cpus=self._settings.cpus_per_replica, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
+                num_cpus=self._settings.cpus_per_replica,
+                num_gpus=self._gpus,
+                max_restarts=0,
+                max_task_retries=0,
             ).remote(self._order)
             self._replicas.append(_Replica(actor, actor.ready.remote()))
 
@@ -117,9 +122,7 @@ class ReplicaPool:
             return []
         return [by_pending[pending] for pending in changed]
 
-    def _advance(
-        self, replica: _Replica, waiting: deque[Task], attempts: dict[str, int]
-    ) -> Iterator[PoolEvent]:
+    def _advance(self, replica: _Replica, waiting: deque[Task], attempts: dict[str, int]) -> Iterator[PoolEvent]:
         replica.last_seen = time.monotonic()
         if replica.task is None:
             yield from self._started(replica)
@@ -174,10 +177,11 @@ class ReplicaPool:
                 yield from self._attempt_failed(replica, waiting, attempts, why)
 
     def _start_problem(self) -> str:
+        settings, cluster = self._settings, ray.cluster_resources()
         return (
-            f"{self._ever_ready} of at least {self._settings.replicas_min} replicas started in "
-            f"{self._settings.start_timeout_s:g} s; each wants {self._settings.cpus_per_replica:g} CPUs and {self._gpus:g} GPUs, "
-            f"and the cluster has {ray.cluster_resources().get('CPU', 0):g} and {ray.cluster_resources().get('GPU', 0):g}: see "
+            f"{self._ever_ready} of at least {settings.replicas_min} replicas started in {settings.start_timeout_s:g} s; "
+            f"each wants {settings.cpus_per_replica:g} CPUs and {self._gpus:g} GPUs, and the cluster has "
+            f"{cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}: see "
             "pipeline.cpus_per_replica, pipeline.gpus_per_replica and pipeline.start_timeout_s"
         )
 

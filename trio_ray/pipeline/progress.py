@@ -82,7 +82,10 @@ class BarProgress:
             self._bars.console.print(f"[red]shard failed:[/red] {event.shard_failed[2]}", highlight=False)
         done = summary.shards_before + self._tally.finished
         self._bars.update(
-            self._task, description=self._tally.describe(summary), completed=done, total=max(1, summary.shards)
+            self._task,
+            description=self._tally.describe(summary),
+            completed=done,
+            total=max(1, summary.shards),
         )
 
     def close(self) -> None:
@@ -106,7 +109,11 @@ class LogProgress:
         if event.replica_lost:
             print(f"replica lost: {event.replica_lost}", file=sys.stderr, flush=True)
         if event.shard_failed:
-            print(f"shard failed: {event.shard_failed[0].shard.uri}: {event.shard_failed[2]}", file=sys.stderr, flush=True)
+            print(
+                f"shard failed: {event.shard_failed[0].shard.uri}: {event.shard_failed[2]}",
+                file=sys.stderr,
+                flush=True,
+            )
         if loud or time.monotonic() - self._last > LOG_EVERY_S:
             self._last = time.monotonic()
             print(self._tally.describe(summary), file=sys.stderr, flush=True)

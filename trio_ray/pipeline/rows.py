@@ -10,7 +10,12 @@ from trio_ray.model.prepare import PreparedSample
 
 
 def sample_row(
-    sample: PreparedSample, prefix: Prefix, schedule: Schedule, codec: str, prefill_ms: float, encode_ms: float
+    sample: PreparedSample,
+    prefix: Prefix,
+    schedule: Schedule,
+    codec: str,
+    prefill_ms: float,
+    encode_ms: float,
 ) -> dict[str, Any]:
     """All columns of `store.tables.SAMPLES` but those that say where the prefix lies."""
     return {

@@ -13,7 +13,7 @@ from trio_ray.kv.codec import Codec, codec_named
 from trio_ray.kv.container import encode_prefix
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selector import Selector
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
@@ -33,7 +33,9 @@ BATCHES_IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class PartReport:
-    """A part that is done. `stored` and `quarantined` count what this attempt committed: 0 where another had been faster."""
+    """A part that is done. `stored` and `quarantined` count what this attempt committed: 0 where another had been
+    faster.
+    """
 
     shard: str
     part: int
@@ -70,7 +72,7 @@ class ShardRunner:
     replica: Replica
     config: JobConfig
     schedule: Schedule
-    selector: Trio
+    selector: Selector
     store: ObjectStore
     dataset: Dataset
     opener: Opener
@@ -159,9 +161,19 @@ class _ShardWriter:
         self._shard = shard
         self._part = -1
         self._open: PartWriter | None = None
+        self._broken = False
 
     def add(self, batch: PrefilledBatch) -> list[PartReport]:
-        """Store a batch; returns the parts that this completes."""
+        """Store a batch; returns the parts that this completes. After a failure nothing more is stored."""
+        if self._broken:
+            return []  # it waited behind the failure; the part it begins in lacks the samples of the failed batch
+        try:
+            return self._sort(batch)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _sort(self, batch: PrefilledBatch) -> list[PartReport]:
         reports = []
         prefixes = iter(batch.prefixes)
         rows = sum(prefix.length for prefix in batch.prefixes)
@@ -178,7 +190,9 @@ class _ShardWriter:
         return reports
 
     def finish(self, highest_elsewhere: int) -> list[PartReport]:
-        """Commit what is open, at the end of the shard; `highest_elsewhere` is the highest part committed by others, or -1."""
+        """Commit what is open, at the end of the shard; `highest_elsewhere` is the highest part committed by others,
+        or -1.
+        """
         if self._open is None and self._part < 0 and highest_elsewhere < 0:
             self._begin(0)  # a shard without samples still gets its record, or every run would read it again
         return self._commit(last=self._part > highest_elsewhere)

@@ -156,9 +156,7 @@ class _Disc(tuple[float, float, float]):
         return super().__new__(cls, (x, y, diameter))
 
 
-def _place(
-    rng: np.random.Generator, view: View, cells: tuple[int, int], count: int, tag_count: int
-) -> list[_Disc]:
+def _place(rng: np.random.Generator, view: View, cells: tuple[int, int], count: int, tag_count: int) -> list[_Disc]:
     """Discs for `count` objects, then for `tag_count` tags, on a jittered grid; some objects overlap a little."""
     pitch = (view.width / cells[0], view.height / cells[1])
     chosen = rng.permutation(cells[0] * cells[1])[: count + tag_count]

@@ -195,8 +195,7 @@ def _ask_list(scene: Scene, rng: np.random.Generator) -> Question | None:
         for things, group in groups.items()
         if len(group) in LIST_LENGTHS
         and all(
-            (right.x - left.x) * scene.view.scale >= LIST_OFFSET
-            for left, right in zip(group, group[1:], strict=False)
+            (right.x - left.x) * scene.view.scale >= LIST_OFFSET for left, right in zip(group, group[1:], strict=False)
         )
     ]
     if not clear:

@@ -126,7 +126,12 @@ def _draw_tag(draw: ImageDraw.ImageDraw, tag: Tag, zoom: int) -> None:
 
 def _box(tag: Tag, zoom: int) -> tuple[float, float, float, float]:
     half_width, half_height = tag.width / 2, tag.height / 2
-    left, top, right, bottom = tag.x - half_width, tag.y - half_height, tag.x + half_width, tag.y + half_height
+    left, top, right, bottom = (
+        tag.x - half_width,
+        tag.y - half_height,
+        tag.x + half_width,
+        tag.y + half_height,
+    )
     return (left * zoom, top * zoom, right * zoom, bottom * zoom)
 
 

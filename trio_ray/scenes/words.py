@@ -26,7 +26,20 @@ MAX_OBJECTS = 8
 
 _FUNCTION_WORDS = (
     *("What", "How", "Is", "Where", "List", "is", "are", "there", "the", "a", "an", "of", "on", "from", "to"),
-    *("color", "shape", "shapes", "letter", "word", "tag", "marked", "many", "below", "above", "left", "right"),
+    *(
+        "color",
+        "shape",
+        "shapes",
+        "letter",
+        "word",
+        "tag",
+        "marked",
+        "many",
+        "below",
+        "above",
+        "left",
+        "right",
+    ),
     *("top", "bottom", "yes", "no"),
 )
 _PUNCTUATION = ("?", ".", ",", ":")
@@ -35,7 +48,16 @@ _PUNCTUATION = ("?", ".", ",", ":")
 def vocabulary() -> list[str]:
     """Every word and sign of the questions and answers, each once, in a fixed order."""
     words = [
-        *(*_PUNCTUATION, *_FUNCTION_WORDS, *COLORS, *SHAPES, *PLURALS.values(), *TAG_TONES, *TAG_WORDS, *LETTERS),
+        *(
+            *_PUNCTUATION,
+            *_FUNCTION_WORDS,
+            *COLORS,
+            *SHAPES,
+            *PLURALS.values(),
+            *TAG_TONES,
+            *TAG_WORDS,
+            *LETTERS,
+        ),
         *(str(count) for count in range(MAX_OBJECTS + 1)),
     ]
     return list(dict.fromkeys(words))

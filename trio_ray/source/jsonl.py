@@ -60,9 +60,7 @@ def read_jsonl(shard: Shard, file: BinaryIO, config: SourceConfig, opener: Opene
         yield _row(number, line, config, root, opener)
         number += 1
     if stop is not None and number < stop:
-        raise ShardDamaged(
-            Reason.SHARD_TRUNCATED, f"the file ends before row {stop}, which it had when it was split"
-        )
+        raise ShardDamaged(Reason.SHARD_TRUNCATED, f"the file ends before row {stop}, which it had when it was split")
 
 
 def _row(number: int, line: Line, config: SourceConfig, root: str, opener: Opener) -> Row:

@@ -81,9 +81,7 @@ def _columns(uri: str, table: pq.ParquetFile, config: SourceConfig) -> _Columns:
     for field in ("image_column", "text_column", "answer_column", "key_column"):
         wanted = getattr(config, field)
         if wanted is not None and wanted not in present:
-            raise ConfigError(
-                f"source.{field}", f"{uri} has no column {wanted!r}; it has {', '.join(present)}"
-            )
+            raise ConfigError(f"source.{field}", f"{uri} has no column {wanted!r}; it has {', '.join(present)}")
     prompts = [name for name in text_fields(config) if name in present]
     if not prompts:
         raise ConfigError(
@@ -119,9 +117,7 @@ def _records(batches: Iterator[pa.RecordBatch], first: int) -> Iterator[tuple[in
         first += batch.num_rows
 
 
-def _row(
-    number: int, cells: Mapping[str, pa.Scalar], config: SourceConfig, images: partial[tuple[bytes, ...]]
-) -> Row:
+def _row(number: int, cells: Mapping[str, pa.Scalar], config: SourceConfig, images: partial[tuple[bytes, ...]]) -> Row:
     key = str(number)
     record: dict[str, object] = {}
     try:

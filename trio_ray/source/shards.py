@@ -52,10 +52,7 @@ def split_file(uri: str, size: int, etag: str, config: SourceConfig, opener: Ope
             runs = _line_runs(file, config.rows_per_shard)
         else:
             try:
-                runs = [
-                    (first, stop, 0)
-                    for first, stop in _runs(count_rows(uri, file, config), config.rows_per_shard)
-                ]
+                runs = [(first, stop, 0) for first, stop in _runs(count_rows(uri, file, config), config.rows_per_shard)]
             except ShardDamaged:
                 return [Shard(_name(uri), uri, size, etag, kind)]
     return [

@@ -66,9 +66,7 @@ class TarArchive:
             Rejected: with reason `too_large`, when the header claims more than `limit` bytes.
         """
         if member.size > limit:
-            raise Rejected(
-                too_large, f"member {member.name!r} claims {member.size} bytes, the limit is {limit}"
-            )
+            raise Rejected(too_large, f"member {member.name!r} claims {member.size} bytes, the limit is {limit}")
         with _damage_named():
             content = self._tar.extractfile(member)
             assert content is not None, "a regular file has content"
@@ -84,9 +82,7 @@ class TarArchive:
             self._file.seek(self._tar.offset)
             while block := self._file.read(_CHUNK):
                 if block.count(0) != len(block):
-                    raise ShardDamaged(
-                        Reason.SHARD_UNREADABLE, "there is data behind the end-of-archive mark"
-                    )
+                    raise ShardDamaged(Reason.SHARD_UNREADABLE, "there is data behind the end-of-archive mark")
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -107,12 +103,8 @@ class _StrictHeader(tarfile.TarInfo):
             raise ShardDamaged(Reason.SHARD_UNREADABLE, f"no tar header at byte {at}: {error}") from None
         except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
             # garbled extended headers surface as whatever the parser happened to trip over
-            raise ShardDamaged(
-                Reason.SHARD_UNREADABLE, f"garbled tar header at byte {at}: {error!r}"
-            ) from None
-        if (
-            header.size < 0 or archive.offset <= at
-        ):  # base-256 numbers may be negative: a tar that runs in circles
+            raise ShardDamaged(Reason.SHARD_UNREADABLE, f"garbled tar header at byte {at}: {error!r}") from None
+        if header.size < 0 or archive.offset <= at:  # base-256 numbers may be negative: a tar that runs in circles
             raise ShardDamaged(Reason.SHARD_UNREADABLE, f"the tar header at byte {at} points backwards")
         return header
 

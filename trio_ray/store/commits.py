@@ -140,9 +140,7 @@ def shard_progress(store: ObjectStore, threads: int) -> dict[str, ShardProgress]
     def progress(shard: str) -> ShardProgress:
         record = read_commit(store, shard, max(parts[shard]))
         source = record.shard
-        return ShardProgress(
-            frozenset(parts[shard]), record.last, source.uri, source.size, source.etag, source.rows
-        )
+        return ShardProgress(frozenset(parts[shard]), record.last, source.uri, source.size, source.etag, source.rows)
 
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(parts, pool.map(progress, parts), strict=True))
@@ -180,9 +178,7 @@ def clear_failure(store: ObjectStore, shard: str) -> None:
 
 def _parsed(build: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any], uri: str) -> T:
     if fields.get("schema_version") != SCHEMA_VERSION:
-        message = (
-            f"has schema version {fields.get('schema_version')!r}, but this package reads {SCHEMA_VERSION}"
-        )
+        message = f"has schema version {fields.get('schema_version')!r}, but this package reads {SCHEMA_VERSION}"
         raise ObjectDamaged(uri, f"{message}; use the version of the package that wrote it")
     try:
         return build(fields)

@@ -22,9 +22,7 @@ _SHARD_NAME = re.compile(_SHARD)
 _ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
 _COMMIT_NAME = re.compile(rf"commits/({_SHARD})/({_PART})\.json")
 _FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
-_DATA_NAME = re.compile(
-    rf"data/({_SHARD})/({_PART})-([A-Za-z0-9]{{1,64}})(\.parquet|\.tar|\.quarantine\.parquet)"
-)
+_DATA_NAME = re.compile(rf"data/({_SHARD})/({_PART})-([A-Za-z0-9]{{1,64}})(\.parquet|\.tar|\.quarantine\.parquet)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,7 @@ def is_shard_name(name: str) -> bool:
 
 def _checked_shard(shard: str) -> str:
     if not is_shard_name(shard):
-        raise ValueError(
-            f"shard name {shard!r} must be 1 to 200 of A-Z a-z 0-9 _ . = + - and not begin with a sign"
-        )
+        raise ValueError(f"shard name {shard!r} must be 1 to 200 of A-Z a-z 0-9 _ . = + - and not begin with a sign")
     return shard
 
 

@@ -32,9 +32,7 @@ def translated(uri: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ObjectMissing(uri, "no such file") from None
     except PermissionError as error:
-        raise AccessRefused(
-            uri, f"{error.strerror}; check the owner and mode of the file and its folders"
-        ) from None
+        raise AccessRefused(uri, f"{error.strerror}; check the owner and mode of the file and its folders") from None
     except OSError as error:
         raise StoreError(uri, error.strerror or str(error)) from error
 
@@ -95,9 +93,7 @@ class LocalStore(ObjectStore):
             while filled < length and (count := file.readinto(memoryview(data)[filled:])):
                 filled += count
         if filled < length:
-            raise ObjectDamaged(
-                str(path), f"ends {length - filled} bytes before {offset + length}; it was truncated"
-            )
+            raise ObjectDamaged(str(path), f"ends {length - filled} bytes before {offset + length}; it was truncated")
         return bytes(data)
 
     def open(self, name: str) -> BinaryIO:
@@ -222,9 +218,7 @@ def _link(temporary: Path, path: Path) -> bool:
         return False
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            message = (
-                "the file system has no hard links, which create-only commits need; use another folder or S3"
-            )
+            message = "the file system has no hard links, which create-only commits need; use another folder or S3"
             raise StoreError(str(path), message) from None
         raise
     return True

@@ -159,13 +159,6 @@ class ObjectStore(ABC):
 
 def check_name(name: str, uri: str) -> str:
     """Return `name` if it stays below the root `uri`; raise `StoreError` otherwise."""
-    if (
-        not name
-        or name.startswith("/")
-        or "\0" in name
-        or any(step in ("", ".", "..") for step in name.split("/"))
-    ):
-        raise StoreError(
-            uri, f"{name!r} is not the name of an object: use relative names without '.', '..' or '//'"
-        )
+    if not name or name.startswith("/") or "\0" in name or any(step in ("", ".", "..") for step in name.split("/")):
+        raise StoreError(uri, f"{name!r} is not the name of an object: use relative names without '.', '..' or '//'")
     return name

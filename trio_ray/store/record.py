@@ -44,8 +44,6 @@ def load_record(data: bytes, uri: str) -> dict[str, Any]:
             uri, "is not a JSON record; restore it from a copy, or delete it to make it again"
         ) from None
     if not intact:
-        raise ObjectDamaged(
-            uri, "its checksum does not fit; restore it from a copy, or delete it to make it again"
-        )
+        raise ObjectDamaged(uri, "its checksum does not fit; restore it from a copy, or delete it to make it again")
     fields.pop(CHECKSUM_FIELD, None)
     return fields

@@ -171,12 +171,7 @@ class S3Store(ObjectStore):
             )
 
     def _key(self, name: str) -> str:
-        if (
-            not name
-            or name.startswith("/")
-            or "\0" in name
-            or any(step in (".", "..") for step in name.split("/"))
-        ):
+        if not name or name.startswith("/") or "\0" in name or any(step in (".", "..") for step in name.split("/")):
             raise StoreError(self.uri, f"{name!r} is not the name of an object")
         return self._prefix + name
 

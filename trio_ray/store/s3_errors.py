@@ -70,9 +70,7 @@ def translated(uri: str) -> Iterator[None]:
     except ProfileNotFound as error:
         raise AccessRefused(uri, f"{error}; correct s3.profile or the AWS configuration files") from None
     except (EndpointConnectionError, ConnectTimeoutError) as error:
-        raise StoreError(
-            uri, f"the S3 endpoint cannot be reached ({error}); check s3.endpoint_url"
-        ) from error
+        raise StoreError(uri, f"the S3 endpoint cannot be reached ({error}); check s3.endpoint_url") from error
     except (BotoCoreError, HTTPError, OSError, ValueError) as error:
         raise StoreError(uri, f"S3 request failed: {error}") from error
 

@@ -76,9 +76,7 @@ class S3Reader(io.RawIOBase):
                 self._position += len(data)
                 return len(data)
             self._drop_body()
-        raise ObjectDamaged(
-            self._uri, f"gave no more bytes at {self._position} of {self._size}; it was truncated"
-        )
+        raise ObjectDamaged(self._uri, f"gave no more bytes at {self._position} of {self._size}; it was truncated")
 
     def readall(self) -> bytes:
         """The rest of the object, in requests of whole windows (the inherited method reads by 8 KiB)."""

@@ -23,9 +23,7 @@ class S3Writer(ObjectWriter):
     completed.
     """
 
-    def __init__(
-        self, client: Any, target: Mapping[str, str], uri: str, piece_bytes: int, threads: int
-    ) -> None:
+    def __init__(self, client: Any, target: Mapping[str, str], uri: str, piece_bytes: int, threads: int) -> None:
         self._client = client
         self._target = target
         self._uri = uri
@@ -96,9 +94,7 @@ class S3Writer(ObjectWriter):
         self._piece = bytearray()
 
     def _upload(self, number: int, piece: bytearray) -> dict[str, Any]:
-        answer = self._client.upload_part(
-            **self._target, UploadId=self._upload_id, PartNumber=number, Body=piece
-        )
+        answer = self._client.upload_part(**self._target, UploadId=self._upload_id, PartNumber=number, Body=piece)
         checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
         checksums.pop("ChecksumType", None)
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
@@ -109,9 +105,7 @@ class S3Writer(ObjectWriter):
     def _complete(self) -> None:
         parts = {"Parts": self._uploaded}
         try:
-            self._client.complete_multipart_upload(
-                **self._target, UploadId=self._upload_id, MultipartUpload=parts
-            )
+            self._client.complete_multipart_upload(**self._target, UploadId=self._upload_id, MultipartUpload=parts)
         except ClientError as error:
             # The answer to a first try may have been lost; the retry then finds the upload gone and the
             # object there.

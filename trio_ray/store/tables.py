@@ -56,17 +56,14 @@ SAMPLES = pa.schema(
         _column(
             "kept",
             _list(_list(pa.int32())),
-            "Per prune point, the retained image tokens: indices into the prompt's original image tokens, "
-            "ascending.",
+            "Per prune point, the retained image tokens: indices into the prompt's original image tokens, ascending.",
         ),
         _column(
             "segments",
             _list(_SEGMENT),
             "Runs of layers that hold the same rows, from layer 0 up, and how many.",
         ),
-        _column(
-            "retention", pa.float32(), "Image tokens held, mean over all layers, as a share of image_tokens."
-        ),
+        _column("retention", pa.float32(), "Image tokens held, mean over all layers, as a share of image_tokens."),
         _column("codec", pa.string(), "How K and V are coded in the prefix."),
         _column("kv_object", pa.string(), "Name of the tar with the prefix, below the cache's root."),
         _column("kv_offset", pa.int64(), "First byte of the prefix in the tar."),

@@ -34,9 +34,7 @@ def verify(store: ObjectStore, threads: int) -> VerifyReport:
             parts.setdefault(parsed[0], []).append(parsed[1])
     shards = sorted(parts)
     with ThreadPoolExecutor(threads) as pool:
-        checks = list(
-            pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects), shards)
-        )
+        checks = list(pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects), shards))
     explained = {DATASET}.union(*(check.explained for check in checks))
     for check in checks:
         findings += check.findings
@@ -71,17 +69,13 @@ def _check_shard(
         name = commit_name(shard, part)
         check.explained.add(name)
         if part > expected:
-            check.add(
-                FindingKind.GAP, name, f"is committed, but parts {expected} to {part - 1} before it are not"
-            )
+            check.add(FindingKind.GAP, name, f"is committed, but parts {expected} to {part - 1} before it are not")
         expected = part + 1
         try:
             record = read_commit(store, shard, part)
         except StoreError as error:
             check.add(kind_of(error), name, str(error))
-            check.explained.update(
-                _files_of_part(objects, shard, part)
-            )  # not orphans: we cannot know any more
+            check.explained.update(_files_of_part(objects, shard, part))  # not orphans: we cannot know any more
             check.complete = False
             continue
         _check_record(check, dataset, record, is_highest=part == max(parts))
@@ -92,9 +86,7 @@ def _check_shard(
 def _check_record(check: ShardCheck, dataset: Dataset | None, record: CommitRecord, is_highest: bool) -> None:
     name = commit_name(record.shard.name, record.part)
     if dataset is not None and record.identity_hash != dataset.identity_hash:
-        check.add(
-            FindingKind.IDENTITY, name, f"made with identity {record.identity_hash}, the cache has another"
-        )
+        check.add(FindingKind.IDENTITY, name, f"made with identity {record.identity_hash}, the cache has another")
     if record.last and not is_highest:
         check.add(FindingKind.GAP, name, "says that its shard ends here, but later parts are committed")
     check.complete = record.last

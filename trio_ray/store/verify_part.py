@@ -46,9 +46,7 @@ class ShardCheck:
         self.findings.append(Finding(kind, name, key, detail))
 
 
-def check_part(
-    store: ObjectStore, record: CommitRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck
-) -> None:
+def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> None:
     """Check every file of a committed part, in one pass over its bytes. Never raises `StoreError`."""
     name = commit_name(record.shard.name, record.part)
     wanted = {"samples", *["kv"] * bool(record.stored), *["quarantine"] * bool(record.quarantined)}
@@ -57,9 +55,7 @@ def check_part(
     for kind, file in record.files.items():
         check.explained.add(file.name)
         if parse_data_name(file.name) != DataName(record.shard.name, record.part, record.attempt, kind):
-            check.add(
-                FindingKind.RECORD, name, f"lists {file.name!r} as its {kind} file, which is not its name"
-            )
+            check.add(FindingKind.RECORD, name, f"lists {file.name!r} as its {kind} file, which is not its name")
     intact = {kind: file for kind, file in record.files.items() if _has_size(store, file, objects, check)}
     check.bytes += sum(file.size for file in intact.values())
     rows = _checked_table(store, record, "samples", intact, check)
@@ -71,9 +67,7 @@ def check_part(
         _check_tar(store, intact["kv"], rows, check)
 
 
-def _has_size(
-    store: ObjectStore, file: FileRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck
-) -> bool:
+def _has_size(store: ObjectStore, file: FileRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> bool:
     try:
         info = objects.get(file.name) or store.stat(file.name)
     except StoreError as error:
@@ -166,9 +160,7 @@ def _check_members(tar: _HashedStream, file: FileRecord, rows: list[Row], check:
         if row["kv_object"] != file.name:
             return check.add(FindingKind.MEMBER, file.name, f"its row points to {row['kv_object']!r}", key)
         if not 0 < gap <= MAX_HEADER or not 0 <= length <= file.size - row["kv_offset"]:
-            detail = (
-                f"its row points to bytes {row['kv_offset']} + {length}, where no member of its own can be"
-            )
+            detail = f"its row points to bytes {row['kv_offset']} + {length}, where no member of its own can be"
             return check.add(FindingKind.MEMBER, file.name, detail, key)
         fault = header_fault(tar.read(gap), key, length)
         if fault is not None:

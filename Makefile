@@ -1,0 +1,39 @@
+# make demo   the whole path on a small rendered corpus
+# make test   lint, types and all tests
+# make setup  the virtual environment alone
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# With a GPU the ordinary CUDA build of torch is wanted; without one, the small CPU build.
+CONSTRAINT := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
+
+.PHONY: setup demo test lint types tests clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINT) -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/trio-ray demo
+
+test: setup lint types tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+tests: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --fail-under=85
+
+clean:
+	rm -rf $(VENV) demo_output .coverage* .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,55 @@
+"""Fixtures that several rooms share: tiny models of every text backbone, and the S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import build_model_folder
+from trio_ray.config import ModelConfig
+from trio_ray.model.replica import Replica
+
+pytest_plugins = ["tests.seaweed"]
+
+FAMILIES = {"llama": 4, "mistral": 2, "qwen2": 2}
+"""Text backbone -> key and value heads of its tiny model, which has 4 query heads."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, with the reason, where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> folder of a tiny random model with its processor."""
+    root = tmp_path_factory.mktemp("models")
+    return {family: build_model_folder(root / family, family, kv_heads) for family, kv_heads in FAMILIES.items()}
+
+
+@pytest.fixture(scope="session")
+def replicas(model_folders: dict[str, Path]) -> dict[str, Replica]:
+    """Family -> replica in fp32 on the CPU. Its Hugging Face model is `replica.model`; do not change it."""
+    return {
+        family: Replica.load(ModelConfig(name=str(folder), dtype="float32"), device=torch.device("cpu"))
+        for family, folder in model_folders.items()
+    }
+
+
+@pytest.fixture(params=FAMILIES)
+def replica(request: pytest.FixtureRequest, replicas: dict[str, Replica]) -> Replica:
+    """A replica of each family: multi-head Llama, grouped Mistral, grouped Qwen2 with attention biases."""
+    return replicas[request.param]
+
+
+@pytest.fixture
+def llama(replicas: dict[str, Replica]) -> Replica:
+    """The Llama replica, where the family makes no difference."""
+    return replicas["llama"]

@@ -1,0 +1,79 @@
+"""Whole jobs in one process: planned by the real planner, run by the real runner, without Ray."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from trio_ray.config import JobConfig, S3Config, load_config
+from trio_ray.model.replica import Replica, make_selector
+from trio_ray.pipeline.plan import JobPlan, plan_job
+from trio_ray.pipeline.shard_run import PartReport, ShardRunner
+from trio_ray.store.commits import read_commits
+from trio_ray.store.inputs import StoreOpener
+from trio_ray.store.objects import ObjectStore
+
+
+def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, **settings: Any) -> JobConfig:
+    """A job with parts of four samples; `settings` by dotted path, `__` for the dot."""
+    tree = {
+        "input": inputs if isinstance(inputs, list) else [str(inputs)],
+        "output": str(output),
+        "model.name": str(model),
+        "method.retention": 0.3,
+        "cache.part_samples": 4,
+        **{name.replace("__", "."): value for name, value in settings.items()},
+    }
+    return load_config(values=tree)
+
+
+def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunner:
+    """The runner that a replica's actor would make."""
+    return ShardRunner(
+        replica=replica,
+        config=config,
+        schedule=plan.schedule,
+        selector=make_selector(config.method),
+        store=plan.store,
+        dataset=plan.dataset,
+        opener=StoreOpener(config.s3),
+        run_id=plan.run_id,
+    )
+
+
+def run_here(config: JobConfig, replica: Replica, **changed: Any) -> list[PartReport]:
+    """Plan and run all that is left to do; `changed` replaces attributes of the runner."""
+    plan = plan_job(config, with_gpu=False)
+    runner = replace(make_runner(config, replica, plan), **changed)
+    return [report for task in plan.tasks for report in runner.run(task.shard, task.committed)]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where every sample of a cache ended: its (shard, index) pairs, in the order of commits."""
+
+    stored: list[tuple[str, int]]
+    quarantined: list[tuple[str, int]]
+    reasons: dict[str, str]
+    keys: list[str]
+
+
+def account(store: ObjectStore) -> Account:
+    """Read from the committed tables what became of each sample."""
+    stored, quarantined, reasons, keys = [], [], {}, []
+    for commit in read_commits(store, 4):
+        rows = pq.read_table(io.BytesIO(store.read(commit.files["samples"].name))).to_pylist()
+        stored += [(commit.shard.name, row["index"]) for row in rows]
+        keys += [row["key"] for row in rows]
+        if "quarantine" in commit.files:
+            bad = pq.read_table(io.BytesIO(store.read(commit.files["quarantine"].name))).to_pylist()
+            quarantined += [(commit.shard.name, row["index"]) for row in bad]
+            reasons.update({row["key"]: row["reason"] for row in bad})
+    return Account(stored, quarantined, reasons, keys)
+
+
+LOCAL = S3Config()

@@ -1,0 +1,74 @@
+"""What every token selector is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trio_ray.method.proxy import ProxyLayer
+from trio_ray.method.rows import PackedRows, select_rows
+from trio_ray.method.suppression import suppress
+
+NO_SUPPRESSION = 2.0
+"""A threshold that no cosine similarity reaches."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a prune point decides: `rows` (T',) int64 rows that stay, ascending; `score` (T,) fp32 of all rows before
+    it.
+    """
+
+    rows: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True)
+class Selector(ABC):
+    """Keeps the image rows of highest score, optionally skipping those that resemble a better one.
+
+    Attributes:
+        threshold: cosine similarity of hidden states from which a row is suppressed by a better one.
+    """
+
+    threshold: float = NO_SUPPRESSION
+
+    @abstractmethod
+    def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
+        """Score the rows of a packed batch; a sample's scores must not depend on the other samples.
+
+        Args:
+            hidden: (T, d) output of the layers before the prune point.
+            rows: layout of the T rows.
+            proxy: the layer behind the prune point.
+
+        Returns:
+            (T,) fp32; higher is kept. Text rows' scores are ignored.
+        """
+
+    def choose(self, score: Tensor, hidden: Tensor, real: Tensor, keep: Sequence[int]) -> Tensor:
+        """(B, N) bool, `keep[s]` image rows of each sample, from padded (B, N) scores and (B, N, d) hidden states."""
+        return suppress(score, hidden, real, keep, self.threshold)
+
+    def select(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, keep: Sequence[int]) -> Selection:
+        """Choose `keep[s]` image rows of each sample (at most what it has); text rows always stay."""
+        score = self.score(hidden, rows, proxy)
+        slots, real = rows.padded_images
+        chosen = self.choose(score[slots], hidden[slots], real, keep) & real
+        # Padding repeats a real row, so its False must not overwrite that row's True: ones are only ever added.
+        stays = (~rows.is_image).long().scatter_add(0, slots.flatten(), chosen.flatten().long()) > 0
+        count = rows.total - sum(rows.image_counts) + sum(keep)
+        return Selection(select_rows(stays, count), score)
+
+
+def image_order(rows: PackedRows) -> Tensor:
+    """(T,) int64: how many image rows of the same sample stand before a row now (unlike `image_index`, after earlier
+    prunes).
+    """
+    before = rows.is_image.long().cumsum(0) - rows.is_image.long()
+    first = torch.tensor(rows.offsets[:-1], device=rows.device)
+    return before - before[first][rows.sample]
