@@ -64,8 +64,8 @@ class MethodConfig(Section):
         None,
         gt=0.0,
         le=1.0,
-        description="Image tokens kept, as the mean over all decoder layers and of the tokens that an image really has.
-        " "0.111 where neither retention nor tokens is given.",
+        description="Image tokens kept, as the mean over all decoder layers and of the tokens that an image really has. "
+        "0.111 where neither retention nor tokens is given.",
     )
     tokens: float | None = Field(
         None,
@@ -97,8 +97,8 @@ class MethodConfig(Section):
     threshold: float | None = Field(
         None,
         gt=-1.0,
-        description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off. Default:
-        " "the authors' 0.8 for trio, off for the others.",
+        description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off. "
+        "Default: the authors' 0.8 for trio, off for the others.",
     )
 
     @field_validator("supervised_rows")

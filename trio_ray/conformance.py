@@ -58,7 +58,8 @@ class Outcome:
         tokens = "equal" if self.tokens_equal else "DIFFER"
         return (
             f"{'pass' if self.ok else 'FAIL'} {self.name}: kept indices {kept}, "
-            f"saliency within {self.saliency_error:.1e} relative, logits within {self.logits_error:.1e}, greedy tokens {tokens}"
+            f"saliency within {self.saliency_error:.1e} relative, "
+            f"logits within {self.logits_error:.1e}, greedy tokens {tokens}"
         )
 
 
@@ -69,6 +70,13 @@ class BadVector(TrioRayError):
 def check_vector(path: Path) -> Outcome:
     """Run one vector file. Raises `BadVector` where it cannot be read as one."""
     case, tensors = _load(path)
+    try:
+        return _compare(path.stem, case, tensors)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise BadVector(f"{path}: its settings and tensors do not fit: {type(error).__name__} {error}") from error
+
+
+def _compare(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Outcome:
     model = _build_model(case, tensors)
     decoder = Decoder.of(model.model, model.lm_head)
     embeds = tensors["inputs_embeds"][0]
@@ -90,7 +98,7 @@ def check_vector(path: Path) -> Outcome:
         logits.append(decoding.extend([[token]]))
     steps = torch.cat(logits)[: len(tensors["logits"])]
     return Outcome(
-        name=path.stem,
+        name=name,
         kept_equal=all(
             torch.equal(kept.long(), tensors[f"kept.{point}"].long().sort().values)
             for point, kept in enumerate(prefix.kept)
@@ -105,7 +113,7 @@ def _saliency_error(prefill: Any, rows: PackedRows, tensors: dict[str, Tensor], 
     """Largest relative difference over all tokens and prune points; a token far below the largest counts as a
     thousandth of it.
     """
-    worst = 0.0
+    errors = [0.0]
     layouts = [rows, *(segment.rows for segment in prefill.segments[-len(kept) :])]
     for point in range(len(kept)):
         truth = tensors[f"saliency.{point}"]
@@ -115,8 +123,9 @@ def _saliency_error(prefill: Any, rows: PackedRows, tensors: dict[str, Tensor], 
         ours = ours[layouts[point].is_image]
         if ours.shape != truth.shape:
             return math.inf
-        worst = max(worst, float(((ours - truth).abs() / truth.abs().clamp_min(1e-3 * truth.abs().max())).max()))
-    return worst
+        errors.append(float(((ours - truth).abs() / truth.abs().clamp_min(1e-3 * truth.abs().max())).max()))
+    # Not Python's max, which passes over a NaN.
+    return float(torch.tensor(errors).max())
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
