@@ -64,7 +64,7 @@ class MethodConfig(Section):
         None,
         gt=0.0,
         le=1.0,
-        description="Image tokens kept, as the mean over all decoder layers and of the tokens that an image really has. "
+        description="Image tokens kept, as the mean over all decoder layers, of the tokens an image really has. "
         "0.111 where neither retention nor tokens is given.",
     )
     tokens: float | None = Field(
@@ -87,6 +87,11 @@ class MethodConfig(Section):
     )
     selector: Literal["trio", "random", "uniform", "attention", "sieve"] = Field(
         "trio", description="What decides which tokens stay; all but trio are there for comparison."
+    )
+    encoder: Literal["visionzip"] | None = Field(
+        None,
+        description="Does the first prune point, which is then 0, behind the vision tower (encoder-involved mode). "
+        " Default prune points: 0 and half the depth, 96 : 32.",
     )
     supervised_rows: tuple[int, ...] | None = Field(
         None,
@@ -121,6 +126,8 @@ class MethodConfig(Section):
     def _settings_fit_together(self) -> MethodConfig:
         if self.supervised_rows is not None and self.selector != "trio":
             raise ValueError(f"supervised_rows means nothing to the selector {self.selector!r}")
+        if self.encoder and self.prune_points is not None and self.prune_points[0] != 0:
+            raise ValueError("encoder does the prune point 0, so prune_points must begin with 0")
         if self.threshold is not None and self.selector in ("uniform", "sieve"):
             raise ValueError(f"threshold means nothing to the selector {self.selector!r}")
         given = [name for name in ("retention", "tokens", "keep") if getattr(self, name) is not None]

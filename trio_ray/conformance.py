@@ -73,7 +73,8 @@ def check_vector(path: Path) -> Outcome:
     try:
         return _compare(path.stem, case, tensors)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise BadVector(f"{path}: its settings and tensors do not fit: {type(error).__name__} {error}") from error
+        detail = " ".join(f"{type(error).__name__} {error}".split())  # torch writes several lines, we print one
+        raise BadVector(f"{path}: its settings and tensors do not fit: {detail}") from error
 
 
 def _compare(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Outcome:
@@ -88,8 +89,9 @@ def _compare(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Out
     supervised = tuple(range(-1 - case.get("loss_positions", 4), -1))
     selector = Trio(case.get("nms_threshold", 0.8), supervised)
     rows = PackedRows.pack([mask], embeds.device)
-    prefill = pruned_prefill(decoder, embeds, rows, schedule, selector, packed_attention("sdpa"))
-    (prefix,) = split_prefixes(prefill, schedule, top_k=1)
+    budgets = [schedule.counts(case["image_len"])]
+    prefill = pruned_prefill(decoder, embeds, rows, schedule.prune_points, budgets, selector, packed_attention("sdpa"))
+    (prefix,) = split_prefixes(prefill, top_k=1)
 
     tokens: list[int] = case["greedy_tokens"]
     decoding = Continuation(decoder, [prefix], room=len(tokens))

@@ -34,6 +34,7 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
         "method": {
             "selector": config.method.selector,
             "selector_settings": asdict(make_selector(config.method)),
+            "encoder": config.method.encoder,
             "layers": schedule.layers,
             "prune_points": list(schedule.prune_points),
             "retention": schedule.retention,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from trio_ray.config import JobConfig, S3Config, load_config
-from trio_ray.model.replica import Replica, make_selector
+from trio_ray.config import JobConfig, load_config
+from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.pipeline.plan import JobPlan, plan_job
 from trio_ray.pipeline.shard_run import PartReport, ShardRunner
 from trio_ray.store.commits import read_commits
@@ -18,7 +18,7 @@ from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.objects import ObjectStore
 
 
-def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, **settings: Any) -> JobConfig:
+def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, /, **settings: Any) -> JobConfig:
     """A job with parts of four samples; `settings` by dotted path, `__` for the dot."""
     tree = {
         "input": inputs if isinstance(inputs, list) else [str(inputs)],
@@ -38,6 +38,7 @@ def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunn
         config=config,
         schedule=plan.schedule,
         selector=make_selector(config.method),
+        zipper=make_zipper(config.method),
         store=plan.store,
         dataset=plan.dataset,
         opener=StoreOpener(config.s3),
@@ -45,7 +46,7 @@ def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunn
     )
 
 
-def run_here(config: JobConfig, replica: Replica, **changed: Any) -> list[PartReport]:
+def run_here(config: JobConfig, replica: Replica, /, **changed: Any) -> list[PartReport]:
     """Plan and run all that is left to do; `changed` replaces attributes of the runner."""
     plan = plan_job(config, with_gpu=False)
     runner = replace(make_runner(config, replica, plan), **changed)
@@ -75,5 +76,3 @@ def account(store: ObjectStore) -> Account:
             reasons.update({row["key"]: row["reason"] for row in bad})
     return Account(stored, quarantined, reasons, keys)
 
-
-LOCAL = S3Config()

@@ -29,10 +29,10 @@ from trio_ray.store.verify import verify
 
 @pytest.mark.parametrize(("count", "sizes"), [(10, [4, 4, 2]), (8, [4, 4]), (3, [3])])
 def test_parts_end_at_their_boundaries_and_the_highest_alone_is_last(
-    tmp_path: Path, tiny_model: Path, replica: Replica, count: int, sizes: list[int]
+    tmp_path: Path, tiny_model: Path, llama: Replica, count: int, sizes: list[int]
 ) -> None:
     tar = write_tar(tmp_path / "a.tar", samples(count))
-    reports = run_here(job_config(tiny_model, tar, tmp_path / "cache"), replica)
+    reports = run_here(job_config(tiny_model, tar, tmp_path / "cache"), llama)
     assert [report.stored for report in reports] == sizes
     assert [report.part for report in reports] == list(range(len(sizes)))
     commits = read_commits(LocalStore(tmp_path / "cache"), 2)
@@ -45,10 +45,10 @@ def test_parts_end_at_their_boundaries_and_the_highest_alone_is_last(
 
 
 def test_a_shard_without_samples_gets_its_record_and_is_never_read_again(
-    tmp_path: Path, tiny_model: Path, replica: Replica
+    tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
     config = job_config(tiny_model, write_tar(tmp_path / "empty.tar", []), tmp_path / "cache")
-    assert [(report.stored, report.last) for report in run_here(config, replica)] == [(0, True)]
+    assert [(report.stored, report.last) for report in run_here(config, llama)] == [(0, True)]
     assert plan_job(config, with_gpu=False).tasks == []
     assert verify(LocalStore(tmp_path / "cache"), 1).ok
 
@@ -68,16 +68,16 @@ BAD = {
 
 
 def test_bad_samples_are_named_with_their_reason_and_cost_nothing_else(
-    tmp_path: Path, tiny_model: Path, replica: Replica
+    tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
     good = samples(9)
     bad = [sample(100 + number, __key__=reason, **fields) for number, (reason, fields) in enumerate(BAD.items())]
     mixed = [member for pair in zip([*good, good[0]], bad, strict=True) for member in pair]  # ends with a repeated key
-    run_here(job_config(tiny_model, write_tar(tmp_path / "good.tar", good), tmp_path / "alone"), replica)
+    run_here(job_config(tiny_model, write_tar(tmp_path / "good.tar", good), tmp_path / "alone"), llama)
     config = job_config(
         tiny_model, write_tar(tmp_path / "mixed.tar", mixed), tmp_path / "cache", source__max_pixels=200_000
     )
-    run_here(config, replica)
+    run_here(config, llama)
     found = account(LocalStore(tmp_path / "cache"))
     assert found.reasons == {**{reason: reason for reason in BAD}, "s0000": "duplicate_key"}
     assert sorted(found.stored + found.quarantined) == [(found.stored[0][0], index) for index in range(len(mixed))]
@@ -88,13 +88,13 @@ def test_bad_samples_are_named_with_their_reason_and_cost_nothing_else(
 
 
 def test_a_damaged_shard_yields_what_precedes_the_damage_and_a_row_that_says_where(
-    tmp_path: Path, tiny_model: Path, replica: Replica
+    tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
     whole = tar_bytes(samples(6))
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.tar").write_text("this is no tar file at all\n" * 100)
     write_tar(tmp_path / "sound.tar", samples(2, first=50))
-    run_here(job_config(tiny_model, tmp_path / "*.tar", tmp_path / "cache"), replica)
+    run_here(job_config(tiny_model, tmp_path / "*.tar", tmp_path / "cache"), llama)
     table = PrunedCache(str(tmp_path / "cache")).quarantine.to_pylist()
     assert sorted(row["reason"] for row in table) == ["shard_truncated", "shard_unreadable"]
     found = account(LocalStore(tmp_path / "cache"))
@@ -102,7 +102,7 @@ def test_a_damaged_shard_yields_what_precedes_the_damage_and_a_row_that_says_whe
     assert "s0005" not in found.keys
 
 
-def test_all_formats_give_the_same_prefixes(tmp_path: Path, tiny_model: Path, replica: Replica) -> None:
+def test_all_formats_give_the_same_prefixes(tmp_path: Path, tiny_model: Path, llama: Replica) -> None:
     members = [*samples(5), sample(5, png=photo())]
     write_tar(tmp_path / "tar" / "x.tar", members)
     write_parquet(tmp_path / "parquet" / "x.parquet", members)
@@ -113,7 +113,7 @@ def test_all_formats_give_the_same_prefixes(tmp_path: Path, tiny_model: Path, re
         config = job_config(
             tiny_model, tmp_path / kind / f"x.{kind}", tmp_path / f"cache-{kind}", source__rows_per_shard=3
         )
-        run_here(config, replica)
+        run_here(config, llama)
         table = PrunedCache(str(tmp_path / f"cache-{kind}")).table
         rows[kind] = sorted(table.select(columns[:-1]).to_pylist(), key=lambda row: row["key"])
     assert len(rows["tar"]) == 6
@@ -121,13 +121,13 @@ def test_all_formats_give_the_same_prefixes(tmp_path: Path, tiny_model: Path, re
 
 
 def test_resume_decodes_nothing_of_committed_parts(
-    tmp_path: Path, tiny_model: Path, replica: Replica, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, llama: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = job_config(
         tiny_model, write_tar(tmp_path / "a.tar", samples(10)), tmp_path / "cache", pipeline__token_budget=1
     )
     plan = plan_job(config, with_gpu=False)
-    interrupted = make_runner(config, replica, plan).run(plan.tasks[0].shard, frozenset())
+    interrupted = make_runner(config, llama, plan).run(plan.tasks[0].shard, frozenset())
     assert next(interrupted).part == 0
     interrupted.close()
     before = {commit.part for commit in read_commits(plan.store, 1)}
@@ -135,20 +135,20 @@ def test_resume_decodes_nothing_of_committed_parts(
     decoded: list[bytes] = []
     real: Callable[..., Any] = prepare.decode_image
     monkeypatch.setattr(prepare, "decode_image", lambda data, *rest: decoded.append(data) or real(data, *rest))
-    reports = run_here(config, replica)
+    reports = run_here(config, llama)
     assert {report.part for report in reports} == {0, 1, 2} - before
     assert len(decoded) == sum(report.stored for report in reports) == 10 - 4 * len(before)
     assert verify(plan.store, 1).incomplete == []
 
 
 def test_a_part_that_another_run_commits_first_counts_for_that_run_alone(
-    tmp_path: Path, tiny_model: Path, replica: Replica
+    tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
     config = job_config(tiny_model, write_tar(tmp_path / "a.tar", samples(10)), tmp_path / "cache")
     plan = plan_job(config, with_gpu=False)
-    slow = make_runner(config, replica, plan).run(plan.tasks[0].shard, frozenset())
+    slow = make_runner(config, llama, plan).run(plan.tasks[0].shard, frozenset())
     assert next(slow).stored == 4  # its one batch has committed parts 0 and 1, and part 2 is open
-    fast = run_here(config, replica)
+    fast = run_here(config, llama)
     assert [(report.part, report.stored) for report in fast] == [(2, 2)]
     assert [(report.part, report.stored, report.bytes) for report in slow] == [
         (1, 4, slow_bytes(plan.store, 1)),
@@ -181,19 +181,19 @@ class BreakingOpener:
 
 
 def test_a_store_that_stops_answering_aborts_the_shard_and_leaves_nothing_visible(
-    tmp_path: Path, tiny_model: Path, replica: Replica
+    tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
     data = tar_bytes(samples(10))
     (tmp_path / "a.tar").write_bytes(data)
     config = job_config(tiny_model, tmp_path / "a.tar", tmp_path / "cache")
     answers = 40
     with pytest.raises(StoreError, match="connection was reset"):
-        run_here(config, replica, opener=BreakingOpener(data, answers))
+        run_here(config, llama, opener=BreakingOpener(data, answers))
     store = LocalStore(tmp_path / "cache")
     report = verify(store, 1)
     assert report.findings == []  # neither orphans nor half-written files
     assert list(store.list_unfinished()) == []
-    run_here(config, replica, opener=StoreOpener(config.s3))
+    run_here(config, llama, opener=StoreOpener(config.s3))
     assert len(account(store).stored) == 10
 
 
@@ -210,21 +210,19 @@ class FailingOnce(LocalStore):
         super().put(name, data)
 
 
-def test_after_a_failed_write_an_attempt_commits_nothing_more(
-    tmp_path: Path, tiny_model: Path, replica: Replica
-) -> None:
-    """Batches that wait behind the failure begin in the middle of a part; committing it would lose its first samples."""
+def test_after_a_failed_write_an_attempt_commits_nothing_more(tmp_path: Path, tiny_model: Path, llama: Replica) -> None:
+    """Batches that wait behind the failure may begin amid a part; committing it would lose its first samples."""
     members = [sample(number, png=noise(number, (28, 28)), json={"question": "what is it ?"}) for number in range(12)]
     tar = write_tar(tmp_path / "a.tar", members)
-    run_here(job_config(tiny_model, tar, tmp_path / "sound"), replica)
+    run_here(job_config(tiny_model, tar, tmp_path / "sound"), llama)
     rows = PrunedCache(str(tmp_path / "sound")).table.column("prompt_tokens")[0].as_py()
     config = job_config(tiny_model, tar, tmp_path / "cache", pipeline__token_budget=3 * rows)
     with pytest.raises(StoreError, match="no space left"):
-        run_here(config, replica, store=FailingOnce(tmp_path / "cache"))
+        run_here(config, llama, store=FailingOnce(tmp_path / "cache"))
     store = LocalStore(tmp_path / "cache")
     assert read_commits(store, 1) == []
     assert verify(store, 1).findings == []
-    run_here(config, replica)
+    run_here(config, llama)
     assert sorted(index for _, index in account(store).stored) == list(range(12))
 
 
@@ -235,24 +233,24 @@ class CountingVision:
         self._vision = vision
         self.tiles = 0
 
-    def encode(self, tiles: Any) -> Any:
+    def encode(self, tiles: Any, **options: Any) -> Any:
         self.tiles += len(tiles)
-        return self._vision.encode(tiles)
+        return self._vision.encode(tiles, **options)
 
-    def image_tokens(self, *arguments: Any) -> Any:
-        return self._vision.image_tokens(*arguments)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vision, name)
 
 
 @pytest.mark.parametrize("token_budget", [16384, 1])
 def test_questions_about_one_image_that_follow_each_other_encode_it_once(
-    tmp_path: Path, tiny_model: Path, replica: Replica, token_budget: int
+    tmp_path: Path, tiny_model: Path, llama: Replica, token_budget: int
 ) -> None:
     image = noise(3, (100, 60))
     members = [sample(number, png=image) for number in range(6)]
     config = job_config(
         tiny_model, write_tar(tmp_path / "a.tar", members), tmp_path / "cache", pipeline__token_budget=token_budget
     )
-    vision: Any = CountingVision(replica.vision)
-    run_here(config, replica, replica=replace(replica, vision=vision, _last_image=None))
+    vision: Any = CountingVision(llama.vision)
+    run_here(config, llama, replica=replace(llama, vision=vision, _last_image=None))
     grid = PrunedCache(str(tmp_path / "cache")).table.column("images")[0].as_py()[0]
     assert vision.tiles == 1 + grid["grid_rows"] * grid["grid_columns"]

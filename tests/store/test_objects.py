@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -9,6 +10,7 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Event
 
 import pytest
 
@@ -94,11 +96,12 @@ def test_an_aborted_or_failed_write_leaves_nothing(store: ObjectStore) -> None:
     assert list(store.list_unfinished()) == []
 
 
-def _write_for_ever(store: ObjectStore, started: object) -> None:
+def _write_for_ever(store: ObjectStore, started: Event) -> None:
     writer = store.writer("data/victim")
-    while True:
+    for written in itertools.count(1):
         writer.write(bytes(1 << 20))
-        started.set()  # type: ignore[attr-defined]
+        if written == 3 * PIECE >> 20:  # by now a multipart upload is open, with a piece in it
+            started.set()
         time.sleep(0.001)
 
 
@@ -108,7 +111,6 @@ def test_a_killed_writer_leaves_nothing_visible(store: ObjectStore) -> None:
     process = spawn.Process(target=_write_for_ever, args=(store, started))  # pickles the store, as Ray does
     process.start()
     assert started.wait(60)
-    time.sleep(0.3)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()

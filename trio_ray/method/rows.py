@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -39,7 +39,10 @@ class PackedRows:
 
     @classmethod
     def pack(cls, image_masks: Sequence[Tensor], device: torch.device | str) -> PackedRows:
-        """Lay out whole prompts. `image_masks`: per sample (S,) bool on the CPU, True where a row is an image token."""
+        """Lay out prompts before any pruning.
+
+        `image_masks`: per sample (S,) bool on the CPU, True where a row is an image token.
+        """
         lengths = tuple(len(mask) for mask in image_masks)
         index = torch.cat([torch.where(mask, mask.cumsum(0) - 1, -1) for mask in image_masks])
         sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -53,6 +56,10 @@ class PackedRows:
             position=position.to(device, non_blocking=True),
             image_index=index.to(device, non_blocking=True),
         )
+
+    def renumbered(self, image_index: Tensor) -> PackedRows:
+        """The same with other `image_index` for the image rows, (number of image rows,) in order."""
+        return replace(self, image_index=self.image_index.index_copy(0, self.image_rows, image_index))
 
     @property
     def total(self) -> int:

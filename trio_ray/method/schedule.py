@@ -11,6 +11,9 @@ AUTHORS_PRUNE_POINTS = (1, 10, 15)
 AUTHORS_KEEP = (92, 54, 22)
 """LLaVA-1.5 at 64 of 576 tokens (arXiv 2602.04657, released code): the shape that other budgets are scaled from."""
 
+AUTHORS_ENCODER_KEEP = (96, 32)
+"""The same budget where the encoder does the first step: 96 before layer 0, 32 before layer 16 (their README)."""
+
 DEFAULT_RETENTION = 0.111
 
 
@@ -100,6 +103,11 @@ def default_prune_points(layers: int, retention: float | None = None) -> tuple[i
     if retention is not None and retention <= first / layers:
         points = points - {first} | {0}
     return tuple(sorted(point for point in points if point < layers))
+
+
+def default_weights(points: int, encoder: bool) -> tuple[int, ...]:
+    """The authors' weights for so many prune points; the later ones where there are fewer than theirs."""
+    return (AUTHORS_ENCODER_KEEP if encoder else AUTHORS_KEEP)[-points:]
 
 
 def _descending(counts: Sequence[int], image_tokens: int) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
 from trio_ray.model.attention import PackedAttention
 from trio_ray.model.decoder import Decoder
@@ -62,22 +61,23 @@ def pruned_prefill(
     decoder: Decoder,
     hidden: Tensor,
     rows: PackedRows,
-    schedule: Schedule,
+    prune_points: Sequence[int],
+    budgets: Sequence[Sequence[int]],
     selector: Selector,
     attention: PackedAttention,
 ) -> Prefill:
-    """Run all layers over packed embeddings, dropping image rows at the schedule's prune points.
+    """Run all layers over packed embeddings, dropping image rows at the prune points.
 
     Args:
         decoder: the model's decoder.
         hidden: (T, d) input embeddings of all samples, image features in place.
         rows: their layout.
-        schedule: how many image tokens each sample keeps where.
+        prune_points: layers before which rows are dropped, ascending.
+        budgets: per sample, how many image rows are left behind each prune point.
         selector: which ones.
         attention: causal attention over packed rows.
     """
-    budgets = [schedule.counts(count) for count in rows.image_counts]
-    edges = (*schedule.prune_points, decoder.depth)
+    edges = (*prune_points, decoder.depth)
     segments, scores = [], []
     hidden, segment = _run_segment(decoder, hidden, rows, range(edges[0]), attention)
     if edges[0] > 0:
@@ -118,13 +118,12 @@ def _run_segment(
     return hidden, PackedSegment(layers.start, rows, keys, values)
 
 
-def split_prefixes(prefill: Prefill, schedule: Schedule, top_k: int) -> list[Prefix]:
+def split_prefixes(prefill: Prefill, top_k: int) -> list[Prefix]:
     """Cut a batch's prefill into the samples' prefixes; keys and values stay views of the batch's tensors."""
     logprobs, ids = prefill.logits.log_softmax(-1).topk(min(top_k, prefill.logits.shape[-1]))
     logprobs, ids = logprobs.cpu(), ids.int().cpu()
-    kept = [_kept_indices(segment.rows) for segment in prefill.segments[-len(schedule.prune_points) :]]
-    if not schedule.prune_points:
-        kept = []
+    points = len(prefill.scores)
+    kept = [_kept_indices(segment.rows) for segment in prefill.segments[len(prefill.segments) - points :]]
     prefixes = []
     for sample, length in enumerate(prefill.segments[0].rows.ends):
         segments = tuple(

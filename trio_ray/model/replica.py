@@ -12,9 +12,10 @@ from trio_ray.config import MethodConfig, ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.schedule import AUTHORS_KEEP, DEFAULT_RETENTION, Schedule, default_prune_points
+from trio_ray.method.schedule import DEFAULT_RETENTION, Schedule, default_prune_points, default_weights
 from trio_ray.method.selector import Selector
 from trio_ray.method.selectors import selector_named
+from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
 from trio_ray.model.continuation import generate
 from trio_ray.model.decoder import Decoder, default_device
@@ -80,26 +81,55 @@ class Replica:
         selector: Selector,
         top_k: int = 1,
         on_host: bool = False,
+        zipper: VisionZip | None = None,
     ) -> list[Prefix]:
         """Pruned prefixes of a batch, packed.
 
         Keys and values are views of the batch's tensors, on the device, or `on_host` copied there in one piece a
         segment.
+
+        Args:
+            samples: the batch.
+            schedule: how many image tokens each sample keeps where.
+            selector: which ones.
+            top_k: entries wanted of the first token's distribution.
+            on_host: where keys and values are wanted.
+            zipper: does the schedule's first prune point, which must be 0, behind the vision tower.
         """
-        hidden, rows = self.embed(samples)
-        prefill = pruned_prefill(self.decoder, hidden, rows, schedule, selector, packed_attention(self.attention))
-        return split_prefixes(prefill.on_host() if on_host else prefill, schedule, top_k)
+        budgets = [schedule.counts(sample.image_tokens) for sample in samples]
+        reduced_to = [budget[0] for budget in budgets] if zipper else None
+        hidden, rows = self.embed(samples, reduced_to, zipper)
+        attention = packed_attention(self.attention)
+        prefill = pruned_prefill(self.decoder, hidden, rows, schedule.prune_points, budgets, selector, attention)
+        return split_prefixes(prefill.on_host() if on_host else prefill, top_k)
 
     @torch.no_grad()
-    def embed(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, PackedRows]:
-        """(T, d) packed input embeddings of whole prompts, image features in place, and their layout."""
-        ids = torch.tensor([token for sample in samples for token in sample.input_ids])
-        masks = (ids == self.image_token_id).split([sample.rows for sample in samples])
-        rows = PackedRows.pack(masks, self.device)
-        hidden = self.decoder.embed(ids.to(self.device, non_blocking=True))
-        features = self._image_features(samples)
-        hidden[rows.image_rows] = torch.cat([features[image.hash] for sample in samples for image in sample.images])
-        return hidden, rows
+    def embed(
+        self,
+        samples: Sequence[PreparedSample],
+        reduced_to: Sequence[int] | None = None,
+        zipper: VisionZip | None = None,
+    ) -> tuple[Tensor, PackedRows]:
+        """(T, d) packed input embeddings of whole prompts, image features in place, and their layout.
+
+        With a `zipper`, sample s has only `reduced_to[s]` image tokens, and its rows' `image_index` says which.
+        """
+        if reduced_to is None or zipper is None:
+            ids = [torch.tensor(sample.input_ids) for sample in samples]
+            features = self._image_features(samples)
+            tokens = [features[image.hash] for sample in samples for image in sample.images]
+            index = None
+        else:
+            shares = [_share(count, sample.images) for count, sample in zip(reduced_to, samples, strict=True)]
+            ids = [
+                torch.tensor(self.writer.expand(sample.prompt_ids, share))
+                for sample, share in zip(samples, shares, strict=True)
+            ]
+            tokens, index = self._reduced_features(samples, shares, zipper)
+        rows = PackedRows.pack([run == self.image_token_id for run in ids], self.device)
+        hidden = self.decoder.embed(torch.cat(ids).to(self.device, non_blocking=True))
+        hidden[rows.image_rows] = torch.cat(tokens)
+        return hidden, rows if index is None else rows.renumbered(index)
 
     def generate(self, prefixes: Sequence[Prefix], max_new_tokens: int) -> list[str]:
         """Greedy answers from prefixes of any lengths, as text."""
@@ -114,16 +144,41 @@ class Replica:
         }
         if wanted:
             images = list(wanted.values())
-            tiles = torch.cat([image.tiles for image in images]).to(self.device, non_blocking=True)
-            tokens = self.vision.image_tokens(
-                self.vision.encode(tiles),
-                [image.token_map for image in images],
-                [len(image.tiles) for image in images],
-            )
-            known.update(zip(wanted, tokens, strict=True))
+            features = self.vision.encode(self._tiles(images))
+            maps, tiles = [image.token_map for image in images], [len(image.tiles) for image in images]
+            known.update(zip(wanted, self.vision.image_tokens(features.hidden, maps, tiles), strict=True))
         last = samples[-1].images[-1].hash
         self._last_image = (last, known[last])
         return known
+
+    def _reduced_features(
+        self, samples: Sequence[PreparedSample], shares: Sequence[Sequence[int]], zipper: VisionZip
+    ) -> tuple[list[Tensor], Tensor]:
+        """Each image's reduced tokens, and the numbers of all of them among their samples' original image tokens."""
+        images = [image for sample in samples for image in sample.images]
+        features = self.vision.encode(self._tiles(images), with_attention=True)
+        maps, tiles = [image.token_map for image in images], [len(image.tiles) for image in images]
+        keep = [count for share in shares for count in share]
+        reduced = self.vision.reduced_tokens(features, maps, tiles, keep, zipper)
+        first = [
+            sum(image.tokens for image in sample.images[:n]) for sample in samples for n in range(len(sample.images))
+        ]
+        index = torch.cat([numbers + start for (_, numbers), start in zip(reduced, first, strict=True)])
+        return [tokens for tokens, _ in reduced], index
+
+    def _tiles(self, images: Sequence[PreparedImage]) -> Tensor:
+        return torch.cat([image.tiles for image in images]).to(self.device, non_blocking=True)
+
+
+def _share(count: int, images: Sequence[PreparedImage]) -> list[int]:
+    """Split a sample's budget over its images by their tokens."""
+    total, given, shares = sum(image.tokens for image in images), 0, []
+    tokens = 0
+    for image in images:
+        tokens += image.tokens
+        shares.append(count * tokens // total - given)
+        given += shares[-1]
+    return shares
 
 
 def make_schedule(config: MethodConfig, layers: int) -> Schedule:
@@ -137,12 +192,12 @@ def make_schedule(config: MethodConfig, layers: int) -> Schedule:
         retention = DEFAULT_RETENTION
     points = config.prune_points
     if points is None:
-        points = default_prune_points(layers, retention)
+        points = (0, layers // 2) if config.encoder else default_prune_points(layers, retention)
     if points[-1] >= layers:
         raise ConfigError("method.prune_points", f"{points[-1]} is beyond the model's last layer, {layers - 1}")
-    weights = config.weights or AUTHORS_KEEP[-len(points) :]
+    weights = config.weights or default_weights(len(points), encoder=config.encoder is not None)
     if config.keep is None and len(weights) != len(points):
-        message = f"{len(points)} prune points need as many weights; the authors' {AUTHORS_KEEP} fit three"
+        message = f"{len(points)} prune points need as many weights; there are authors' values for {len(weights)}"
         raise ConfigError("method.weights", message)
     try:
         return Schedule(layers, points, retention, config.tokens, config.keep, weights)
@@ -153,3 +208,8 @@ def make_schedule(config: MethodConfig, layers: int) -> Schedule:
 def make_selector(config: MethodConfig) -> Selector:
     """The selector that a configuration means."""
     return selector_named(config.selector, config.threshold, config.supervised_rows)
+
+
+def make_zipper(config: MethodConfig) -> VisionZip | None:
+    """The encoder-side reduction that a configuration means, if any."""
+    return VisionZip() if config.encoder == "visionzip" else None

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trio_ray.errors import ModelError
+from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.tiles import NEWLINE, Tiler
 
 TILES_PER_BATCH = 64
 """Tiles that pass the tower together: enough to fill a GPU, few enough to bound its memory."""
+
+
+@dataclass(frozen=True)
+class TileFeatures:
+    """What the tower says of tiles, patch by patch: (n * side * side, d) features before the projector.
+
+    Where it was asked for, `attention` (n * side * side,) fp32 of the class token, summed over heads, and the `keys`
+    (n * side * side, d) of the same layer, the last one that ran.
+    """
+
+    hidden: Tensor
+    attention: Tensor | None = None
+    keys: Tensor | None = None
 
 
 class VisionEncoder:
@@ -40,41 +55,90 @@ class VisionEncoder:
             raise ModelError(f"vision tower {config.vision_config.model_type!r} is not supported; it must be CLIP's")
 
     @torch.no_grad()
-    def encode(self, tiles: Tensor) -> Tensor:
-        """(n, 3, tile, tile) uint8 on the device -> (n * side * side, d) projected features, tile by tile."""
-        batches = [self._encode_batch(batch) for batch in tiles.split(TILES_PER_BATCH)]
-        return torch.cat(batches).flatten(0, 1)
-
-    def _encode_batch(self, tiles: Tensor) -> Tensor:
-        hidden = self._tower.pre_layrnorm(self._tower.embeddings(self._tiler.normalise(tiles).to(self._dtype)))
-        picked = {0: hidden}
-        # Layers behind the last one whose features are used never run.
-        for number in range(max(self._feature_layers)):
-            output = self._tower.encoder.layers[number](hidden, attention_mask=None)
-            hidden = output[0] if isinstance(output, tuple) else output
-            picked[number + 1] = hidden
-        features = torch.cat([picked[layer] for layer in self._feature_layers], dim=-1)
-        if self._drop_class_token:
-            features = features[:, 1:]
-        return self._model.multi_modal_projector(features)
+    def encode(self, tiles: Tensor, with_attention: bool = False) -> TileFeatures:
+        """Features of (n, 3, tile, tile) uint8 tiles on the device, not yet projected."""
+        batches = [self._encode_batch(batch, with_attention) for batch in tiles.split(TILES_PER_BATCH)]
+        hidden, attention, keys = (
+            None if parts[0] is None else torch.cat(parts).flatten(0, 1) for parts in zip(*batches, strict=True)
+        )
+        assert hidden is not None
+        return TileFeatures(hidden, attention, keys)
 
     @torch.no_grad()
-    def image_tokens(self, features: Tensor, maps: Sequence[Tensor], tiles: Sequence[int]) -> list[Tensor]:
-        """Lay features out as image tokens.
+    def image_tokens(self, hidden: Tensor, maps: Sequence[Tensor], tiles: Sequence[int]) -> list[Tensor]:
+        """Project features and lay them out as image tokens.
 
         Args:
-            features: (all tiles * side * side, d) of several images, in order.
+            hidden: (all tiles * side * side, d) features of several images, in order.
             maps: per image its token map (`Tiler.token_map`), numbers counted within the image.
             tiles: number of tiles of each image.
 
         Returns:
             Per image (tokens, d), with `image_newline` where its map says so.
         """
+        flat = self._gather_index(maps, tiles).to(hidden.device, non_blocking=True)
+        return list(self._project(hidden, flat).split([len(token_map) for token_map in maps]))
+
+    @torch.no_grad()
+    def reduced_tokens(
+        self,
+        features: TileFeatures,
+        maps: Sequence[Tensor],
+        tiles: Sequence[int],
+        keep: Sequence[int],
+        zipper: VisionZip,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `image_tokens`, but of each image only `keep` tokens, reduced by `zipper`, with their (keep,) numbers."""
+        assert features.attention is not None
+        assert features.keys is not None
+        reduced = []
+        at = 0
+        for token_map, count, wanted in zip(maps, tiles, keep, strict=True):
+            flat = torch.where(token_map == NEWLINE, NEWLINE, token_map + at).to(features.hidden.device)
+            at += count * self._tiler.side**2
+            slots = flat.clamp_min(0)
+            attention = torch.where(flat == NEWLINE, -1.0, features.attention[slots].float())
+            hidden, index = zipper.reduce(features.hidden[slots], attention, features.keys[slots], wanted)
+            tokens = self._model.multi_modal_projector(hidden)
+            newline = self._model.image_newline.to(tokens.dtype)
+            reduced.append((torch.where((flat[index] == NEWLINE)[:, None], newline, tokens), index))
+        return reduced
+
+    def _gather_index(self, maps: Sequence[Tensor], tiles: Sequence[int]) -> Tensor:
+        """(all tokens,) numbers into the features of all images, or NEWLINE."""
         index, at = [], 0
         for token_map, count in zip(maps, tiles, strict=True):
             index.append(torch.where(token_map == NEWLINE, NEWLINE, token_map + at))
             at += count * self._tiler.side**2
-        flat = torch.cat(index).to(features.device, non_blocking=True)
-        newline = self._model.image_newline.to(features.dtype)
-        tokens = torch.where((flat == NEWLINE)[:, None], newline, features[flat.clamp_min(0)])
-        return list(tokens.split([len(token_map) for token_map in maps]))
+        return torch.cat(index)
+
+    def _project(self, hidden: Tensor, flat: Tensor) -> Tensor:
+        tokens = self._model.multi_modal_projector(hidden)[flat.clamp_min(0)]
+        return torch.where((flat == NEWLINE)[:, None], self._model.image_newline.to(tokens.dtype), tokens)
+
+    def _encode_batch(self, tiles: Tensor, with_attention: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        hidden = self._tower.pre_layrnorm(self._tower.embeddings(self._tiler.normalise(tiles).to(self._dtype)))
+        picked, before = {0: hidden}, hidden
+        # Layers behind the last one whose features are used never run.
+        for number in range(max(self._feature_layers)):
+            before = hidden
+            output = self._tower.encoder.layers[number](hidden, attention_mask=None)
+            hidden = output[0] if isinstance(output, tuple) else output
+            picked[number + 1] = hidden
+        features = torch.cat([picked[layer] for layer in self._feature_layers], dim=-1)
+        if self._drop_class_token:
+            features = features[:, 1:]
+        if not with_attention:
+            return features, None, None
+        attention, keys = _class_attention(self._tower.encoder.layers[max(self._feature_layers) - 1], before)
+        return features, attention, keys
+
+
+def _class_attention(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The class token's attention on the patches, (n, patches) summed over heads, and their keys, (n, patches, d)."""
+    block = layer.self_attn
+    normed = layer.layer_norm1(hidden)
+    query, keys = block.q_proj(normed[:, :1]), block.k_proj(normed)
+    heads = (x.unflatten(-1, (-1, block.head_dim)).transpose(1, 2) for x in (query, keys))
+    scores = next(heads) @ next(heads).transpose(2, 3) * block.scale
+    return scores.float().softmax(-1)[:, :, 0, 1:].sum(1), keys[:, 1:]

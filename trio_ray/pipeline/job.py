@@ -35,7 +35,7 @@ SAMPLES_BEFORE_LIMIT = 100
 
 @dataclass
 class JobSummary:
-    """What a run did. `failed` maps the URI of input that is not in the cache to the reason."""
+    """What a run did. `failed` maps input that is not in the cache (a URI, and rows of a split file) to the reason."""
 
     output: str
     run_id: str
@@ -84,11 +84,12 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
         # On a cluster, whether there are GPUs decides what is stored, so Ray is asked first; alone, this machine is.
         with_gpu = _gpus_per_replica(config) > 0
         plan = plan_job(config, with_gpu)
-        summary = JobSummary(config.output, plan.run_id, plan.shards, plan.shards - len(plan.tasks) - len(plan.lost))
+        summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete))
         run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
-        for uri, (shard, reason) in plan.lost.items():
-            summary.failed[uri] = reason
-            _record_failure(plan, run, shard, 0, reason)
+        _clear_settled(plan)
+        for shard, reason in plan.lost:
+            summary.failed[_label(shard)] = reason
+            _record_failure(plan, run, shard, 1, reason)
         if plan.tasks:
             with _ray_if(wanted=not ray.is_initialized(), settings=config):
                 _work(config, plan, run, summary, progress, started)
@@ -105,14 +106,15 @@ def _work(
     started: float,
 ) -> None:
     threads = max(1, math.floor(config.pipeline.cpus_per_replica))
-    order = ReplicaOrder(config, plan.schedule, plan.dataset, plan.run_id, threads)
+    # The cache's identity names the arithmetic, so a replica must not choose another on the device that it happens on.
+    model = config.model.model_copy(update={"dtype": str(plan.dtype).removeprefix("torch.")})
+    order = ReplicaOrder(config.model_copy(update={"model": model}), plan.schedule, plan.dataset, plan.run_id, threads)
     pool = ReplicaPool(order, config.pipeline, _gpus_per_replica(config))
-    failures = read_failures(plan.store)
     # Two runs on one cache begin at different shards, so that they rarely do the same work.
     turn = int(plan.run_id, 16) % len(plan.tasks)
     for event in pool.run(plan.tasks[turn:] + plan.tasks[:turn]):
         _account(event, summary)
-        if event.shard_done and event.shard_done.shard.name in failures:
+        if event.shard_done:
             clear_failure(plan.store, event.shard_done.shard.name)
         if event.shard_failed:
             task, attempts, why = event.shard_failed
@@ -131,7 +133,7 @@ def _account(event: PoolEvent, summary: JobSummary) -> None:
         summary.bytes += event.report.bytes
     if event.shard_failed is not None:
         task, attempts, why = event.shard_failed
-        summary.failed[task.shard.name] = f"given up after {attempts} attempts: {why}"
+        summary.failed[_label(task.shard)] = f"given up after {attempts} attempts: {why}"
 
 
 def _check_limit(config: JobConfig, summary: JobSummary) -> None:
@@ -142,6 +144,21 @@ def _check_limit(config: JobConfig, summary: JobSummary) -> None:
             f"{summary.quarantined} of {seen} samples are bad, more than pipeline.max_bad_fraction = {limit:g}; "
             f"look at the quarantine (trio-ray inspect {summary.output}), then mend the input or raise the limit"
         )
+
+
+def _label(shard: Shard) -> str:
+    """What a person knows a shard by."""
+    return shard.uri if shard.rows is None else f"{shard.uri} rows {shard.rows[0]}..{shard.rows[1] - 1}"
+
+
+def _clear_settled(plan: JobPlan) -> None:
+    """Forget failures of shards that are complete, and of files that could not be read and now can."""
+    complete = {shard.name for shard in plan.complete}
+    planned = complete | {task.shard.name for task in plan.tasks} | {shard.name for shard, _ in plan.lost}
+    readable = {shard.uri for shard in plan.complete} | {task.shard.uri for task in plan.tasks}
+    for name, record in read_failures(plan.store).items():
+        if name in complete or (record.shard.uri in readable and name not in planned):
+            clear_failure(plan.store, name)
 
 
 def _record_failure(plan: JobPlan, run: RunRecord, shard: Shard, attempts: int, why: str) -> None:

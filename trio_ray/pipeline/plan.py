@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trio_ray.config import JobConfig
-from trio_ray.errors import ConfigError, StoreError
+from trio_ray.errors import ConfigError, ObjectMissing, StoreError
 from trio_ray.identity import build_identity
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
@@ -42,8 +42,11 @@ class Task:
 class JobPlan:
     """What a run will do.
 
-    `lost` maps input that cannot be processed to the reason: files that cannot be read, shards that have changed
-    since a part of them was committed.
+    Attributes:
+        tasks: shards with work left.
+        complete: shards that need none.
+        lost: shards that cannot be processed, each with the reason: files that cannot be read, or have changed since a
+            part of them was committed.
     """
 
     run_id: str
@@ -53,10 +56,13 @@ class JobPlan:
     dtype: torch.dtype
     folder: Path
     tasks: list[Task] = field(default_factory=list)
-    shards: int = 0
-    bytes_total: int = 0
-    bytes_done: int = 0
-    lost: dict[str, tuple[Shard, str]] = field(default_factory=dict)
+    complete: list[Shard] = field(default_factory=list)
+    lost: list[tuple[Shard, str]] = field(default_factory=list)
+
+    @property
+    def shards(self) -> int:
+        """Number of all shards."""
+        return len(self.tasks) + len(self.complete) + len(self.lost)
 
 
 def plan_job(config: JobConfig, with_gpu: bool) -> JobPlan:
@@ -79,13 +85,13 @@ def plan_job(config: JobConfig, with_gpu: bool) -> JobPlan:
     dtype = resolve_dtype(config.model.dtype, torch.device("cuda" if with_gpu else "cpu"))
     text = model_config.get_text_config()
     schedule = make_schedule(config.method, text.num_hidden_layers)
-    files = expand_inputs(config.input, config.s3)
+    units = _find_units(config)
     store = _open_output(config)
     identity = build_identity(config, folder, dtype, schedule)
     size = config.cache.part_samples or _part_samples(config, schedule, model_config, dtype)
     dataset = create_or_check(store, identity, size)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder)
-    _find_work(plan, config, files)
+    _find_work(plan, units)
     return plan
 
 
@@ -109,39 +115,44 @@ def _part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtyp
     return max(1, min(MAX_PART_SAMPLES, int(config.cache.part_bytes / sample_bytes)))
 
 
-def _find_work(plan: JobPlan, config: JobConfig, files: list[InputFile]) -> None:
+def _find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:
+    """All units of work, each with the reason why it cannot be done, if there is one."""
     opener = StoreOpener(config.s3)
-    progress = shard_progress(plan.store, LISTING_THREADS)
-    for file in files:
-        for shard, reason in _shards_of(file, config, opener):
-            plan.shards += 1
-            plan.bytes_total += max(0, shard.size)
-            _sort_in(plan, shard, reason, progress.get(shard.name))
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        of_files = pool.map(lambda file: _units_of(file, config, opener), expand_inputs(config.input, config.s3))
+        return [unit for units in of_files for unit in units]
 
 
-def _shards_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> Iterator[tuple[Shard, str | None]]:
-    """The units of work of a file, each with the reason why it cannot be done, if there is one."""
-    whole = Shard(Path(file.uri).name, file.uri, file.size, file.etag, "webdataset")
-    if not file.readable:
-        yield whole, "cannot be read"
-        return
+def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[tuple[Shard, str | None]]:
     try:
-        shards = split_file(file.uri, file.size, file.etag, config.source, opener)
+        if not file.readable:
+            raise ObjectMissing(file.uri, "cannot be read")
+        return [(shard, None) for shard in split_file(file.uri, file.size, file.etag, config.source, opener)]
     except StoreError as error:
-        yield whole, str(error)
-        return
-    yield from ((shard, None) for shard in shards)
+        # As a tar it is one unit that nobody has to open.
+        source = config.source.model_copy(update={"format": "webdataset"})
+        return [(shard, str(error)) for shard in split_file(file.uri, file.size, file.etag, source, opener)]
 
 
-def _sort_in(plan: JobPlan, shard: Shard, reason: str | None, progress: ShardProgress | None) -> None:
-    if reason is not None:
-        plan.lost[shard.uri] = (shard, reason)
-    elif progress is None:
+def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]]) -> None:
+    progress = shard_progress(plan.store, LISTING_THREADS)
+    # By file, because the rows of a file that has changed are cut into other shards.
+    versions: dict[str, set[str]] = {}
+    for begun in progress.values():
+        versions.setdefault(begun.uri, set()).add(begun.etag)
+    for shard, reason in units:
+        if reason is None and versions.get(shard.uri, {shard.etag}) != {shard.etag}:
+            reason = "has changed since parts of it were committed; write this version to another output"
+        if reason is not None:
+            plan.lost.append((shard, reason))
+        else:
+            _sort_in(plan, shard, progress.get(shard.name))
+
+
+def _sort_in(plan: JobPlan, shard: Shard, progress: ShardProgress | None) -> None:
+    if progress is None:
         plan.tasks.append(Task(shard, frozenset()))
-    elif progress.etag != shard.etag:
-        message = "has changed since parts of it were committed; write this version to another output"
-        plan.lost[shard.uri] = (shard, message)
     elif progress.complete and len(progress.parts) == max(progress.parts) + 1:
-        plan.bytes_done += shard.size
+        plan.complete.append(shard)
     else:
         plan.tasks.append(Task(shard, progress.parts))

@@ -180,8 +180,8 @@ class ReplicaPool:
         settings, cluster = self._settings, ray.cluster_resources()
         return (
             f"{self._ever_ready} of at least {settings.replicas_min} replicas started in "
-            f"{settings.start_timeout_s:g} s; each wants {settings.cpus_per_replica:g} CPUs and {self._gpus:g} GPUs, and the cluster has "
-            f"{cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}: see "
+            f"{settings.start_timeout_s:g} s; each wants {settings.cpus_per_replica:g} CPUs and {self._gpus:g} GPUs, "
+            f"and the cluster has {cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}: see "
             "pipeline.cpus_per_replica, pipeline.gpus_per_replica and pipeline.start_timeout_s"
         )
 

@@ -9,7 +9,7 @@ import torch
 
 from trio_ray.config import JobConfig
 from trio_ray.method.schedule import Schedule
-from trio_ray.model.replica import Replica, make_selector
+from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.pipeline.plan import Task
 from trio_ray.pipeline.shard_run import PartReport, ShardRunner
 from trio_ray.store.dataset import Dataset
@@ -39,6 +39,7 @@ class ReplicaActor:
             config=config,
             schedule=order.schedule,
             selector=make_selector(config.method),
+            zipper=make_zipper(config.method),
             store=open_store(config.output, config.s3),
             dataset=order.dataset,
             opener=StoreOpener(config.s3),

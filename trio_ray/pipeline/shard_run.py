@@ -14,6 +14,7 @@ from trio_ray.kv.container import encode_prefix
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
+from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
@@ -63,6 +64,7 @@ class ShardRunner:
         config: the job.
         schedule: the solved budget.
         selector: which tokens stay.
+        zipper: the reduction behind the vision tower, if any.
         store: the cache.
         dataset: its identity and part size.
         opener: reads the input.
@@ -73,6 +75,7 @@ class ShardRunner:
     config: JobConfig
     schedule: Schedule
     selector: Selector
+    zipper: VisionZip | None
     store: ObjectStore
     dataset: Dataset
     opener: Opener
@@ -120,7 +123,8 @@ class ShardRunner:
         if not good:
             return PrefilledBatch(outcomes, [], 0.0)
         started = time.perf_counter()
-        prefixes = self.replica.prefill(good, self.schedule, self.selector, self.config.cache.top_k, on_host=True)
+        top_k = self.config.cache.top_k
+        prefixes = self.replica.prefill(good, self.schedule, self.selector, top_k, on_host=True, zipper=self.zipper)
         return PrefilledBatch(outcomes, prefixes, 1e3 * (time.perf_counter() - started))
 
 

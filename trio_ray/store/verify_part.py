@@ -119,13 +119,12 @@ def _read_table(
             return None, f"has not the columns of version {record.schema_version}: {found.to_string()}"
         stamps = found.metadata or {}
         wanted = {IDENTITY_KEY: record.identity_hash, VERSION_KEY: str(record.schema_version)}
-        fault = next(
-            (f"says {key.decode()} {stamps.get(key)!r}, its commit record {value!r}" for key, value in
-            wanted.items()
-             if stamps.get(key) != value.encode()),
-            None,
-        )  # fmt: skip
-        return file.read(_TABLE_COLUMNS[kind]).to_pylist(), fault
+        faults = [
+            f"says {key.decode()} {stamps.get(key)!r}, its commit record {value!r}"
+            for key, value in wanted.items()
+            if stamps.get(key) != value.encode()
+        ]
+        return file.read(_TABLE_COLUMNS[kind]).to_pylist(), faults[0] if faults else None
 
 
 def _check_unique(rows: list[Row], file: FileRecord | None, check: ShardCheck) -> None:
