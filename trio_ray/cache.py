@@ -56,7 +56,7 @@ class PrunedCache:
         s3: endpoint and profile, where the usual AWS environment does not say.
 
     Raises:
-        NotACache: there is no cache.
+        NotACacheError: there is no cache.
         StoreError: it cannot be read; `ObjectDamaged` where a record or table is not as written.
     """
 

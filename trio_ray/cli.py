@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": "read a whole cache and name everything that is not as it was written",
     "inspect": "say what is stored; draw which image tokens were kept",
     "generate": "answer from stored prefixes",
+    "evaluate": "measure what selections cost in right answers, on rendered scenes",
     "gc": "delete what dead or beaten attempts left in a cache",
     "demo": "render a small corpus, run the whole path on it and show the answers",
 }

@@ -99,6 +99,11 @@ class MethodConfig(Section):
         description="Rows whose own prediction is the proxy's label, counted from the prompt's end (-1 is the last). "
         "Default: the authors' -5, -4, -3, -2. For trio alone.",
     )
+    positions: Literal["compact", "original"] | None = Field(
+        None,
+        description="What becomes of the kept rows' positions: closed up as the authors do, or left as they were. "
+        "Default: compact.",
+    )
     threshold: float | None = Field(
         None,
         gt=-1.0,
@@ -128,6 +133,8 @@ class MethodConfig(Section):
             raise ValueError(f"supervised_rows means nothing to the selector {self.selector!r}")
         if self.encoder and self.prune_points is not None and self.prune_points[0] != 0:
             raise ValueError("encoder does the prune point 0, so prune_points must begin with 0")
+        if self.encoder and self.positions == "original":
+            raise ValueError("positions: original is not possible with an encoder, whose merged tokens have no place")
         if self.threshold is not None and self.selector in ("uniform", "sieve"):
             raise ValueError(f"threshold means nothing to the selector {self.selector!r}")
         given = [name for name in ("retention", "tokens", "keep") if getattr(self, name) is not None]
@@ -265,7 +272,7 @@ def load_config(
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError("--config", f"{path} cannot be read as YAML: {error}") from None
+            raise ConfigError("--config", f"{path} cannot be read as YAML: {_in_one_line(error)}") from None
         if not isinstance(loaded or {}, dict):
             raise ConfigError("--config", f"{path} must hold a mapping of settings")
         tree = loaded or {}
@@ -276,7 +283,7 @@ def load_config(
         try:
             _put(tree, dotted.strip(), yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise ConfigError(dotted, f"{text!r} is not a YAML value: {error}") from None
+            raise ConfigError(dotted, f"{text!r} is not a YAML value: {_in_one_line(error)}") from None
     for dotted, value in (values or {}).items():
         _put(tree, dotted, value)
     return parse_config(tree)
@@ -293,6 +300,10 @@ def parse_config(tree: Mapping[str, Any]) -> JobConfig:
             "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         )
         raise ConfigError(field, f"{message} (got {first['input']!r})") from None
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _put(tree: dict[str, Any], dotted: str, value: object) -> None:

@@ -87,7 +87,7 @@ def _compare(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Out
         layers=decoder.depth, prune_points=tuple(case["layer_list"]), keep=tuple(case["image_token_list"])
     )
     supervised = tuple(range(-1 - case.get("loss_positions", 4), -1))
-    selector = Trio(case.get("nms_threshold", 0.8), supervised)
+    selector = Trio(threshold=case.get("nms_threshold", 0.8), supervised=supervised)
     rows = PackedRows.pack([mask], embeds.device)
     budgets = [schedule.counts(case["image_len"])]
     prefill = pruned_prefill(decoder, embeds, rows, schedule.prune_points, budgets, selector, packed_attention("sdpa"))

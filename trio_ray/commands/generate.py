@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = cache.dataset.identity["model"]["dtype"]
     config = ModelConfig(name=arguments.model, dtype=dtype)
     if arguments.keys:
-        rows = [cache.row(*reversed(key.rsplit(":", 1))) if ":" in key else cache.row(key) for key in arguments.keys]
+        shards = {commit.shard.name for commit in cache.commits}
+        rows = [cache.row(*_key_and_shard(key, shards)) for key in arguments.keys]
     else:
         rows = cache.table.slice(0, arguments.limit).to_pylist()
     cache.check_model(model_folder(config), dtype)
@@ -49,6 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
         for item, answer in zip(batch, answers, strict=True):
             _show(item.row, answer, arguments.json)
     return 0
+
+
+def _key_and_shard(argument: str, shards: set[str]) -> tuple[str, str | None]:
+    """Split `shard:key`; a key may hold colons itself, a shard's name cannot."""
+    shard, _, key = argument.partition(":")
+    return (key, shard) if shard in shards else (argument, None)
 
 
 def _show(row: dict[str, object], answer: str, as_json: bool) -> None:

@@ -100,6 +100,7 @@ def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3
     from trio_ray.source.images import decode_image
 
     folder = model_folder(ModelConfig(name=arguments.model))
+    cache.check_model(folder, cache.dataset.identity["model"]["dtype"])  # another model's grid would be a wrong picture
     tiler = Tiler.from_processor(load_processor(folder)[1], read_model_config(folder).vision_config.patch_size)
     out, start = Path(arguments.png), 0
     for number, (data, image) in enumerate(zip(_read_images(cache, row, s3), row["images"], strict=True)):
@@ -107,8 +108,15 @@ def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3
         kept = [[token - start for token in point if start <= token < stop] for point in row["kept"]]
         pixels = decode_image(data, max_pixels=cache.dataset.identity["source"]["max_pixels"])
         picture = draw_overlay(pixels, tiler, kept, cache.schedule.prune_points)
-        picture.save(out if number == 0 else out.with_stem(f"{out.stem}-{number}"))
+        _save(picture, out if number == 0 else out.with_stem(f"{out.stem}-{number}"))
         start = stop
+
+
+def _save(picture: Any, out: Path) -> None:
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError("--png", f"{out} cannot be written: {error}") from None
 
 
 def _read_images(cache: Any, row: dict[str, Any], s3: S3Config) -> tuple[bytes, ...]:

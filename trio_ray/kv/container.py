@@ -121,6 +121,10 @@ def _decode_segment(number: int, shape: SegmentShape, codec: Codec, tensors: dic
 
 def _segment_shapes(header: dict[str, Any]) -> list[SegmentShape]:
     dtype = DTYPES[header["dtype"]]
+    numbers = [header[name] for name in ("length", "kv_heads", "head_dim", "top_k")]
+    numbers += [s[name] for s in header["segments"] for name in ("first_layer", "layers", "rows")] + [*header["kept"]]
+    if any(type(number) is not int for number in numbers):  # JSON's 30.0 and true would compare equal to whole numbers
+        raise TypeError("sizes are no whole numbers")
     shapes = [
         SegmentShape(s["first_layer"], s["layers"], s["rows"], header["kv_heads"], header["head_dim"], dtype)
         for s in header["segments"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ class PackedRows:
         ends: rows of each sample before any pruning; the next token's position (see `position`).
         tails: text rows behind each sample's last image row.
         sample: (T,) int64, which sample a row belongs to.
-        position: (T,) int64, right-aligned: the rows of a sample with T_s rows sit at `ends - T_s .. ends - 1`. RoPE
-            depends on differences alone, so attention equals that of rows renumbered from 0, and the next token has
-            one position in every layer.
+        position: (T,) int64. Either each row's place in the unpruned prompt, or right-aligned: the rows of a sample with
+            T_s rows sit at `ends - T_s .. ends - 1`. RoPE depends on differences alone, so attention equals that of
+            rows renumbered from 0. In both, the next token has the position `ends` in every layer.
         image_index: (T,) int64, the row's number among its sample's original image tokens; -1 for text.
     """
 
@@ -74,10 +75,7 @@ class PackedRows:
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """B + 1 row numbers: sample s holds rows `offsets[s] : offsets[s + 1]`."""
-        offsets = [0]
-        for length in self.lengths:
-            offsets.append(offsets[-1] + length)
-        return tuple(offsets)
+        return tuple(accumulate(self.lengths, initial=0))
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -104,29 +102,32 @@ class PackedRows:
         """(B, most image rows) row numbers of each sample's image rows, clamped into range, and the mask of the real
         ones.
         """
-        starts, at = [], 0
-        for count in self.image_counts:
-            starts.append(at)
-            at += count
-        slots, real = _pad_runs(starts, self.image_counts, self.device)
-        if at == 0:
-            return slots, real
-        return self.image_rows[slots.clamp_max(at - 1)], real
+        return _pad_selected(self.image_rows, self.image_counts)
 
-    def keep(self, rows: Tensor, image_counts: Sequence[int]) -> PackedRows:
+    @cached_property
+    def padded_texts(self) -> tuple[Tensor, Tensor]:
+        """(B, most text rows) row numbers of each sample's text rows, clamped into range, and the mask of real ones."""
+        counts = [length - images for length, images in zip(self.lengths, self.image_counts, strict=True)]
+        return _pad_selected(select_rows(~self.is_image, sum(counts)), counts)
+
+    def keep(self, rows: Tensor, image_counts: Sequence[int], renumber: bool = True) -> PackedRows:
         """The layout after all but `rows` ((T',) int64 ascending) are dropped; text rows are never dropped.
 
-        `image_counts` is the number of image rows that each sample keeps: the host knows it, so nothing is read back.
+        Args:
+            rows: those that stay.
+            image_counts: image rows that each sample keeps: the host knows it, so nothing is read back.
+            renumber: close up the positions, right-aligned; else each row keeps the one it has.
         """
         lengths = tuple(
             length - before + after
             for length, before, after in zip(self.lengths, self.image_counts, image_counts, strict=True)
         )
-        sample = self.sample[rows]
-        # The last row keeps its position; the rest close up behind it.
-        ends = torch.tensor(self.ends, device=self.device)
-        stops = torch.tensor(lengths, device=self.device).cumsum(0)
-        position = torch.arange(len(rows), device=self.device) - stops[sample] + ends[sample]
+        sample, position = self.sample[rows], self.position[rows]
+        if renumber:
+            # The last row keeps its position; the rest close up behind it.
+            ends = torch.tensor(self.ends, device=self.device)
+            stops = torch.tensor(lengths, device=self.device).cumsum(0)
+            position = torch.arange(len(rows), device=self.device) - stops[sample] + ends[sample]
         return PackedRows(lengths, tuple(image_counts), self.ends, self.tails, sample, position, self.image_index[rows])
 
 
@@ -138,6 +139,13 @@ def select_rows(mask: Tensor, count: int) -> Tensor:
     slots = torch.where(mask, mask.cumsum(0) - 1, count)
     rows = torch.empty(count + 1, dtype=torch.int64, device=mask.device)
     return rows.scatter_(0, slots, torch.arange(len(mask), device=mask.device))[:count]
+
+
+def _pad_selected(selected: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Consecutive runs of `selected`, of these lengths, as (B, longest) and the mask of entries inside the run."""
+    starts = list(accumulate(counts, initial=0))
+    slots, real = _pad_runs(starts[:-1], counts, selected.device)
+    return (selected[slots.clamp_max(starts[-1] - 1)] if starts[-1] else slots), real
 
 
 def _pad_runs(starts: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows, select_rows
 from trio_ray.method.suppression import suppress
+
+Positions = Literal["compact", "original"]
 
 NO_SUPPRESSION = 2.0
 """A threshold that no cosine similarity reaches."""
@@ -33,9 +35,12 @@ class Selector(ABC):
 
     Attributes:
         threshold: cosine similarity of hidden states from which a row is suppressed by a better one.
+        positions: what becomes of the rows that stay: "compact" closes up their positions, as the authors do;
+            "original" leaves each where it was in the unpruned prompt.
     """
 
     threshold: float = NO_SUPPRESSION
+    positions: Positions = "compact"
 
     @abstractmethod
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
@@ -58,17 +63,14 @@ class Selector(ABC):
         """Choose `keep[s]` image rows of each sample (at most what it has); text rows always stay."""
         score = self.score(hidden, rows, proxy)
         slots, real = rows.padded_images
-        chosen = self.choose(score[slots], hidden[slots], real, keep) & real
+        chosen = self.choose(score[slots], hidden[slots], real, keep)
+        return self.keep_chosen(rows, chosen & real, keep, score)
+
+    @staticmethod
+    def keep_chosen(rows: PackedRows, chosen: Tensor, keep: Sequence[int], score: Tensor) -> Selection:
+        """The selection that keeps all text rows and the `chosen` ((B, N) bool, of `rows.padded_images`) image rows."""
         # Padding repeats a real row, so its False must not overwrite that row's True: ones are only ever added.
+        slots = rows.padded_images[0]
         stays = (~rows.is_image).long().scatter_add(0, slots.flatten(), chosen.flatten().long()) > 0
         count = rows.total - sum(rows.image_counts) + sum(keep)
         return Selection(select_rows(stays, count), score)
-
-
-def image_order(rows: PackedRows) -> Tensor:
-    """(T,) int64: how many image rows of the same sample stand before a row now (unlike `image_index`, after earlier
-    prunes).
-    """
-    before = rows.is_image.long().cumsum(0) - rows.is_image.long()
-    first = torch.tensor(rows.offsets[:-1], device=rows.device)
-    return before - before[first][rows.sample]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trio_ray.method.proxy import ProxyLayer, rms_norm
-from trio_ray.method.rows import PackedRows, select_rows
+from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import NO_SUPPRESSION, Selection, Selector
 from trio_ray.method.supervision import TargetRows, attend_from
 
@@ -22,7 +22,7 @@ AUTHORS_HEADS = 12 / 32
 class Sieve(Selector):
     """Cross-modal residual times attention, chosen greedily with decay (arXiv 2608.10489).
 
-    For comparison with TRIO: samples and greedy steps are looped over, it is not built for speed.
+    For comparison with TRIO: one greedy step after the other, it is not built for speed.
 
     Attributes:
         spectrum: share of the text Gram matrix's spectrum at whose eigenvalue the ridge is set.
@@ -35,26 +35,19 @@ class Sieve(Selector):
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """Squared attention mass times squared residual share; see `Selector`."""
+        slots, real = rows.padded_images
+        residual, centred = self._residual(hidden, rows)
+        share = residual.norm(dim=-1) / centred.norm(dim=-1).clamp_min(1e-12)
         score = torch.zeros(rows.total, device=rows.device)
         attention = self._attention(hidden, rows, proxy)
-        for start, stop in pairwise(rows.offsets):
-            image = rows.is_image[start:stop]
-            residual, centred = self._residual(hidden[start:stop].float(), image)
-            share = residual.norm(dim=-1) / centred.norm(dim=-1).clamp_min(1e-12)
-            score[start:stop][image] = (attention[start:stop][image] * share).square()
-        return score
+        return score.index_copy(0, slots[real], (attention[slots] * share).square()[real])
 
     def select(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, keep: Sequence[int]) -> Selection:
         """Take the best, multiply the others by 1 - cos^2 of the residuals, again and again; see `Selector`."""
         score = self.score(hidden, rows, proxy)
-        stays = ~rows.is_image
-        for number, (start, stop) in enumerate(pairwise(rows.offsets)):
-            image = rows.is_image[start:stop]
-            residual, _ = self._residual(hidden[start:stop].float(), image)
-            chosen = _decay(score[start:stop][image], residual, keep[number])
-            stays[start:stop][image] = chosen
-        count = rows.total - sum(rows.image_counts) + sum(keep)
-        return Selection(select_rows(stays, count), score)
+        slots, real = rows.padded_images
+        chosen = _decay(score[slots].masked_fill(~real, -1.0), self._residual(hidden, rows)[0], keep)
+        return self.keep_chosen(rows, chosen & real, keep, score)
 
     def _attention(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """(T,) attention mass from the text rows behind the image, over the heads that look most at the image."""
@@ -72,25 +65,31 @@ class Sieve(Selector):
         mass = probs.gather(1, best[..., None].expand(-1, -1, probs.shape[-1])).sum(1)
         return mass[real]
 
-    def _residual(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Image rows, centred by the text mean, less their ridge regression on the text rows; both (N, d)."""
-        mean = hidden[~image].mean(0)
-        text, centred = hidden[~image] - mean, hidden[image] - mean
-        gram = text @ text.T
-        values = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
-        at = int((values.cumsum(0) < self.spectrum * values.sum()).sum())
-        ridge = values[min(at, len(values) - 1)] * torch.eye(len(gram), device=gram.device)
-        weights = torch.linalg.solve(gram + ridge, text @ centred.T)
-        return centred - weights.T @ text, centred
+    def _residual(self, hidden: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
+        """(B, N, d) image rows centred by the text mean, less their ridge regression on the text rows; and before that."""
+        (text_slots, is_text), (image_slots, _) = rows.padded_texts, rows.padded_images
+        text = hidden[text_slots].float()
+        mean = (text * is_text[..., None]).sum(1, keepdim=True) / is_text.sum(1)[:, None, None]
+        text, centred = (text - mean) * is_text[..., None], hidden[image_slots].float() - mean
+        gram = text @ text.transpose(1, 2)
+        values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
+        at = (values.cumsum(-1) < self.spectrum * values.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+        ridge = values.gather(1, at.clamp_max(values.shape[1] - 1))[..., None]
+        ridge = ridge * torch.eye(gram.shape[-1], device=gram.device)
+        weights = torch.linalg.solve(gram + ridge, text @ centred.transpose(1, 2))
+        return centred - weights.transpose(1, 2) @ text, centred
 
 
-def _decay(score: Tensor, residual: Tensor, keep: int) -> Tensor:
-    """(N,) bool: `keep` rows, each the best after the decay by those before it."""
-    unit = torch.nn.functional.normalize(residual, dim=-1)
-    chosen = torch.zeros(len(score), dtype=torch.bool, device=score.device)
-    left = score.clone()
-    for _ in range(keep):
-        best = left.masked_fill(chosen, -1.0).argmax()
-        chosen[best] = True
-        left = left * (1 - (unit @ unit[best]).square())
+def _decay(score: Tensor, residual: Tensor, keep: Sequence[int]) -> Tensor:
+    """(B, N) bool: `keep[s]` tokens of each sample, each the best after the decay by those before it."""
+    unit = F.normalize(residual, dim=-1)
+    wanted = torch.tensor(keep, device=score.device)
+    sample = torch.arange(len(score), device=score.device)
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    for step in range(max(keep)):
+        best = score.masked_fill(chosen, -2.0).argmax(-1)
+        chosen[sample, best] |= step < wanted
+        likeness = (unit @ unit[sample, best][..., None]).squeeze(-1)
+        # Padding has a negative score and keeps it.
+        score = score * (1 - likeness.square()).clamp_min(0)
     return chosen

@@ -9,7 +9,7 @@ from torch import Tensor
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.saliency import proxy_saliency
-from trio_ray.method.selector import Selector
+from trio_ray.method.selector import Positions, Selector
 
 AUTHORS_ROWS = (-5, -4, -3, -2)
 AUTHORS_THRESHOLD = 0.8
@@ -24,6 +24,7 @@ class Trio(Selector):
     """
 
     threshold: float = AUTHORS_THRESHOLD
+    positions: Positions = "compact"
     supervised: tuple[int, ...] = AUTHORS_ROWS
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:

@@ -99,7 +99,8 @@ def _prune(
         return hidden, rows, None
     proxy = decoder.proxy(layer, decoder.tables(hidden, rows.position))
     selection = selector.select(hidden, rows, proxy, keep)
-    return hidden[selection.rows], rows.keep(selection.rows, keep), selection.score
+    left = rows.keep(selection.rows, keep, renumber=selector.positions == "compact")
+    return hidden[selection.rows], left, selection.score
 
 
 def _run_segment(

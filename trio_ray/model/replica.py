@@ -207,7 +207,7 @@ def make_schedule(config: MethodConfig, layers: int) -> Schedule:
 
 def make_selector(config: MethodConfig) -> Selector:
     """The selector that a configuration means."""
-    return selector_named(config.selector, config.threshold, config.supervised_rows)
+    return selector_named(config.selector, config.threshold, config.supervised_rows, config.positions)
 
 
 def make_zipper(config: MethodConfig) -> VisionZip | None:

@@ -79,6 +79,9 @@ class Tiler:
                 "resize, rescale and normalise, and crop to the tile's own size"
             )
         pinpoints = tuple((int(height), int(width)) for height, width in processor.image_grid_pinpoints)
+        uneven = [point for point in pinpoints if point[0] % tile or point[1] % tile]
+        if uneven:
+            raise ModelError(f"image_grid_pinpoints {uneven} are no whole number of tiles of {tile} pixels")
         return cls(
             tile=tile,
             patch=patch,

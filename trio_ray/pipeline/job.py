@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import ray
@@ -112,17 +112,18 @@ def _work(
     pool = ReplicaPool(order, config.pipeline, _gpus_per_replica(config))
     # Two runs on one cache begin at different shards, so that they rarely do the same work.
     turn = int(plan.run_id, 16) % len(plan.tasks)
-    for event in pool.run(plan.tasks[turn:] + plan.tasks[:turn]):
-        _account(event, summary)
-        if event.shard_done:
-            clear_failure(plan.store, event.shard_done.shard.name)
-        if event.shard_failed:
-            task, attempts, why = event.shard_failed
-            _record_failure(plan, run, task.shard, attempts, why)
-        summary.seconds = time.monotonic() - started
-        if progress is not None:
-            progress.update(event, summary)
-        _check_limit(config, summary)
+    with closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
+        for event in events:
+            _account(event, summary)
+            if event.shard_done:
+                clear_failure(plan.store, event.shard_done.shard.name)
+            if event.shard_failed:
+                task, attempts, why = event.shard_failed
+                _record_failure(plan, run, task.shard, attempts, why)
+            summary.seconds = time.monotonic() - started
+            if progress is not None:
+                progress.update(event, summary)
+            _check_limit(config, summary)
 
 
 def _account(event: PoolEvent, summary: JobSummary) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +64,8 @@ class ReplicaPool:
         self._failed_starts = 0
         self._ever_ready = 0
 
-    def run(self, tasks: list[Task]) -> Iterator[PoolEvent]:
-        """Work through `tasks`; events come as they happen.
+    def run(self, tasks: list[Task]) -> Generator[PoolEvent, None, None]:
+        """Work through `tasks`; events come as they happen. Closing the generator ends the replicas.
 
         Raises:
             JobFailed: fewer than `replicas_min` replicas could be started in `start_timeout_s`, or replicas fail to
@@ -74,6 +74,7 @@ class ReplicaPool:
         waiting = deque(tasks)
         attempts: dict[str, int] = {}
         deadline = time.monotonic() + self._settings.start_timeout_s
+        needed = min(self._settings.replicas_min, len(tasks))  # more than one a shard are never started
         try:
             while waiting or any(replica.task for replica in self._replicas):
                 self._match_size(len(waiting))
@@ -81,7 +82,7 @@ class ReplicaPool:
                 for replica in self._changed():
                     yield from self._advance(replica, waiting, attempts)
                 yield from self._kill_silent(waiting, attempts)
-                if self._ever_ready < self._settings.replicas_min and time.monotonic() > deadline:
+                if self._ever_ready < needed and time.monotonic() > deadline:
                     raise JobFailed(self._start_problem())
         finally:
             for replica in self._replicas:
@@ -191,5 +192,6 @@ def _sentence(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(error, RayTaskError) and cause is not None:
         return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Where loading failed, the message is the remote traceback, which ends with the cause; otherwise it begins with it.
+    return lines[-1 if isinstance(error, RayActorError) and error.actor_init_failed else 0]

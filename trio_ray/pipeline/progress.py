@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
@@ -77,9 +78,10 @@ class BarProgress:
         """See `Progress`."""
         self._tally.note(event)
         if event.replica_lost:
-            self._bars.console.print(f"[yellow]replica lost:[/yellow] {event.replica_lost}", highlight=False)
+            self._bars.console.print(f"[yellow]replica lost:[/yellow] {escape(event.replica_lost)}", highlight=False)
         if event.shard_failed:
-            self._bars.console.print(f"[red]shard failed:[/red] {event.shard_failed[2]}", highlight=False)
+            failure = f"{event.shard_failed[0].shard.uri}: {event.shard_failed[2]}"
+            self._bars.console.print(f"[red]shard failed:[/red] {escape(failure)}", highlight=False)
         done = summary.shards_before + self._tally.finished
         self._bars.update(
             self._task,

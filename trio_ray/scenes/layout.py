@@ -121,7 +121,7 @@ def _image_size(rng: np.random.Generator) -> tuple[int, int]:
     wanted = PINPOINTS[int(rng.choice(len(PINPOINTS), p=GRID_SHARES))]
     while True:
         width, height = _propose_size(rng, wanted)
-        inside = MIN_SIDE <= min(width, height) and max(width, height) <= MAX_SIDE
+        inside = min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE
         if inside and max(width, height) <= MAX_ASPECT * min(width, height) and tile_view(width, height).grid == wanted:
             return width, height
 
@@ -188,7 +188,7 @@ def _jittered(
 
 
 def _is_clear(discs: list[_Disc], count: int) -> bool:
-    """Whether overlaps leave every letter free (a letter reaches 0.3 diameters from its centre) and no tag is touched."""
+    """Whether overlaps leave every letter free (it reaches 0.3 diameters from its centre) and touch no tag."""
     for upper, (x, y, size) in enumerate(discs):
         for lower in range(upper):
             other_x, other_y, other_size = discs[lower]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -194,9 +195,7 @@ def _ask_list(scene: Scene, rng: np.random.Generator) -> Question | None:
         (things, group)
         for things, group in groups.items()
         if len(group) in LIST_LENGTHS
-        and all(
-            (right.x - left.x) * scene.view.scale >= LIST_OFFSET for left, right in zip(group, group[1:], strict=False)
-        )
+        and all((right.x - left.x) * scene.view.scale >= LIST_OFFSET for left, right in pairwise(group))
     ]
     if not clear:
         return None

@@ -25,7 +25,7 @@ SMOOTH_BELOW = 400
 class Rendering:
     """A drawn scene.
 
-    `owners` (height, width) uint8 says which thing each pixel shows: 0 background, 1.. the scene's objects, then its tags.
+    `owners` (height, width) uint8 says which thing each pixel shows: 0 none, 1.. the scene's objects, then its tags.
     """
 
     scene: Scene
