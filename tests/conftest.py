@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny_models import build_model_folder
 from trio_ray.config import ModelConfig
+from trio_ray.model.loading import load_model, load_processor
 from trio_ray.model.replica import Replica
 
 pytest_plugins = ["tests.seaweed"]
+
+torch.set_num_threads(1)
+"""Tensors of tiny models gain nothing from a second thread, and lose much where the cores are busy."""
 
 FAMILIES = {"llama": 4, "mistral": 2, "qwen2": 2}
 """Text backbone -> key and value heads of its tiny model, which has 4 query heads."""
@@ -53,3 +58,16 @@ def replica(request: pytest.FixtureRequest, replicas: dict[str, Replica]) -> Rep
 def llama(replicas: dict[str, Replica]) -> Replica:
     """The Llama replica, where the family makes no difference."""
     return replicas["llama"]
+
+
+@pytest.fixture(scope="session")
+def processors(model_folders: dict[str, Path]) -> dict[str, Any]:
+    """Family -> the model's own `LlavaNextProcessor`."""
+    return {family: load_processor(folder)[0] for family, folder in model_folders.items()}
+
+
+@pytest.fixture
+def fresh_model(request: pytest.FixtureRequest, model_folders: dict[str, Path], replica: Replica) -> Any:
+    """The Hugging Face model of `replica`'s family, loaded anew: the test may change it."""
+    family = request.node.callspec.params["replica"]
+    return load_model(model_folders[family], torch.float32, torch.device("cpu")).model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def test_command_prints_a_line_for_each_vector_and_exits_with_0() -> None:
     assert len(VECTORS) >= 3
     run = subprocess.run(
         [sys.executable, "-m", "trio_ray.conformance", str(VECTORS[0].parent)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -185,8 +187,8 @@ def nan_saliency(case: dict[str, object], tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        swap_kept, shift_saliency, shift_logits, other_token, lose_tensor, lose_weight, other_width, prune_point_too_deep,
-        lose_setting, nan_logits, nan_saliency,
+        swap_kept, shift_saliency, shift_logits, other_token, lose_tensor, lose_weight, other_width,
+        prune_point_too_deep, lose_setting, nan_logits, nan_saliency,
     ],
 )  # fmt: skip
 def test_changed_vector_fails_by_name_beside_a_good_one(

@@ -19,16 +19,16 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 WORDS = [
-    "<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "what", "is", "the", "colour", "of", "shape", "?",
-    "red", "blue", "green", "circle", "square", "how", "many", "in", "this", "picture", "describe", "it", "briefly", "a",
-    "there", "left", "right", "above", "one", "two", "three", "and", "no", "yes", "please", "answer",
+    "<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "what", "is", "the", "colour", "of", "shape",
+    "?", "red", "blue", "green", "circle", "square", "how", "many", "in", "this", "picture", "describe", "it",
+    "briefly", "a", "there", "left", "right", "above", "one", "two", "three", "and", "no", "yes", "please", "answer",
 ]  # fmt: skip
 TILE, PATCH = 28, 7
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 TEXT = {
     "llama": LlamaConfig,
@@ -41,12 +41,13 @@ def build_model_folder(folder: Path, family: str = "llama", kv_heads: int = 4, l
     """Save a random model with its processor, loadable like any hub model."""
     torch.manual_seed(seed)
     text = TEXT[family](
-        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=kv_heads,
-        vocab_size=len(WORDS), max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=kv_heads, vocab_size=len(WORDS), max_position_embeddings=2048, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=TILE, patch_size=PATCH,
-        projection_dim=16,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=TILE,
+        patch_size=PATCH, projection_dim=16,
     )  # fmt: skip
     config = LlavaNextConfig(
         vision_config=vision,

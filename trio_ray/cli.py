@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "say what is stored; draw which image tokens were kept",
     "generate": "answer from stored prefixes",
     "evaluate": "measure what selections cost in right answers, on rendered scenes",
+    "fidelity": "ask how faithful the layer-local score is to the whole model",
     "gc": "delete what dead or beaten attempts left in a cache",
     "demo": "render a small corpus, run the whole path on it and show the answers",
 }

@@ -11,12 +11,17 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from trio_ray.scenes import make_questions, render_scene
 
-QUESTIONS_PER_SCENE = 8
-
 
 @torch.inference_mode()
-def evaluate(folder: Path, questions: int, device: torch.device, base_view_only: bool = False) -> dict[str, object]:
-    """Exact-match accuracy on scenes 0, 1, ... of the test split: overall, by type, by grid, fine and coarse."""
+def evaluate(
+    folder: Path, questions: int, device: torch.device, *, per_scene: int = 8, base_view_only: bool = False
+) -> dict[str, dict[str, int]]:
+    """How many whole answers are right on scenes 0, 1, ... of the test split: all, by type, by grid, fine and coarse.
+
+    Args:
+        per_scene: questions asked about each scene.
+        base_view_only: blank the tiles, which leaves the model what the base view shows.
+    """
     model = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     processor = LlavaNextProcessor.from_pretrained(folder)
     processor.image_processor = LlavaNextImageProcessorPil.from_pretrained(folder)
@@ -25,7 +30,7 @@ def evaluate(folder: Path, questions: int, device: torch.device, base_view_only:
     while len(rights["all"]) < questions:
         rendering = render_scene(seed, "test")
         seed += 1
-        asked = make_questions(rendering.scene, QUESTIONS_PER_SCENE)[: questions - len(rights["all"])]
+        asked = make_questions(rendering.scene, per_scene)[: questions - len(rights["all"])]
         inputs = processor(
             images=[rendering.image] * len(asked),
             text=[_prompt(processor, question.text) for question in asked],
@@ -50,4 +55,5 @@ def evaluate(folder: Path, questions: int, device: torch.device, base_view_only:
 
 def _prompt(processor: LlavaNextProcessor, question: str) -> str:
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    return processor.apply_chat_template([message], add_generation_prompt=True)
+    prompt: str = processor.apply_chat_template([message], add_generation_prompt=True)
+    return prompt

@@ -6,7 +6,7 @@ positions go on where the image ends, so every one of them is computed as if it 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ def write_example(out: Example, index: int, rendering: Rendering, variant: int =
 
 @lru_cache
 def image_sources(height: int, width: int) -> NDArray[np.int16]:
-    """For each image row of the prompt, the patch it comes from: tile * PATCHES + patch, or NEWLINE. Tile 0 is the base."""
+    """For each image row of the prompt, its patch (tile * PATCHES + patch; tile 0 is the base view) or NEWLINE."""
     grid = get_anyres_image_grid_shape((height, width), [list(grid) for grid in PINPOINTS], TILE)
     tile = np.arange(1, 1 + grid[0] * grid[1]).reshape(grid).repeat(SIDE, 0).repeat(SIDE, 1)
     across, down = np.meshgrid(np.arange(grid[1] * SIDE) % SIDE, np.arange(grid[0] * SIDE) % SIDE)
@@ -98,7 +98,7 @@ def _padding(height: int, width: int, rows: int, columns: int) -> tuple[int, int
 
 
 def _labels(rendering: Rendering) -> NDArray[np.uint8]:
-    """Per tile and patch: shape, colour and mark labels of the thing that covers most of it, (MAX_TILES, PATCHES, 3)."""
+    """Shape, colour and mark labels of the thing that covers most of each patch, (MAX_TILES, PATCHES, 3)."""
     scene = rendering.scene
     table = np.zeros((1 + len(scene.objects) + len(scene.tags), 3), np.uint8)
     for i, item in enumerate(scene.objects, start=1):
@@ -147,7 +147,7 @@ def _write_questions(out: Example, index: int, image_rows: int, questions: list[
         row = end
 
 
-@lru_cache(maxsize=None)
+@cache
 def _encode(text: str) -> tuple[int, ...]:
     return tuple(_tokenizer()(text, add_special_tokens=False)["input_ids"])
 

@@ -63,6 +63,9 @@ class PatchHeads(nn.Module):
 class SharedImageTraining(nn.Module):
     """The model with its training heads. `run_decoder` False trains the vision tower on its own."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: LlavaNextForConditionalGeneration) -> None:
         super().__init__()
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _shared_image_attention)
@@ -92,7 +95,7 @@ class SharedImageTraining(nn.Module):
     def _vision(self, tiles: Tensor) -> Tensor:
         """uint8 (tiles, 3, side, side) to (tiles, 1 + patches, width): what `vision_feature_layer` -2 selects."""
         tower = self.model.model.vision_tower
-        hidden = tower.pre_layrnorm(tower.embeddings((tiles - self.mean) / self.std))
+        hidden: Tensor = tower.pre_layrnorm(tower.embeddings((tiles - self.mean) / self.std))
         for layer in tower.encoder.layers[:-1]:
             hidden = layer(hidden, None)
         return hidden
@@ -117,13 +120,14 @@ class SharedImageTraining(nn.Module):
         position_embeddings = decoder.rotary_emb(hidden, positions)
         for layer in decoder.layers:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=position_embeddings)
-        return self.model.lm_head(decoder.norm(hidden))
+        logits: Tensor = self.model.lm_head(decoder.norm(hidden))
+        return logits
 
 
 def _real_tiles(values: Tensor, rows: Tensor) -> Tensor:
     """The tiles that a batch's examples really have, one after another: (examples, 5, ...) to (tiles, ...)."""
     shares = batch_shares(len(rows))
-    parts = zip(rows.split([count for _, count in shares]), shares, strict=True)
+    parts = zip(torch.split(rows, [count for _, count in shares]), shares, strict=True)
     return torch.cat([values[part, :tiles].flatten(0, 1) for part, (tiles, _) in parts])
 
 

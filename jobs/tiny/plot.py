@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from trio_ray.scenes import QUESTION_TYPES  # noqa: E402
+from trio_ray.scenes import QUESTION_TYPES
 
 
 def plot_curves(curves: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ import mmap
 import multiprocessing
 import os
 from collections import deque
-from multiprocessing.pool import ApplyResult
+from multiprocessing.pool import ApplyResult, Pool
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ TILE_SHARES = {3: 6, 4: 8, 5: 10}
 
 Arrays = dict[str, torch.Tensor]
 
-_buffers: list[Example] = []  # shared with the workers, which inherit it when they fork
+_buffers: list[Example] = []  # in a worker process: the memory that it shares with its parent
 
 
 class SceneWindow:
@@ -37,8 +37,8 @@ class SceneWindow:
         """`shown`: scenes of the stream that an earlier run has been through."""
         self._capacity = scenes // CHUNK
         self._free = deque(range(2 * workers + 2))
-        _buffers[:] = [_shared_examples(CHUNK) for _ in self._free]
-        self._pool = multiprocessing.get_context("fork").Pool(workers, initializer=_single_thread)
+        self._buffers = [_shared_examples(CHUNK) for _ in self._free]
+        self._pool = _start_workers(workers, self._buffers)
         self._next_sent = self._next_kept = shown // CHUNK
         self._coming: deque[tuple[int, ApplyResult[None]]] = deque()
         self._send()
@@ -50,7 +50,7 @@ class SceneWindow:
         while self._next_kept < self._capacity + shown // CHUNK:
             buffer, result = self._coming.popleft()
             result.get()
-            self._keep(_buffers[buffer])
+            self._keep(self._buffers[buffer])
             self._free.append(buffer)
             self._send()
 
@@ -90,7 +90,7 @@ def batch_shares(batch: int) -> list[tuple[int, int]]:
 
 def fixed_batches(tile_counts: torch.Tensor, batch: int) -> list[torch.Tensor]:
     """As many disjoint batches, made up as `batch_shares` says, as these examples give."""
-    pools = [torch.nonzero(tile_counts == tiles).flatten().split(count) for tiles, count in batch_shares(batch)]
+    pools = [torch.split(torch.nonzero(tile_counts == tiles).flatten(), count) for tiles, count in batch_shares(batch)]
     full = min(
         sum(len(part) == count for part in pool) for pool, (_, count) in zip(pools, batch_shares(batch), strict=True)
     )
@@ -99,12 +99,21 @@ def fixed_batches(tile_counts: torch.Tensor, batch: int) -> list[torch.Tensor]:
 
 def render_examples(split: Split, count: int, workers: int) -> Arrays:
     """`count` scenes of a split (a multiple of CHUNK), rendered at once, on the CPU."""
-    _buffers[:] = [_shared_examples(CHUNK) for _ in range(count // CHUNK)]
-    with multiprocessing.get_context("fork").Pool(workers, initializer=_single_thread) as pool:
-        pool.starmap(_render_chunk, [(chunk, chunk, split) for chunk in range(len(_buffers))], chunksize=1)
-    arrays = {name: torch.from_numpy(np.concatenate([b[name] for b in _buffers])) for name in FIELDS}
-    _buffers.clear()
-    return arrays
+    buffers = [_shared_examples(CHUNK) for _ in range(count // CHUNK)]
+    with _start_workers(workers, buffers) as pool:
+        pool.starmap(_render_chunk, [(chunk, chunk, split) for chunk in range(len(buffers))], chunksize=1)
+    return {name: torch.from_numpy(np.concatenate([b[name] for b in buffers])) for name in FIELDS}
+
+
+def _start_workers(count: int, buffers: list[Example]) -> Pool:
+    """Forked, so that the buffers are handed on as they are."""
+    return multiprocessing.get_context("fork").Pool(count, initializer=_start_worker, initargs=(buffers,))
+
+
+def _start_worker(buffers: list[Example]) -> None:
+    _buffers[:] = buffers
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def _render_chunk(chunk: int, buffer: int, split: Split) -> None:
@@ -124,11 +133,5 @@ def _shared_examples(count: int) -> Example:
 def _device_arrays(count: int, device: torch.device) -> Arrays:
     types = {np.uint8: torch.uint8, np.int16: torch.int16}
     return {
-        name: torch.zeros((count, *shape), dtype=types[dtype], device=device)  # type: ignore[index]
-        for name, (shape, dtype) in FIELDS.items()
+        name: torch.zeros((count, *shape), dtype=types[dtype], device=device) for name, (shape, dtype) in FIELDS.items()
     }
-
-
-def _single_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)

@@ -88,7 +88,7 @@ class Training:
         joint = self.step >= config.vision_steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self._autocast():
             losses = self.network(self.window.arrays, rows, run_decoder=joint)
         loss = losses.answers + config.patch_loss * losses.patches if joint else losses.patches
         loss.backward()
@@ -115,13 +115,17 @@ class Training:
         for rows in fixed_batches(self._validation["tile_count"], self.config.batch):
             part = {name: values[rows].to(self.device) for name, values in self._validation.items()}
             # With gradients on, and in training's shapes: so nothing is compiled anew.
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with self._autocast():
                 logits = self.network(part, torch.arange(len(rows), device=self.device)).logits.detach()
             for name, values in _rights(part, logits).items():
                 rights[name] += values
         accuracy = {name: round(float(np.mean(rights[name])), 4) for name in QUESTION_TYPES if rights[name]}
         accuracy["all"] = round(float(np.mean([right for values in rights.values() for right in values])), 4)
         return accuracy
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 matrix products where there is hardware for them."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def _log(self, **values: object) -> None:
         line = json.dumps({"seconds": round(time.monotonic() - self.started, 1), **values})

@@ -17,7 +17,9 @@ from transformers import DynamicCache
 
 
 def run_layer(language_model: Any, number: int, hidden: Tensor, cache: DynamicCache | None = None) -> Tensor:
-    """One causal decoder layer over (1, n, d) rows that follow those in `cache`, at positions counted from 0 in that layer."""
+    """One causal decoder layer over (1, n, d) rows that follow those in `cache`, at positions counted from
+    0 in that layer.
+    """
     before = 0 if cache is None else cache.get_seq_length(number)
     rows = hidden.shape[1]
     position = torch.arange(before, before + rows)[None]
@@ -62,7 +64,9 @@ def greedy_suppression(score: Sequence[float], features: Tensor, keep: int, thre
 
 @dataclass
 class ReferencePrefill:
-    """`saliency` and `kept` by prune point (original image-token numbers), `logits` (vocabulary,) for the first answer token."""
+    """`saliency` and `kept` by prune point (original image-token numbers), `logits` (vocabulary,) for the
+    first answer token.
+    """
 
     cache: DynamicCache
     saliency: list[Tensor]
@@ -87,7 +91,9 @@ def reference_prefill(
     threshold: float = 0.8,
     forced: Sequence[Sequence[int]] | None = None,
 ) -> ReferencePrefill:
-    """A pruned prefill of one prompt, (S, d) embeddings, layer by layer. `forced` overrules the choice with given tokens."""
+    """A pruned prefill of one prompt, (S, d) embeddings, layer by layer. `forced` overrules the choice
+    with given tokens.
+    """
     cache = DynamicCache()
     saliency, kept = [], []
     hidden, number = embeds, torch.where(is_image, is_image.cumsum(0) - 1, -1)

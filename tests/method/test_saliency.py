@@ -21,7 +21,9 @@ def prompt(before: int, image: int, after: int) -> Tensor:
 
 
 PROMPTS = [prompt(3, 40, 9), prompt(0, 17, 6), prompt(5, 25, 3), prompt(2, 30, 1), prompt(4, 12, 0), prompt(0, 2, 1)]
-"""Text after the image from plenty to none: supervised rows are text, both, image alone, and before the prompt's start."""
+"""Text after the image from plenty to none: supervised rows are text, both, image alone, and before
+the prompt's start.
+"""
 
 
 def relative_error(ours: Tensor, truth: Tensor) -> float:
@@ -114,19 +116,19 @@ def test_rows_behind_the_last_supervised_one_have_no_saliency() -> None:
     assert bool((ours[:-7] > 0).all())
 
 
-def test_a_gradient_far_below_half_precision_survives() -> None:
-    """A confident proxy has gradients near 1e-7, which fp16 rounds to nothing; the scaled loss keeps their order."""
+def test_gradients_below_half_precision_survive() -> None:
+    """Large states have small gradients: plain fp16 autograd rounds them to 0, ours stay in order."""
     model = random_model("llama")
-    model.lm_head.weight *= 4.0
     rows = PackedRows.pack([PROMPTS[0]], "cpu")
-    hidden = 0.02 * torch.randn(rows.total, WIDTH) + torch.randn(WIDTH)
     image = PROMPTS[0]
+    hidden = 1e4 * torch.randn(rows.total, WIDTH)
     truth = autograd_saliency(model.model, model.lm_head, 1, hidden, ROWS)[image]
     model.half()
+    plain = autograd_saliency(model.model, model.lm_head, 1, hidden.half(), ROWS)[image]
     ours = proxy_saliency(hidden.half(), rows, proxy_of(model, hidden.half(), rows), ROWS)[image]
-    assert float(truth.max()) < 1e-2
-    assert int((ours > 0).sum()) == int(image.sum())
-    assert spearman(ours, truth) > 0.9
+    assert float(plain.max()) == 0.0
+    assert float(ours.min()) > 0.0
+    assert spearman(ours, truth) > 0.95
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -31,7 +31,7 @@ def test_keeps_what_autograd_and_a_greedy_loop_keep(family: str, threshold: floa
         stays[image[chosen]] = True
         expected += [start + row for row in stays.nonzero()[:, 0].tolist()]
     assert selection.rows.tolist() == expected
-    assert selection.saliency.shape == (rows.total,)
+    assert selection.score.shape == (rows.total,)
 
 
 def test_text_rows_always_stay() -> None:
@@ -55,6 +55,6 @@ def test_a_selection_asks_for_no_gradient_of_weights_or_states() -> None:
     rows = PackedRows.pack(PROMPTS[:2], "cpu")
     hidden = torch.randn(rows.total, WIDTH, requires_grad=True)
     selection = Trio().select(hidden, rows, proxy_of(model, hidden, rows), KEEP[:2])
-    assert not selection.saliency.requires_grad
+    assert not selection.score.requires_grad
     assert hidden.grad is None
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -24,6 +24,7 @@ def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, 
         "input": inputs if isinstance(inputs, list) else [str(inputs)],
         "output": str(output),
         "model.name": str(model),
+        "model.dtype": "float32",
         "method.retention": 0.3,
         "cache.part_samples": 4,
         **{name.replace("__", "."): value for name, value in settings.items()},
@@ -75,4 +76,3 @@ def account(store: ObjectStore) -> Account:
             quarantined += [(commit.shard.name, row["index"]) for row in bad]
             reasons.update({row["key"]: row["reason"] for row in bad})
     return Account(stored, quarantined, reasons, keys)
-

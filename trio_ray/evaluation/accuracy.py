@@ -64,7 +64,7 @@ def measure_accuracy(
     schedules = [make_schedule(setting.config, replica.decoder.depth) for setting in settings]
     tokens = np.zeros(len(settings))
     done = 0
-    for samples in _batches(replica, questions, batch):
+    for samples in prepared_batches(replica, questions, batch):
         for number, (setting, schedule) in enumerate(zip(settings, schedules, strict=True)):
             answers[number] += _answer(replica, samples, setting.config, schedule)
             tokens[number] += sum(schedule.mean_tokens(sample.image_tokens) for sample in samples)
@@ -95,7 +95,7 @@ def _answer(replica: Replica, samples: Sequence[PreparedSample], config: MethodC
     return replica.generate(prefixes, MAX_NEW_TOKENS)
 
 
-def _batches(replica: Replica, questions: Sequence[HeldOutQuestion], size: int) -> Iterator[list[PreparedSample]]:
+def prepared_batches(replica: Replica, questions: Sequence[HeldOutQuestion], size: int) -> Iterator[list[PreparedSample]]:
     preparer = replica.preparer(max_pixels=10**8)
     prepared = ordered_map(preparer.prepare, (question.sample for question in questions), threads=2, lookahead=2 * size)
     samples: list[PreparedSample] = []

@@ -195,7 +195,8 @@ def _ray_if(wanted: bool, settings: JobConfig) -> Iterator[None]:
     if not os.environ.get("RAY_ADDRESS"):
         pipeline = settings.pipeline
         needed = math.ceil(pipeline.replicas_max * pipeline.cpus_per_replica)
-        options = {"num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
+        # Named, because Ray would otherwise join whatever was last started here with `ray start`.
+        options = {"address": "local", "num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(log_to_driver=False, logging_level="warning", **options)
     try:
         yield

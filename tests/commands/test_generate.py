@@ -1,0 +1,46 @@
+"""`trio-ray generate` answers from stored prefixes alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trio_ray.cache import PrunedCache
+from trio_ray.cli import main
+from trio_ray.model.replica import Replica
+
+
+def test_answers_are_those_of_the_stored_prefixes(
+    cache: Path, tiny_model: Path, llama: Replica, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(tiny_model), "--limit", "100", "--batch", "5", "--max-new-tokens", "6", "--json"]
+    assert main(["generate", str(cache), *options]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    stored = list(PrunedCache(str(cache)).stream())
+    assert [line["key"] for line in lines] == [item.row["key"] for item in stored]
+    assert [line["answer"] for line in lines] == [llama.generate([item.prefix], 6)[0] for item in stored]
+    assert [line["truth"] for line in lines] == [item.row["answer"] for item in stored]
+    assert any(line["answer"] for line in lines)
+
+
+def test_keys_are_answered_in_their_order_beside_the_true_answers(
+    cache: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = PrunedCache(str(cache)).row("vqa:8")["shard"]
+    keys = [f"{shard}:s0007", "s0050", f"{shard}:vqa:8", "vqa:8", "s0001"]
+    assert main(["generate", str(cache), *keys, "--model", str(tiny_model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines[::2]] == ["s0007", "s0050", "vqa:8", "vqa:8", "s0001"]
+    assert lines[5] == lines[7]
+    assert lines[-1].endswith("(true: two)")
+
+
+def test_a_key_of_several_shards_and_another_model_are_refused(
+    cache: Path, tiny_model: Path, model_folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(cache), "s0003", "--model", str(tiny_model)]) == 1
+    assert "several shards have it" in capsys.readouterr().err
+    assert main(["generate", str(cache), "--model", str(model_folders["qwen2"])]) == 3
+    assert "model.config" in capsys.readouterr().err

@@ -1,0 +1,269 @@
+"""The container gives back what went in, and nothing that was tampered with gets past it or brings the reader down."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from tests.kv.prefixes import FINGERPRINT, KEY, assert_same, random_prefix
+from trio_ray.kv.codec import Raw
+from trio_ray.kv.container import ContainerError, FingerprintMismatch, checksum, decode_prefix, encode_prefix
+from trio_ray.kv.prefix import Prefix
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def encoded(prefix: Prefix | None = None) -> bytes:
+    return encode_prefix(prefix or random_prefix(), Raw(), KEY, FINGERPRINT)
+
+
+def split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The safetensors header as an object, and the payload."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def join(entries: Any, payload: bytes) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + payload
+
+
+def with_header(data: bytes, **changes: Any) -> bytes:
+    """The same container with other entries in our header; None takes an entry out."""
+    entries, payload = split(data)
+    header = json.loads(entries["__metadata__"]["trio_ray"]) | changes
+    header = {name: value for name, value in header.items() if value is not None}
+    entries["__metadata__"]["trio_ray"] = json.dumps(header)
+    return join(entries, payload)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_prefix_comes_back_bit_for_bit(dtype: torch.dtype) -> None:
+    prefix = random_prefix(dtype)
+    assert_same(decode_prefix(encoded(prefix), key=KEY, fingerprint=FINGERPRINT), prefix)
+
+
+def test_infinities_nans_and_negative_zeros_come_back() -> None:
+    prefix = random_prefix()
+    prefix.segments[0].keys[0, :4, 0, 0] = torch.tensor([float("inf"), float("-inf"), float("nan"), -0.0])
+    assert_same(decode_prefix(encoded(prefix)), prefix)
+
+
+def test_a_prefix_that_kept_no_image_token_comes_back() -> None:
+    prefix = random_prefix(rows=(30, 8, 8))
+    assert [len(kept) for kept in prefix.kept] == [0, 0]
+    assert_same(decode_prefix(encoded(prefix)), prefix)
+
+
+def test_a_prefix_without_prune_points_comes_back() -> None:
+    prefix = random_prefix(rows=(30,), layers=(4,))
+    assert prefix.kept == ()
+    assert_same(decode_prefix(encoded(prefix)), prefix)
+
+
+def test_the_same_prefix_gives_the_same_bytes() -> None:
+    assert encoded(random_prefix()) == encoded(random_prefix())
+    assert checksum(encoded(random_prefix())) != checksum(encoded(random_prefix(seed=1)))
+
+
+def test_any_safetensors_reader_can_open_it(tmp_path: Any) -> None:
+    prefix = random_prefix()
+    (tmp_path / "prefix.safetensors").write_bytes(encoded(prefix))
+    with safe_open(str(tmp_path / "prefix.safetensors"), framework="np") as file:
+        assert json.loads(file.metadata()["trio_ray"])["key"] == KEY
+        np.testing.assert_array_equal(file.get_tensor("1.k"), prefix.segments[1].keys.numpy())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_shape_comes_back(data: st.DataObject) -> None:
+    layers = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    rows = sorted(data.draw(st.lists(st.integers(8, 40), min_size=len(layers), max_size=len(layers))), reverse=True)
+    prefix = random_prefix(
+        data.draw(st.sampled_from(DTYPES)), rows, layers, data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
+    )
+    assert_same(decode_prefix(encoded(prefix)), prefix)
+
+
+def test_every_truncation_is_refused() -> None:
+    data = encoded()
+    for length in [*range(400), *range(400, len(data), 37), len(data) - 1]:
+        with pytest.raises(ContainerError):
+            decode_prefix(data[:length])
+
+
+def test_bytes_behind_the_end_are_refused() -> None:
+    with pytest.raises(ContainerError):
+        decode_prefix(encoded() + b"\0")
+
+
+def test_a_flipped_byte_is_refused_or_stays_in_its_tensor() -> None:
+    """In the header it raises, or leaves a container of the same shape; in the payload it is the checksum's to find."""
+    data, truth = encoded(), random_prefix()
+    start = 8 + int.from_bytes(data[:8], "little")
+    random = np.random.default_rng(0)
+    places = [*range(0, start, 3), *random.integers(0, len(data), 400).tolist()]
+    refused = 0
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= int(random.integers(1, 256))
+        assert checksum(bytes(flipped)) != checksum(data)
+        try:
+            prefix = decode_prefix(bytes(flipped), key=KEY, fingerprint=FINGERPRINT)
+        except ContainerError:
+            assert place < start, "nothing in the payload is structure"
+            refused += 1
+        else:
+            assert isinstance(prefix.length, int)
+            assert [s.keys.shape for s in prefix.segments] == [s.keys.shape for s in truth.segments]
+    assert refused > 300
+
+
+def test_another_samples_container_is_refused() -> None:
+    with pytest.raises(ContainerError, match="shard-7/0003"):
+        decode_prefix(encoded(), key="shard-7/0004")
+
+
+def test_another_caches_container_is_refused() -> None:
+    with pytest.raises(FingerprintMismatch, match=FINGERPRINT):
+        decode_prefix(encoded(), fingerprint="f" * 32)
+
+
+def test_an_unknown_codec_is_named() -> None:
+    with pytest.raises(ContainerError, match="codec-of-the-future"):
+        decode_prefix(with_header(encoded(), codec="codec-of-the-future"))
+
+
+def test_another_version_is_named() -> None:
+    with pytest.raises(ContainerError, match="99"):
+        decode_prefix(with_header(encoded(), version=99))
+
+
+SEGMENTS = [{"first_layer": 0, "layers": 1, "rows": 30}, {"first_layer": 1, "layers": 2, "rows": 17}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"length": None}, {"length": -1}, {"length": 10}, {"length": 30.0}, {"length": "30"}, {"length": [30]},
+        {"length": float("nan")}, {"length": True}, {"kv_heads": 1 << 62}, {"kv_heads": -2}, {"kv_heads": 2.0},
+        {"head_dim": 0}, {"head_dim": 1e308}, {"dtype": "float64"}, {"dtype": None}, {"dtype": ["float32"]},
+        {"dtype": "float16"}, {"segments": None}, {"segments": []}, {"segments": SEGMENTS}, {"segments": "abc"},
+        {"segments": [1, 2, 3]}, {"segments": [{}]}, {"segments": {"first_layer": 0}}, {"kept": None}, {"kept": [1,
+        2, 3]},
+        {"kept": []}, {"kept": [-9, 1]}, {"kept": 5}, {"kept": [1 << 70, 1]}, {"top_k": None}, {"top_k": 4},
+        {"top_k": "3"},
+        {"top_k": 3.0}, {"codec": None}, {"codec": ["raw"]}, {"codec": {"raw": 1}}, {"version": None}, {"key": None},
+        {"segments": [{"first_layer": 0, "layers": 6, "rows": 30}]},
+        {"segments": [{"first_layer": 3, "layers": 1, "rows": 30}, *SEGMENTS[1:]]},
+        {"segments": [{"first_layer": 0, "layers": -1, "rows": 30}, *SEGMENTS[1:]]},
+        {"segments": [{"first_layer": 0, "layers": 1, "rows": 1 << 60}, *SEGMENTS[1:]]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_header_that_is_not_as_written_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ContainerError):
+        decode_prefix(with_header(encoded(), **changes), key=KEY)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [], 5, None, "x", {}, {"__metadata__": None}, {"__metadata__": {}}, {"__metadata__": {"trio_ray": 5}},
+        {"__metadata__": {"trio_ray": "{"}}, {"__metadata__": {"trio_ray": "[]"}}, {"__metadata__": {"trio_ray":
+        "null"}},
+        {"__metadata__": {"trio_ray": "[" * 90_000}},
+    ],
+    ids=lambda entries: str(entries)[:40],
+)  # fmt: skip
+def test_a_file_without_our_header_is_refused(entries: Any) -> None:
+    with pytest.raises(ContainerError):
+        decode_prefix(join(entries, b""))
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_a_header_size_that_lies_is_refused(size: int) -> None:
+    with pytest.raises(ContainerError):
+        decode_prefix(size.to_bytes(8, "little") + b"{}" * 50)
+
+
+def test_tensors_that_promise_terabytes_are_refused_without_allocating_them() -> None:
+    data = encoded()
+    entries, payload = split(data)
+    huge = 1 << 36
+    entries["0.k"]["shape"] = [1, huge, 2, 8]
+    entries["0.k"]["data_offsets"] = [0, huge * 64]
+    segments = json.loads(entries["__metadata__"]["trio_ray"])["segments"]
+    segments[0]["rows"] = huge
+    tracemalloc.start()
+    with pytest.raises(ContainerError):
+        decode_prefix(with_header(join(entries, payload), segments=segments, length=huge))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("offsets", [[0, 4], [-4, 60], [10, 5], ["a", 2], [0], None])
+def test_offsets_that_do_not_fit_are_refused(offsets: Any) -> None:
+    entries, payload = split(encoded())
+    entries["1.v"]["data_offsets"] = offsets
+    with pytest.raises(ContainerError):
+        decode_prefix(join(entries, payload))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = [
+    "version",
+    "key",
+    "fingerprint",
+    "codec",
+    "dtype",
+    "length",
+    "kv_heads",
+    "head_dim",
+    "segments",
+    "kept",
+    "top_k",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1))
+def test_any_json_in_our_header_is_refused_or_says_the_same(changes: dict[str, Any]) -> None:
+    data = encoded()
+    try:
+        prefix = decode_prefix(with_header(data, **changes))
+    except ContainerError:
+        return
+    # Key and fingerprint may say anything where nobody asks; how long the prompt once was, nothing else tells.
+    length = changes.get("length", 30)
+    assert type(length) is int
+    assert length >= 30
+    assert_same(prefix, replace(random_prefix(), length=length))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300), st.booleans())
+def test_any_bytes_are_refused(junk: bytes, framed: bool) -> None:
+    data = len(junk).to_bytes(8, "little") + junk if framed else junk
+    with pytest.raises(ContainerError):
+        decode_prefix(data)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(st.text(max_size=10), JSON, max_size=4), st.binary(max_size=40))
+def test_any_json_as_the_files_header_is_refused(entries: dict[str, Any], payload: bytes) -> None:
+    with pytest.raises(ContainerError):
+        decode_prefix(join(entries, payload))

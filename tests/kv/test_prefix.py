@@ -1,0 +1,20 @@
+"""What a prefix says of itself."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.kv.prefixes import random_prefix
+
+
+def test_bytes_count_keys_and_values_of_every_layer() -> None:
+    prefix = random_prefix(torch.bfloat16, rows=(30, 17), layers=(1, 3), kv_heads=2, head_dim=8)
+    assert prefix.kv_bytes == 2 * 2 * (30 * 1 + 17 * 3) * 2 * 8
+
+
+def test_the_first_token_is_the_best_entry() -> None:
+    assert random_prefix().first_token == 7
+
+
+def test_a_segment_knows_its_layers_and_rows() -> None:
+    assert [(segment.layers, segment.rows) for segment in random_prefix().segments] == [(1, 30), (2, 17), (3, 9)]

@@ -1,0 +1,119 @@
+"""Decoding from prefixes: alone, in ragged batches, token by token or several at once, all the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
+from trio_ray.kv.codec import Raw
+from trio_ray.kv.container import decode_prefix, encode_prefix
+from trio_ray.kv.prefix import Prefix
+from trio_ray.method.schedule import Schedule
+from trio_ray.method.trio import Trio
+from trio_ray.model.continuation import Continuation, generate
+from trio_ray.model.replica import Replica
+
+SCHEDULE = Schedule(8, (1, 3, 5), retention=0.25)
+
+
+def prefixes_of(replica: Replica, count: int) -> list[Prefix]:
+    """Prefixes of samples of many lengths."""
+    return replica.prefill(prepare(replica, samples_of_all_grids(count)), SCHEDULE, Trio())
+
+
+def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    """Largest difference in units of the largest value."""
+    return float((ours - truth).abs().max() / truth.abs().max())
+
+
+def test_a_ragged_batch_answers_as_each_prefix_alone(replica: Replica) -> None:
+    prefixes = prefixes_of(replica, 10)
+    assert len({prefix.length for prefix in prefixes}) > 7
+    together = generate(replica.decoder, prefixes, 12)
+    assert together == [generate(replica.decoder, [prefix], 12)[0] for prefix in prefixes]
+    assert len({tuple(answer) for answer in together}) > 2
+
+
+def test_a_stored_prefix_answers_as_the_one_in_memory(replica: Replica) -> None:
+    prefixes = prefixes_of(replica, 6)
+    stored = [decode_prefix(encode_prefix(prefix, Raw(), "key", "f")) for prefix in prefixes]
+    assert generate(replica.decoder, stored, 12) == generate(replica.decoder, prefixes, 12)
+
+
+def test_64_prefixes_at_once(llama: Replica) -> None:
+    prefixes = (prefixes_of(llama, 20) * 4)[:64]
+    together = generate(llama.decoder, prefixes, 6)
+    assert len(together) == 64
+    assert together[:20] == together[20:40] == generate(llama.decoder, prefixes[:20], 6)
+
+
+def test_several_tokens_at_once_equal_one_after_the_other(replica: Replica) -> None:
+    prefixes = prefixes_of(replica, 3)
+    tokens = [[5, 7, 20, 31, 9], [11, 12, 13, 14, 15], [8, 8, 8, 30, 31]]
+    at_once = Continuation(replica.decoder, prefixes, room=5).extend(tokens)
+    stepwise = Continuation(replica.decoder, prefixes, room=5)
+    for step in range(5):
+        logits = stepwise.extend([[run[step]] for run in tokens])
+    assert relative_error(at_once, logits) < 1e-5
+
+
+def test_runs_of_different_length_equal_each_alone(replica: Replica) -> None:
+    prefixes = prefixes_of(replica, 4)
+    tokens = [[5], [11, 12, 13, 14, 15, 16, 17], [8, 9], [20, 21, 22]]
+    together = Continuation(replica.decoder, prefixes, room=7).extend(tokens)
+    for number, (prefix, run) in enumerate(zip(prefixes, tokens, strict=True)):
+        alone = Continuation(replica.decoder, [prefix], room=len(run)).extend([run])
+        assert relative_error(together[number], alone[0]) < 1e-5
+
+
+def test_several_turns_of_ragged_runs_equal_each_alone(llama: Replica) -> None:
+    """Padding of one turn must not be left behind as rows of the next."""
+    prefixes = prefixes_of(llama, 3)
+    turns = [[[5], [11, 12, 13, 14], [8, 9]], [[6, 7, 8], [15], [10]], [[9], [16, 17], [11, 12, 13, 14, 15]]]
+    batch = Continuation(llama.decoder, prefixes, room=12)
+    alone = [Continuation(llama.decoder, [prefix], room=12) for prefix in prefixes]
+    for runs in turns:
+        logits = batch.extend(runs)
+        for number, state in enumerate(alone):
+            assert relative_error(logits[number], state.extend([runs[number]])[0]) < 1e-5
+
+
+def test_continuing_a_prompt_equals_prefilling_it_with_the_tokens_behind(llama: Replica) -> None:
+    """With nothing dropped, prompt + tokens by the continuation is prompt + tokens by the prefill."""
+    whole = Schedule(8, (1,), retention=1.0, weights=(1,))
+    (sample,) = prepare(llama, [make_sample([(40, 50)], words(4))])
+    (prefix,) = llama.prefill([sample], whole, Trio(), top_k=40)
+    tail = [20, 21, 22, 9]
+    logits = Continuation(llama.decoder, [prefix], room=4).extend([tail])[0]
+    longer = replace(sample, input_ids=(*sample.input_ids, *tail))
+    (truth,) = llama.prefill([longer], whole, Trio(), top_k=40)
+    ours = logits.log_softmax(-1)[truth.top_ids.long()]
+    assert relative_error(ours, truth.top_logprobs) < 1e-5
+
+
+def test_an_answer_ends_with_its_stop_token_and_the_others_go_on(llama: Replica) -> None:
+    prefixes = prefixes_of(llama, 10)
+    free = generate(llama.decoder, prefixes, 10)
+    stop = free[0][3]
+    stopped = generate(llama.decoder, prefixes, 10, stop_tokens=[stop])
+    for answer, full in zip(stopped, free, strict=True):
+        assert answer == (full[: full.index(stop) + 1] if stop in full else full)
+    assert {len(answer) for answer in stopped} != {10}
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_few_new_tokens(llama: Replica, tokens: int) -> None:
+    prefixes = prefixes_of(llama, 2)
+    answers = generate(llama.decoder, prefixes, tokens)
+    assert [len(answer) for answer in answers] == [tokens, tokens]
+    assert answers == [answer[:tokens] for answer in generate(llama.decoder, prefixes, 5)]
+
+
+def test_a_prefix_is_not_changed_by_decoding_from_it(llama: Replica) -> None:
+    (prefix,) = prefixes_of(llama, 1)
+    before = [segment.keys.clone() for segment in prefix.segments]
+    assert generate(llama.decoder, [prefix], 8) == generate(llama.decoder, [prefix], 8)
+    assert all(torch.equal(segment.keys, keys) for segment, keys in zip(prefix.segments, before, strict=True))

@@ -1,0 +1,131 @@
+"""The packed, pruned prefill: equal to Hugging Face where nothing is dropped, and to plain layers
+where something is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from tests.method.reference import reference_greedy, reference_prefill
+from tests.model.corpus import hugging_face_inputs, make_sample, prepare, samples_of_all_grids, words
+from trio_ray.kv.prefix import Prefix
+from trio_ray.method.schedule import Schedule
+from trio_ray.method.trio import Trio
+from trio_ray.model.continuation import generate
+from trio_ray.model.replica import Replica
+
+PRUNED = Schedule(8, (1, 3, 5), retention=0.3)
+WHOLE = Schedule(8, (1, 3, 5), retention=1.0)
+NEW_TOKENS = 5
+
+
+def test_retention_1_answers_as_hugging_face_generate_does(replica: Replica, processors: dict[str, Any]) -> None:
+    """Token for token, over 54 prompts of different grids, seven of them with two pictures, packed by nines."""
+    samples = samples_of_all_grids(54)
+    prepared = prepare(replica, samples)
+    prefixes = [
+        prefix for start in range(0, 54, 9) for prefix in replica.prefill(prepared[start : start + 9], WHOLE, Trio())
+    ]
+    answers = generate(replica.decoder, prefixes, NEW_TOKENS, replica.stop_tokens)
+    assert len({image.grid for sample in prepared for image in sample.images}) == 5
+    assert sum(len(sample.images) == 2 for sample in prepared) == 7
+    assert len({tuple(answer) for answer in answers}) > 10, "the prompts must not all get one answer"
+    for sample, ready, answer in zip(samples, prepared, answers, strict=True):
+        inputs = hugging_face_inputs(processors["llama"], sample, ready.prompt)
+        output = replica.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
+        assert answer == output[0, ready.rows :].tolist()
+
+
+def kept_of(prefix: Prefix) -> list[list[int]]:
+    return [kept.tolist() for kept in prefix.kept]
+
+
+@pytest.mark.parametrize("order", [range(12), [5, 0, 11, 3, 8, 1, 10, 2, 9, 4, 7, 6]], ids=["in_order", "shuffled"])
+@pytest.mark.parametrize("batch", [2, 5, 12])
+def test_results_do_not_depend_on_the_batch(replica: Replica, batch: int, order: Sequence[int]) -> None:
+    """Alone, packed, in another order: equal kept indices, log-probabilities of the whole vocabulary within 1e-5.
+
+    Relative to the largest: random weights spread them down to -8, and the matrix library sums in another order for
+    each number of rows.
+    """
+    prepared = prepare(replica, samples_of_all_grids(12))
+    vocabulary = replica.model.config.text_config.vocab_size  # type: ignore[union-attr]
+    alone = [replica.prefill([sample], PRUNED, Trio(), vocabulary)[0] for sample in prepared]
+    for start in range(0, 12, batch):
+        members = list(order[start : start + batch])
+        packed = replica.prefill([prepared[member] for member in members], PRUNED, Trio(), vocabulary)
+        for member, prefix in zip(members, packed, strict=True):
+            assert kept_of(prefix) == kept_of(alone[member])
+            by_id = prefix.top_logprobs[prefix.top_ids.argsort()]
+            truth = alone[member].top_logprobs[alone[member].top_ids.argsort()]
+            assert float((by_id - truth).abs().max() / truth.abs().max()) < 1e-5
+            for ours, other in zip(prefix.segments, alone[member].segments, strict=True):
+                for mine, its in ((ours.keys, other.keys), (ours.values, other.values)):
+                    assert float((mine - its).abs().max() / its.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("points", "keep"),
+    [((1, 3, 5), (20, 11, 4)), ((4,), (9,)), ((0, 2), (30, 5)), ((1, 7), (6, 0)), ((2, 3), (500, 8))],
+    ids=["three_points", "one_point", "before_the_first_layer", "none_left", "more_than_there_are"],
+)
+def test_pruned_run_equals_plain_layers_with_compact_positions(
+    replica: Replica, points: tuple[int, ...], keep: tuple[int, ...]
+) -> None:
+    """The authors' way, one prompt at a time through Hugging Face's layers, with rows renumbered from 0 after each
+    prune:
+    the same tokens kept, the same rows in each layer, the same logits of every step.
+    """
+    prepared = prepare(replica, [make_sample([(40, 50)], words(6)), make_sample([(100, 30), (9, 9)], words(2, 1), 1)])
+    schedule = Schedule(8, points, keep=keep)
+    prefixes = replica.prefill(prepared, schedule, Trio(), top_k=40)
+    language_model, head = replica.model.model.language_model, replica.model.lm_head  # type: ignore[union-attr]
+    for ready, prefix in zip(prepared, prefixes, strict=True):
+        embeds, rows = replica.embed([ready])
+        reference = reference_prefill(language_model, head, embeds, rows.is_image, points, keep)
+        assert kept_of(prefix) == reference.kept
+        assert [segment.rows for segment in prefix.segments for _ in range(segment.layers)] == reference.lengths
+        for segment in prefix.segments:
+            for layer in range(segment.layers):
+                values = reference.cache.layers[segment.first_layer + layer].values[0].transpose(0, 1)
+                torch.testing.assert_close(segment.values[layer], values, atol=1e-4, rtol=1e-4)
+        truth = reference.logits.log_softmax(-1)[prefix.top_ids.long()]
+        torch.testing.assert_close(prefix.top_logprobs, truth, atol=1e-4, rtol=0)
+        tokens, _ = reference_greedy(language_model, head, reference, 8)
+        assert generate(replica.decoder, [prefix], 8) == [tokens]
+
+
+def test_budgets_are_met_per_sample(llama: Replica) -> None:
+    prepared = prepare(llama, samples_of_all_grids(10))
+    for sample, prefix in zip(prepared, llama.prefill(prepared, PRUNED, Trio()), strict=True):
+        counts = PRUNED.counts(sample.image_tokens)
+        assert tuple(len(kept) for kept in prefix.kept) == counts
+        text = sample.rows - sample.image_tokens
+        assert [segment.rows for segment in prefix.segments] == [sample.rows, *(text + count for count in counts)]
+        assert prefix.length == sample.rows
+        held: set[int] = set(range(sample.image_tokens))
+        for kept in kept_of(prefix):
+            assert kept == sorted(set(kept))
+            assert set(kept) <= held
+            held = set(kept)
+
+
+def test_top_entries_are_the_distributions_best(llama: Replica) -> None:
+    (sample,) = prepare(llama, [make_sample([(40, 50)], words(5))])
+    (all_of_it,) = llama.prefill([sample], PRUNED, Trio(), top_k=10_000)
+    (best,) = llama.prefill([sample], PRUNED, Trio(), top_k=3)
+    assert all_of_it.top_logprobs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert best.top_ids.tolist() == all_of_it.top_ids[:3].tolist()
+    assert best.top_logprobs.tolist() == sorted(best.top_logprobs.tolist(), reverse=True)
+    assert best.first_token == best.top_ids[0]
+
+
+def test_a_schedule_without_prune_points_keeps_one_segment(llama: Replica) -> None:
+    (sample,) = prepare(llama, [make_sample([(40, 50)], words(5))])
+    (prefix,) = llama.prefill([sample], Schedule(8, (), keep=()), Trio())
+    assert prefix.kept == ()
+    assert [(segment.layers, segment.rows) for segment in prefix.segments] == [(8, sample.rows)]

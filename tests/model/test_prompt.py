@@ -1,0 +1,105 @@
+"""Prompt ids equal the model's own processor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.model.corpus import hugging_face_inputs, make_sample, picture, png, prepare, samples_of_all_grids, words
+from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.replica import Replica
+from trio_ray.source.sample import Sample, Turn
+
+IMAGE = {"type": "image"}
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+CONVERSATIONS = {
+    "no_marker": ([Turn("user", "what is it ?")], 1, [("user", [IMAGE, text("what is it ?")])]),
+    "marker_first": ([Turn("user", "<image>\nwhat is it ?")], 1, [("user", [IMAGE, text("what is it ?")])]),
+    "marker_last": ([Turn("user", "what is it ?\n<image>")], 1, [("user", [text("what is it ?"), IMAGE])]),
+    "two_images_no_marker": ([Turn("user", "how many ?")], 2, [("user", [IMAGE, IMAGE, text("how many ?")])]),
+    "two_images_between_text": (
+        [Turn("user", "this <image> and <image> answer")], 2,
+        [("user", [text("this "), IMAGE, text(" and "), IMAGE, text(" answer")])],
+    ),
+    "several_turns": (
+        [Turn("user", "<image>\nwhat ?"), Turn("assistant", "red"), Turn("user", "how many ?")], 1,
+        [("user", [IMAGE, text("what ?")]), ("assistant", [text("red")]), ("user", [text("how many ?")])],
+    ),
+    "image_in_a_later_turn": (
+        [Turn("user", "is it ?"), Turn("assistant", "no"), Turn("user", "<image>\nhow many ?")], 1,
+        [("user", [text("is it ?")]), ("assistant", [text("no")]), ("user", [IMAGE, text("how many ?")])],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_chat_template_prompts_equal_the_processors_input_ids(
+    name: str, llama: Replica, processors: dict[str, Any]
+) -> None:
+    turns, images, parts = CONVERSATIONS[name]
+    pictures = tuple(png(picture(30 + 9 * number, 44, number)) for number in range(images))
+    sample = Sample("key", 0, pictures, tuple(turns))
+    (prepared,) = prepare(llama, [sample])
+    messages = [{"role": role, "content": content} for role, content in parts]
+    prompt = processors["llama"].apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs = hugging_face_inputs(processors["llama"], sample, prompt)
+    assert list(prepared.input_ids) == inputs["input_ids"][0].tolist()
+
+
+def test_input_ids_equal_the_processors_for_every_grid(llama: Replica, processors: dict[str, Any]) -> None:
+    samples = samples_of_all_grids(40)
+    for sample, ready in zip(samples, prepare(llama, samples), strict=True):
+        inputs = hugging_face_inputs(processors["llama"], sample, ready.prompt)
+        assert list(ready.input_ids) == inputs["input_ids"][0].tolist()
+        assert ready.rows == inputs["input_ids"].shape[1]
+        assert ready.image_tokens == int((inputs["input_ids"] == llama.image_token_id).sum())
+        assert sum(token == llama.image_token_id for token in ready.prompt_ids) == len(sample.images)
+
+
+def test_a_template_string_takes_the_place_of_the_chat_template(llama: Replica, processors: dict[str, Any]) -> None:
+    writer = PromptWriter(processors["llama"], llama.image_token_id, "USER: {prompt} answer briefly ASSISTANT:")
+    prompt = writer.text([Turn("user", "what is it ?")], 2)
+    sample = make_sample([(40, 50), (9, 9)], "")
+    assert prompt.split() == ["USER:", "<image><image>", "what", "is", "it", "?", "answer", "briefly", "ASSISTANT:"]
+    inputs = hugging_face_inputs(processors["llama"], sample, prompt)
+    ids = writer.ids(prompt)
+    tokens = [llama.tiler.token_count(40, 50), llama.tiler.token_count(9, 9)]
+    assert writer.expand(ids, tokens) == inputs["input_ids"][0].tolist()
+
+
+def test_a_beginning_of_sequence_token_is_written_once(llama: Replica, processors: dict[str, Any]) -> None:
+    """Neither doubled where the template writes it, nor lost where the tokenizer would add it."""
+    processor = processors["llama"]
+    tokenizer = type(processor.tokenizer).from_pretrained(processor.tokenizer.name_or_path)
+    tokenizer.backend_tokenizer.post_processor = bos_processor(tokenizer.bos_token_id)
+    holder = type("Holder", (), {"tokenizer": tokenizer, "image_token": "<image>"})()
+    writer = PromptWriter(holder, llama.image_token_id, None)
+    assert writer.ids("what is it").count(tokenizer.bos_token_id) == 1
+    assert writer.ids("<s> what is it").count(tokenizer.bos_token_id) == 1
+
+
+def bos_processor(bos: int) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+
+
+def test_tokenizing_in_many_threads_gives_the_same_ids(llama: Replica) -> None:
+    prompts = [words(1 + seed % 50, seed) for seed in range(200)]
+    alone = [llama.writer.ids(prompt) for prompt in prompts]
+    ids: Callable[[str], list[int]] = llama.writer.ids
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ids, prompts)) == alone
+
+
+def test_answers_are_written_without_special_tokens(llama: Replica) -> None:
+    tokens = llama.writer.ids("red circle")
+    assert llama.writer.decode([*tokens, 2]) == "red circle"

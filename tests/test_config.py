@@ -1,0 +1,117 @@
+"""One typed configuration: what it takes, what it refuses and by which name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trio_ray.config import JobConfig, load_config, parse_config
+from trio_ray.errors import ConfigError
+
+EXAMPLE = """
+input: s3://corpus/{00000..00099}.tar
+output: s3://bucket/cache
+model: {name: llava-hf/llava-v1.6-vicuna-7b-hf, dtype: bfloat16}
+method: {retention: 0.111, supervised_rows: [-2, -5, -4, -3]}
+source: {turns: each, text_column: question}
+s3: {endpoint_url: "http://127.0.0.1:8333", part_mib: 64}
+pipeline: {replicas_min: 2, replicas_max: 8, shard_timeout_s: 600}
+"""
+JOB_FILES = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_small_file_and_overrides_make_a_configuration(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, EXAMPLE),
+        ["method.retention=0.25", "source.turns=first", "input=[a.tar, b.tar]", "prompt.template='Q: {prompt}'"],
+        {"output": "/tmp/cache", "method.threshold": 0.7},
+    )
+    assert config.input == ("a.tar", "b.tar")
+    assert config.output == "/tmp/cache"
+    assert (config.method.retention, config.method.threshold) == (0.25, 0.7)
+    assert config.method.supervised_rows == (-5, -4, -3, -2)
+    assert config.prompt.template == "Q: {prompt}"
+    assert (config.pipeline.replicas_min, config.pipeline.replicas_max) == (2, 8)
+
+
+def test_one_input_need_not_be_a_list(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, EXAMPLE)).input == ("s3://corpus/{00000..00099}.tar",)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "# nothing\n")) == JobConfig()
+
+
+@pytest.mark.parametrize("file", JOB_FILES, ids=[file.name for file in JOB_FILES])
+def test_the_shipped_job_files_are_valid(file: Path) -> None:
+    config = load_config(file)
+    assert config.input
+    assert config.output
+
+
+def test_job_files_are_shipped() -> None:
+    assert len(JOB_FILES) >= 2
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "words"),
+    [
+        ("method.retenton=0.1", "method.retenton", "is not a setting"),
+        ("speed=9", "speed", "is not a setting"),
+        ("method.retention=0", "method.retention", "greater than 0"),
+        ("method.retention=2", "method.retention", "less than or equal to 1"),
+        ("method.retention=half", "method.retention", "number"),
+        ("method.tokens=-1", "method.tokens", "greater than 0"),
+        ("method.prune_points=[5, 2]", "method.prune_points", "ascending"),
+        ("method.prune_points=[]", "method.prune_points", "ascending"),
+        ("method.supervised_rows=[-2, 0]", "method.supervised_rows", "negative"),
+        ("method.supervised_rows=[-2, -2]", "method.supervised_rows", "distinct"),
+        ("method={retention: 0.1, tokens: 64}", "method", "retention and tokens are both given"),
+        ("method={keep: [4, 2]}", "method", "keep needs prune_points"),
+        ("method={keep: [4, 2], prune_points: [1, 2, 3]}", "method", "keep has 2 entries for 3 prune_points"),
+        ("method={weights: [4, 2], prune_points: [1]}", "method", "weights has 2 entries for 1 prune_points"),
+        ("method={keep: [2, 4], prune_points: [1, 2]}", "method", "must not grow"),
+        ("prompt.template=hello", "prompt.template", "{prompt}"),
+        ("cache.codec=zip", "cache.codec", "raw"),
+        ("model.dtype=int8", "model.dtype", "bfloat16"),
+        ("pipeline.max_bad_fraction=1.5", "pipeline.max_bad_fraction", "1"),
+        ("pipeline={replicas_min: 3, replicas_max: 2}", "pipeline", "replicas_min 3 is above"),
+        ("pipeline=fast", "pipeline", "fast"),
+        ("output.bucket=x", "output.bucket", "not a section"),
+        ("retention", "--set", "key=value"),
+        ("method.retention=[", "method.retention", "YAML"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, override: str, field: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "output: /tmp/cache"), [override])
+    assert caught.value.field == field
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "a: [", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert caught.value.field == "--config"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config: .*none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_configuration_never_changes_after_validation() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config({}).method.retention = 0.5  # type: ignore[misc]

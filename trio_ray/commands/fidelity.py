@@ -1,0 +1,65 @@
+"""Ask how faithful the layer-local score is to the whole model, in three studies on rendered scenes.
+
+(a) the divergence of the next-token distribution by prune depth, one prune point at a time; (b) the rank agreement of the
+layer-local saliency with the gradient of the true output; (c) fine-detail questions apart from coarse ones. Prints the
+tables; with --out writes fidelity.json, fidelity.md and fidelity.png there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from trio_ray.config import BUNDLED_MODEL, ModelConfig
+
+STUDIED = ("trio", "trio-plus", "attention", "random")
+"""Methods of the first and the last study."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--questions", type=int, default=200, metavar="N", help="held-out questions (default 200)")
+    parser.add_argument("--share", type=float, default=0.111, metavar="R", help="tokens kept by the single prune of (a)")
+    parser.add_argument("--retention", type=float, default=0.111, metavar="R", help="retention of (c), mean over layers")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="first test scene (default 0)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions packed together (default 32)")
+    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")
+    parser.add_argument("--out", metavar="DIR", help="folder for JSON, tables and plot")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    from trio_ray.evaluation import fidelity, fidelity_report
+    from trio_ray.evaluation.accuracy import Setting, measure_accuracy, prepared_batches
+    from trio_ray.evaluation.methods import method_config
+    from trio_ray.evaluation.questions import held_out_questions
+    from trio_ray.model.replica import Replica, make_selector
+
+    started = time.monotonic()
+    questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
+    replica = Replica.load(ModelConfig(name=arguments.model, dtype="float32"))
+    selectors = {name: make_selector(method_config(name, arguments.retention)) for name in STUDIED}
+    depths = range(replica.decoder.depth)
+    divergence, agreement = [], []
+    for batch in prepared_batches(replica, questions, arguments.batch):
+        divergence += fidelity.depth_divergence(replica, batch, depths, selectors, arguments.share)
+        agreement += fidelity.rank_agreement(replica, batch, depths)
+    settings = [Setting("all tokens", 1.0, method_config("trio", 1.0))]
+    settings += [Setting(name, arguments.retention, method_config(name, arguments.retention)) for name in STUDIED]
+    detail = fidelity.fine_and_coarse(measure_accuracy(replica, questions, settings, arguments.batch), questions)
+    divergence = fidelity_report.pool(divergence, ("selector", "depth"))
+    agreement = fidelity_report.pool(agreement, ("depth",))
+    tables = fidelity_report.markdown(divergence, agreement, detail)
+    print(tables)
+    print(f"\n{len(questions)} questions, {replica.device}, {time.monotonic() - started:.0f} s")
+    if arguments.out:
+        folder = Path(arguments.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        everything = {"divergence": divergence, "agreement": agreement, "detail": detail}
+        (folder / "fidelity.json").write_text(json.dumps(everything) + "\n", encoding="utf-8")
+        (folder / "fidelity.md").write_text(tables + "\n", encoding="utf-8")
+        fidelity_report.plot(divergence, agreement, detail, str(folder / "fidelity.png"))
+        print(f"written: {folder}/fidelity.json, fidelity.md, fidelity.png")
+    return 0
