@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # With a GPU the ordinary CUDA build of torch is wanted; without one, the small CPU build.
 CONSTRAINT := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
+# Ray's and the tests' processes share the cores; more threads in each would only wait for one another.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: setup demo test lint types tests clean
 
 setup: $(VENV)/.installed

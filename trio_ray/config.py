@@ -127,6 +127,13 @@ class MethodConfig(Section):
             raise ValueError("must be ascending layer numbers from 0 on")
         return points
 
+    @field_validator("weights")
+    @classmethod
+    def _weights_descend(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and (min(weights, default=0) <= 0 or list(weights) != sorted(weights, reverse=True)):
+            raise ValueError("must be positive and not grow: a token once dropped does not come back")
+        return weights
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> MethodConfig:
         if self.supervised_rows is not None and self.selector != "trio":

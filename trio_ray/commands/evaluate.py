@@ -1,7 +1,7 @@
 """Measure what a selection costs in right answers, on rendered scenes that the bundled model was not trained on.
 
-Each method answers the same questions at each retention; the model with all its tokens answers nearly all of them, so what
-is lost is the selection's fault. Prints a table; with --out writes accuracy.json, accuracy.md and accuracy.png there.
+Each method answers the same questions at each retention; the model with all its tokens answers nearly all of them, so
+what is lost is the selection's fault. Prints a table; --out DIR writes accuracy.json, accuracy.md and accuracy.png.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ask how faithful the layer-local score is to the whole model, in three studies on rendered scenes.
 
-(a) the divergence of the next-token distribution by prune depth, one prune point at a time; (b) the rank agreement of the
-layer-local saliency with the gradient of the true output; (c) fine-detail questions apart from coarse ones. Prints the
-tables; with --out writes fidelity.json, fidelity.md and fidelity.png there.
+(a) the divergence of the next-token distribution by prune depth, one prune point at a time; (b) the rank agreement of
+the layer-local saliency with the gradient of the true output; (c) fine-detail questions apart from coarse ones. Prints
+the tables; with --out writes fidelity.json, fidelity.md and fidelity.png there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ STUDIED = ("trio", "trio-plus", "attention", "random")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--questions", type=int, default=200, metavar="N", help="held-out questions (default 200)")
-    parser.add_argument("--share", type=float, default=0.111, metavar="R", help="tokens kept by the single prune of (a)")
-    parser.add_argument("--retention", type=float, default=0.111, metavar="R", help="retention of (c), mean over layers")
+    parser.add_argument(
+        "--share", type=float, default=0.111, metavar="R", help="tokens kept by the single prune of (a)"
+    )
+    parser.add_argument(
+        "--retention", type=float, default=0.111, metavar="R", help="retention of (c), mean over layers"
+    )
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="first test scene (default 0)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions packed together (default 32)")
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")

@@ -80,7 +80,7 @@ def measure_accuracy(
 def interval(
     right: NDArray[np.bool_], scenes: Sequence[int], level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap confidence interval of an accuracy. Whole scenes are drawn, as questions about one image hang together."""
+    """Bootstrap confidence interval of an accuracy. Draws whole scenes: questions about one image hang together."""
     _, group = np.unique(np.asarray(scenes), return_inverse=True)
     asked = np.bincount(group)
     hits = np.bincount(group, weights=right)
@@ -95,7 +95,9 @@ def _answer(replica: Replica, samples: Sequence[PreparedSample], config: MethodC
     return replica.generate(prefixes, MAX_NEW_TOKENS)
 
 
-def prepared_batches(replica: Replica, questions: Sequence[HeldOutQuestion], size: int) -> Iterator[list[PreparedSample]]:
+def prepared_batches(
+    replica: Replica, questions: Sequence[HeldOutQuestion], size: int
+) -> Iterator[list[PreparedSample]]:
     preparer = replica.preparer(max_pixels=10**8)
     prepared = ordered_map(preparer.prepare, (question.sample for question in questions), threads=2, lookahead=2 * size)
     samples: list[PreparedSample] = []

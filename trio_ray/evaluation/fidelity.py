@@ -1,7 +1,7 @@
 """Does a layer-local score say what the whole model would? Three studies over held-out questions.
 
-(a) How far a single prune at each depth moves the next-token distribution; (b) how well the layer-local saliency ranks tokens as the
-gradient of the model's true output does; (c) what pruning costs fine questions and coarse ones.
+(a) How far a single prune at each depth moves the next-token distribution; (b) how well the layer-local saliency ranks
+tokens as the gradient of the model's true output does; (c) what pruning costs fine questions and coarse ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from trio_ray.model.replica import Replica
 
 
 def depth_divergence(
-    replica: Replica, batch: Sequence[PreparedSample], depths: Sequence[int], selectors: dict[str, Selector], share: float
+    replica: Replica,
+    batch: Sequence[PreparedSample],
+    depths: Sequence[int],
+    selectors: dict[str, Selector],
+    share: float,
 ) -> list[dict[str, Any]]:
     """KL divergence, in nats, of the unpruned from the pruned first-token distribution, one prune point at a time.
 

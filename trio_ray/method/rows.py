@@ -24,9 +24,9 @@ class PackedRows:
         ends: rows of each sample before any pruning; the next token's position (see `position`).
         tails: text rows behind each sample's last image row.
         sample: (T,) int64, which sample a row belongs to.
-        position: (T,) int64. Either each row's place in the unpruned prompt, or right-aligned: the rows of a sample with
-            T_s rows sit at `ends - T_s .. ends - 1`. RoPE depends on differences alone, so attention equals that of
-            rows renumbered from 0. In both, the next token has the position `ends` in every layer.
+        position: (T,) int64. Either each row's place in the unpruned prompt, or right-aligned: the rows of a sample
+            with T_s rows sit at `ends - T_s .. ends - 1`. RoPE depends on differences alone, so attention equals that
+            of rows renumbered from 0. In both, the next token has the position `ends` in every layer.
         image_index: (T,) int64, the row's number among its sample's original image tokens; -1 for text.
     """
 

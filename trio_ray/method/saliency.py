@@ -36,7 +36,8 @@ def proxy_saliency(hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, supervis
         supervised: negative row numbers from each sample's end; those before its start are left out.
 
     Returns:
-        (T,) fp32. Rows behind a sample's last supervised row have 0.
+        (T,) fp32, exact for image rows (a supervised text row's own residual is left out where no image row is
+        supervised). Rows behind a sample's last supervised row have 0.
     """
     hidden = hidden.detach()
     target = TargetRows.of(rows, supervised)

@@ -52,6 +52,8 @@ class Schedule:
             raise ValueError(f"weights has {len(self.weights)} entries for {len(points)} prune points")
         if self.keep is None and any(weight <= 0 for weight in self.weights):
             raise ValueError("weights must be positive")
+        if self.keep is None and list(self.weights) != sorted(self.weights, reverse=True):
+            raise ValueError("weights must not grow: a token once dropped does not come back")
         if self.retention is not None and self.retention < 1 and self.retention <= self.floor:
             raise ValueError(
                 f"retention {self.retention} cannot be met: the {points[0] if points else self.layers} layers before "

@@ -66,7 +66,7 @@ class Sieve(Selector):
         return mass[real]
 
     def _residual(self, hidden: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
-        """(B, N, d) image rows centred by the text mean, less their ridge regression on the text rows; and before that."""
+        """(B, N, d) image rows less the text mean, without and with what ridge regression on the text rows explains."""
         (text_slots, is_text), (image_slots, _) = rows.padded_texts, rows.padded_images
         text = hidden[text_slots].float()
         mean = (text * is_text[..., None]).sum(1, keepdim=True) / is_text.sum(1)[:, None, None]

@@ -121,6 +121,9 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
     """xxh3-128 of a model's files by what they are for: weights, architecture, processor, tokenizer.
 
     Weights are hashed whole: names and sizes alone do not tell two fine-tuned revisions apart.
+
+    Raises:
+        ConfigError: a file cannot be read; names `model.name`.
     """
     weights = sorted(folder.glob("*.safetensors"))
     return {
@@ -136,8 +139,11 @@ def _hash_files(paths: list[Path]) -> str:
     for path in paths:
         if not path.is_file():
             continue
-        digest.update(path.name.encode() + b"\0" + str(path.stat().st_size).encode() + b"\0")
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
+        try:
+            digest.update(path.name.encode() + b"\0" + str(path.stat().st_size).encode() + b"\0")
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        except OSError as error:
+            raise ConfigError("model.name", f"{path} cannot be read: {error.strerror}") from None
     return digest.hexdigest()

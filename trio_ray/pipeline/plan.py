@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from trio_ray.config import JobConfig
-from trio_ray.errors import ConfigError, ObjectMissing, StoreError
+from trio_ray.errors import ConfigError, StoreError
 from trio_ray.identity import build_identity
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import make_schedule
 from trio_ray.source.sample import Shard
-from trio_ray.source.shards import split_file
+from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.commits import ShardProgress, shard_progress
 from trio_ray.store.dataset import Dataset, create_or_check
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
@@ -124,14 +124,13 @@ def _find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:
 
 
 def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[tuple[Shard, str | None]]:
+    whole = Shard(shard_name(file.uri), file.uri, file.size, file.etag, "webdataset")
+    if not file.readable:
+        return [(whole, f"{file.uri}: cannot be read")]
     try:
-        if not file.readable:
-            raise ObjectMissing(file.uri, "cannot be read")
         return [(shard, None) for shard in split_file(file.uri, file.size, file.etag, config.source, opener)]
     except StoreError as error:
-        # As a tar it is one unit that nobody has to open.
-        source = config.source.model_copy(update={"format": "webdataset"})
-        return [(shard, str(error)) for shard in split_file(file.uri, file.size, file.etag, source, opener)]
+        return [(whole, str(error))]
 
 
 def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]]) -> None:

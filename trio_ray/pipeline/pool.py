@@ -138,6 +138,9 @@ class ReplicaPool:
         except RayError as error:
             self._replicas.remove(replica)
             yield PoolEvent(replica_lost=_sentence(error))
+            if getattr(error, "preempted", False) and replica.task is not None:
+                waiting.appendleft(replica.task)  # a spot machine was taken back: not the shard's doing
+                return
             yield from self._attempt_failed(replica, waiting, attempts, f"its replica died: {_sentence(error)}")
 
     def _started(self, replica: _Replica) -> Iterator[PoolEvent]:

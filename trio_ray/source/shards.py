@@ -46,7 +46,7 @@ def split_file(uri: str, size: int, etag: str, config: SourceConfig, opener: Ope
     """
     kind = config.format if config.format != "auto" else _format_of(uri)
     if kind == "webdataset":
-        return [Shard(_name(uri), uri, size, etag, kind)]
+        return [Shard(shard_name(uri), uri, size, etag, kind)]
     with opener.open(uri) as file:
         if kind == "jsonl":
             runs = _line_runs(file, config.rows_per_shard)
@@ -54,9 +54,9 @@ def split_file(uri: str, size: int, etag: str, config: SourceConfig, opener: Ope
             try:
                 runs = [(first, stop, 0) for first, stop in _runs(count_rows(uri, file, config), config.rows_per_shard)]
             except ShardDamaged:
-                return [Shard(_name(uri), uri, size, etag, kind)]
+                return [Shard(shard_name(uri), uri, size, etag, kind)]
     return [
-        Shard(f"{_name(uri)}-{first:09d}-{stop:09d}", uri, size, etag, kind, (first, stop), offset)
+        Shard(f"{shard_name(uri)}-{first:09d}-{stop:09d}", uri, size, etag, kind, (first, stop), offset)
         for first, stop, offset in runs
     ]
 
@@ -68,7 +68,7 @@ def _format_of(uri: str) -> Format:
     raise ConfigError("source.format", f"{uri} ends in none of {', '.join(ENDINGS)}; say which format it has")
 
 
-def _name(uri: str) -> str:
+def shard_name(uri: str) -> str:
     """Readable, safe as a folder's name, and no other URI's: the hash is over all of it."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", uri.rpartition("/")[2].partition(".")[0])[:48]
     return f"{stem.strip('_-') or 'shard'}-{xxhash.xxh3_64_hexdigest(uri.encode('utf-8', 'surrogateescape'))}"
