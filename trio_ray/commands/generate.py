@@ -17,8 +17,9 @@ from trio_ray.config import BUNDLED_MODEL, ModelConfig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
-    parser.add_argument("keys", metavar="KEY", nargs="*", help="keys, right behind CACHE; [shard:]key where several
-    have one") parser.add_argument(
+    help_keys = "keys, right behind CACHE; [shard:]key where several shards have one"
+    parser.add_argument("keys", metavar="KEY", nargs="*", help=help_keys)
+    parser.add_argument(
         "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)"
     )
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="samples answered without keys (default 8)")

@@ -64,7 +64,7 @@ def depth_divergence(
 def rank_agreement(
     replica: Replica, batch: Sequence[PreparedSample], depths: Sequence[int], supervised: Sequence[int] = AUTHORS_ROWS
 ) -> list[dict[str, Any]]:
-    """Spearman correlation, over a question's image tokens, of the layer-local saliency with the end-to-end gradient's norm.
+    """Spearman correlation, over a question's image tokens, of the local saliency with the end-to-end gradient's norm.
 
     The end-to-end gradient is that of the cross-entropy of the model's own first answer token, at the hidden states
     before layer `depth`, with nothing pruned. `overlap` is the share of the best tenth that both have in common.
