@@ -98,11 +98,11 @@ def fixed_batches(tile_counts: torch.Tensor, batch: int) -> list[torch.Tensor]:
 
 
 def render_examples(split: Split, count: int, workers: int) -> Arrays:
-    """`count` scenes of a split (a multiple of CHUNK), rendered at once, on the CPU."""
-    buffers = [_shared_examples(CHUNK) for _ in range(count // CHUNK)]
+    """The first `count` scenes of a split, rendered at once, on the CPU."""
+    buffers = [_shared_examples(CHUNK) for _ in range(-(-count // CHUNK))]
     with _start_workers(workers, buffers) as pool:
         pool.starmap(_render_chunk, [(chunk, chunk, split) for chunk in range(len(buffers))], chunksize=1)
-    return {name: torch.from_numpy(np.concatenate([b[name] for b in buffers])) for name in FIELDS}
+    return {name: torch.from_numpy(np.concatenate([b[name] for b in buffers])[:count]) for name in FIELDS}
 
 
 def _start_workers(count: int, buffers: list[Example]) -> Pool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from jobs.tiny.architecture import PAD, build_model
 from jobs.tiny.checkpoint import load_checkpoint, save_checkpoint
 from jobs.tiny.network import SharedImageTraining
-from jobs.tiny.stream import CHUNK, Arrays, SceneWindow, fixed_batches, render_examples
+from jobs.tiny.stream import Arrays, SceneWindow, fixed_batches, render_examples
 from trio_ray.scenes import QUESTION_TYPES
 
 
@@ -24,8 +24,8 @@ from trio_ray.scenes import QUESTION_TYPES
 class TrainingConfig:
     """One training. Two runs with equal values see the same scenes in the same order."""
 
-    vision_steps: int = 1200
-    steps: int = 6000
+    vision_steps: int = 1000
+    steps: int = 2500
     batch: int = 384
     learning_rate: float = 1.2e-3
     final_learning_rate: float = 3e-5
@@ -50,7 +50,7 @@ class Training:
         self.started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         # Both fork worker processes, which must happen before the GPU is touched.
-        self._validation = render_examples("validation", config.validation_scenes // CHUNK * CHUNK, config.workers)
+        self._validation = render_examples("validation", config.validation_scenes, config.workers)
         first_step = 0 if resume is None else json.loads((resume / "state.json").read_text())["step"]
         self.network = SharedImageTraining(build_model(config.seed))
         self.window = SceneWindow(config.window, config.workers, device, scenes_shown(config, first_step))
