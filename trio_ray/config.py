@@ -85,8 +85,10 @@ class MethodConfig(Section):
         None,
         description="Instead of retention, tokens and weights: the number of tokens kept at each prune point.",
     )
-    selector: Literal["trio", "random", "uniform", "attention", "sieve"] = Field(
-        "trio", description="What decides which tokens stay; all but trio are there for comparison."
+    selector: Literal["trio", "trio-plus", "random", "uniform", "attention", "sieve"] = Field(
+        "trio",
+        description="What decides which tokens stay: trio as its authors have it, trio-plus a training-free change "
+        "of it (README); the others are there for comparison.",
     )
     encoder: Literal["visionzip"] | None = Field(
         None,
@@ -97,18 +99,18 @@ class MethodConfig(Section):
         None,
         min_length=1,
         description="Rows whose own prediction is the proxy's label, counted from the prompt's end (-1 is the last). "
-        "Default: the authors' -5, -4, -3, -2. For trio alone.",
+        "Default: the authors' -5, -4, -3, -2; for trio-plus -1 as well.",
     )
     positions: Literal["compact", "original"] | None = Field(
         None,
         description="What becomes of the kept rows' positions: closed up as the authors do, or left as they were. "
-        "Default: compact.",
+        "Default: compact; original for trio-plus.",
     )
     threshold: float | None = Field(
         None,
         gt=-1.0,
         description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off. "
-        "Default: the authors' 0.8 for trio, off for the others.",
+        "Default: the authors' 0.8 for trio and trio-plus, else off.",
     )
 
     @field_validator("supervised_rows")
@@ -136,11 +138,12 @@ class MethodConfig(Section):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> MethodConfig:
-        if self.supervised_rows is not None and self.selector != "trio":
+        if self.supervised_rows is not None and self.selector not in ("trio", "trio-plus"):
             raise ValueError(f"supervised_rows means nothing to the selector {self.selector!r}")
         if self.encoder and self.prune_points is not None and self.prune_points[0] != 0:
             raise ValueError("encoder does the prune point 0, so prune_points must begin with 0")
-        if self.encoder and self.positions == "original":
+        positions = self.positions or ("original" if self.selector == "trio-plus" else "compact")
+        if self.encoder and positions == "original":
             raise ValueError("positions: original is not possible with an encoder, whose merged tokens have no place")
         if self.threshold is not None and self.selector in ("uniform", "sieve"):
             raise ValueError(f"threshold means nothing to the selector {self.selector!r}")

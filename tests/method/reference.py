@@ -133,3 +133,17 @@ def reference_greedy(
         answer.append(int(logits[-1].argmax()))
         logits.append(reference_decode(language_model, head, prefill, answer[-1]))
     return answer, torch.stack(logits)
+
+
+@torch.no_grad()
+def eager_attention(model: Any, number: int, hidden: Tensor) -> Tensor:
+    """(heads, S, S) attention probabilities of layer `number` over (S, d) rows; `model` must run its eager attention."""
+    block = model.model.layers[number]
+    position = torch.arange(len(hidden))[None]
+    future = torch.ones(len(hidden), len(hidden)).triu(1).bool()
+    _, probs = block.self_attn(
+        block.input_layernorm(hidden[None]),
+        position_embeddings=model.model.rotary_emb(hidden[None], position),
+        attention_mask=torch.zeros(future.shape).masked_fill(future, float("-inf"))[None, None],
+    )
+    return probs[0]

@@ -52,17 +52,39 @@ def test_indices_stay_those_of_the_original_tokens_after_several_prunes(rows: Pa
     assert twice.position.tolist() == [*range(2, 9), 0, *range(3), *range(3, 5)]
 
 
+def test_kept_rows_stay_where_they_were_if_they_are_not_renumbered(rows: PackedRows) -> None:
+    once = rows.keep(torch.tensor([0, 1, 3, 5, 7, 8, 10, 11, 12, 13, 16, 17]), (1, 0, 0, 2), renumber=False)
+    assert once.position.tolist() == [0, 1, 3, 5, 7, 8, 0, 1, 2, 0, 3, 4]
+    twice = once.keep(torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 10, 11]), (0, 0, 0, 1), renumber=False)
+    assert twice.position.tolist() == [0, 1, 5, 7, 8, 0, 1, 2, 3, 4]
+    assert once.ends == twice.ends == rows.ends
+    assert once.image_index.tolist() == [-1, -1, 1, -1, -1, -1, -1, -1, -1, 0, 3, -1]
+
+
+def test_renumbered_rows_carry_the_given_numbers_through_a_prune(rows: PackedRows) -> None:
+    other = rows.renumbered(torch.tensor([5, 70, 71, 90, 3, 0, 8, 9, 1000]))
+    assert other.image_index.tolist() == [-1, -1, 5, 70, 71, -1, 90, -1, -1, 3, -1, -1, -1, 0, 8, 9, 1000, -1]
+    assert (other.lengths, other.image_counts, other.tails) == (rows.lengths, rows.image_counts, rows.tails)
+    assert torch.equal(other.position, rows.position)
+    kept = other.keep(torch.tensor([0, 1, 3, 5, 7, 8, 10, 11, 12, 13, 16, 17]), (1, 0, 0, 2))
+    assert kept.image_index[kept.image_rows].tolist() == [70, 0, 1000]
+
+
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=5))
 def test_padded_views_hold_each_samples_rows_and_nothing_else(masks: list[list[bool]]) -> None:
     rows = PackedRows.pack([torch.tensor(mask) for mask in masks], "cpu")
     slots, real = rows.padded
     images, image_real = rows.padded_images
+    texts, text_real = rows.padded_texts
     assert slots.shape == (len(masks), max(map(len, masks)))
     assert images.shape == (len(masks), max(map(sum, masks)))
+    assert texts.shape == (len(masks), max(mask.count(False) for mask in masks))
     for sample, mask in enumerate(masks):
         start = rows.offsets[sample]
         assert slots[sample][real[sample]].tolist() == list(range(start, start + len(mask)))
         assert images[sample][image_real[sample]].tolist() == [start + at for at, image in enumerate(mask) if image]
+        assert texts[sample][text_real[sample]].tolist() == [start + at for at, image in enumerate(mask) if not image]
+    assert bool(((texts >= 0) & (texts < rows.total)).all())
     assert bool(((slots >= 0) & (slots < rows.total)).all())
     assert bool(((images >= 0) & (images < rows.total)).all())
 

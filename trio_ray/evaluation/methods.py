@@ -10,6 +10,8 @@ AUTHORS_NMS = 0.8
 
 METHODS: dict[str, dict[str, Any]] = {
     "trio": {},
+    "trio-plus": {"selector": "trio-plus"},
+    "trio, original positions": {"positions": "original"},
     "trio, no NMS": {"threshold": 2.0},
     "random": {"selector": "random"},
     "random + NMS": {"selector": "random", "threshold": AUTHORS_NMS},

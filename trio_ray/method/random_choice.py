@@ -25,5 +25,6 @@ class RandomChoice(Selector):
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """See `Selector`."""
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(max(rows.ends), generator=generator).to(rows.device)
+        # An encoder leaves fewer rows than the image had tokens, so only the numbers themselves say how many draws.
+        draws = torch.rand(int(rows.image_index.max().clamp_min(0)) + 1, generator=generator).to(rows.device)
         return draws[rows.image_index.clamp_min(0)]

@@ -22,7 +22,9 @@ LOSS_SCALE = 1024.0
 """Factor on the loss, so that half-precision gradients do not underflow; divided out again at the end, in fp32."""
 
 
-def proxy_saliency(hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, supervised: Sequence[int]) -> Tensor:
+def proxy_saliency(
+    hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, supervised: Sequence[int], balanced: bool = False
+) -> Tensor:
     """L2 norm, for each row, of the gradient of the proxy loss at the row's hidden state.
 
     The pseudo-label of a supervised row is the argmax of its own logits; a sample's loss is the mean cross-entropy
@@ -34,6 +36,8 @@ def proxy_saliency(hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, supervis
         rows: layout of the T rows.
         proxy: the next decoder layer.
         supervised: negative row numbers from each sample's end; those before its start are left out.
+        balanced: scale each supervised row's loss so that its gradient at the attention output has length 1. A row
+            whose prediction is nearly certain has almost no gradient, and would have no say.
 
     Returns:
         (T,) fp32, exact for image rows (a supervised text row's own residual is left out where no image row is
@@ -45,6 +49,10 @@ def proxy_saliency(hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, supervis
     attention = attend_from(normed, rows, proxy, target)
     values = _attended_values(normed, rows, proxy, target, attention)
     grad_out, grad_residual = _loss_gradient(hidden, proxy, target, values.out)
+    if balanced:
+        scale = LOSS_SCALE / torch.linalg.vector_norm(grad_out.float(), dim=-1, keepdim=True).clamp_min(1e-30)
+        scale = (scale * (target.weight > 0)[:, None]).to(grad_out.dtype)
+        grad_out, grad_residual = grad_out * scale, grad_residual * scale
     grad_scores, grad_normed = _attention_gradient(normed, rows, proxy, target, attention, values, grad_out)
     reaches_images = any(-row > tail for row in supervised for tail in rows.tails)
     if reaches_images:

@@ -14,6 +14,11 @@ AUTHORS_KEEP = (92, 54, 22)
 AUTHORS_ENCODER_KEEP = (96, 32)
 """The same budget where the encoder does the first step: 96 before layer 0, 32 before layer 16 (their README)."""
 
+PLUS_LAYERS = 16
+PLUS_PRUNE_POINTS = (0, 1, 2, 4, 6, 9)
+PLUS_KEEP = (100, 75, 55, 40, 9, 4)
+"""The shape of `trio-plus`, found on rendered scenes: small steps early, next to nothing late."""
+
 DEFAULT_RETENTION = 0.111
 
 
@@ -107,9 +112,12 @@ def default_prune_points(layers: int, retention: float | None = None) -> tuple[i
     return tuple(sorted(point for point in points if point < layers))
 
 
-def default_weights(points: int, encoder: bool) -> tuple[int, ...]:
-    """The authors' weights for so many prune points; the later ones where there are fewer than theirs."""
-    return (AUTHORS_ENCODER_KEEP if encoder else AUTHORS_KEEP)[-points:]
+def plus_prune_points(layers: int) -> tuple[int, ...]:
+    """The prune points of `trio-plus` scaled to `layers`, at least one layer apart."""
+    points: list[int] = []
+    for point in PLUS_PRUNE_POINTS:
+        points.append(max(points[-1] + 1 if points else 0, round(point * layers / PLUS_LAYERS)))
+    return tuple(point for point in points if point < layers)
 
 
 def _descending(counts: Sequence[int], image_tokens: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from trio_ray.method.random_choice import RandomChoice
 from trio_ray.method.selector import Positions, Selector
 from trio_ray.method.sieve import Sieve
 from trio_ray.method.trio import Trio
+from trio_ray.method.trio_plus import TrioPlus
 from trio_ray.method.uniform import Uniform
 
 SELECTORS: dict[str, type[Selector]] = {
@@ -18,6 +19,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "uniform": Uniform,
     "attention": AttentionScore,
     "sieve": Sieve,
+    "trio-plus": TrioPlus,
 }
 
 

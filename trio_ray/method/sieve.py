@@ -74,7 +74,8 @@ class Sieve(Selector):
         gram = text @ text.transpose(1, 2)
         values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
         at = (values.cumsum(-1) < self.spectrum * values.sum(-1, keepdim=True)).sum(-1, keepdim=True)
-        ridge = values.gather(1, at.clamp_max(values.shape[1] - 1))[..., None]
+        # One text row alone is its own mean and explains nothing: a ridge of 0 would make that unsolvable.
+        ridge = values.gather(1, at.clamp_max(values.shape[1] - 1)).clamp_min(1e-12)[..., None]
         ridge = ridge * torch.eye(gram.shape[-1], device=gram.device)
         weights = torch.linalg.solve(gram + ridge, text @ centred.transpose(1, 2))
         return centred - weights.transpose(1, 2) @ text, centred

@@ -22,8 +22,16 @@ class Uniform(Selector):
         return torch.zeros(rows.total, device=rows.device)
 
     def choose(self, score: Tensor, hidden: Tensor, real: Tensor, keep: Sequence[int]) -> Tensor:
-        """Of n tokens, those where the running share `i * K / n` passes a whole number; see `Selector`."""
-        step = torch.arange(score.shape[1], device=score.device)
-        wanted = torch.tensor(keep, device=score.device)[:, None]
-        count = real.sum(1, keepdim=True).clamp_min(1)
-        return ((step + 1) * wanted // count > step * wanted // count) & real
+        """See `Selector`."""
+        return evenly(real, keep)
+
+
+def evenly(allowed: Tensor, counts: Sequence[int]) -> Tensor:
+    """(B, N) bool: `counts[s]` of the places where `allowed` ((B, N) bool) is True, at even steps through them.
+
+    Of n places, those where the running share `i * count / n` passes a whole number.
+    """
+    step = allowed.cumsum(1) - 1
+    wanted = torch.tensor(counts, device=allowed.device)[:, None]
+    places = allowed.sum(1, keepdim=True).clamp_min(1)
+    return ((step + 1) * wanted // places > step * wanted // places) & allowed

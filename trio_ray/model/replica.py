@@ -12,7 +12,15 @@ from trio_ray.config import MethodConfig, ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.schedule import DEFAULT_RETENTION, Schedule, default_prune_points, default_weights
+from trio_ray.method.schedule import (
+    AUTHORS_ENCODER_KEEP,
+    AUTHORS_KEEP,
+    DEFAULT_RETENTION,
+    PLUS_KEEP,
+    Schedule,
+    default_prune_points,
+    plus_prune_points,
+)
 from trio_ray.method.selector import Selector
 from trio_ray.method.selectors import selector_named
 from trio_ray.method.visionzip import VisionZip
@@ -190,19 +198,29 @@ def make_schedule(config: MethodConfig, layers: int) -> Schedule:
     retention = config.retention
     if retention is None and config.tokens is None and config.keep is None:
         retention = DEFAULT_RETENTION
-    points = config.prune_points
-    if points is None:
-        points = (0, layers // 2) if config.encoder else default_prune_points(layers, retention)
+    points = config.prune_points or _default_points(config, layers, retention)
     if points[-1] >= layers:
         raise ConfigError("method.prune_points", f"{points[-1]} is beyond the model's last layer, {layers - 1}")
-    weights = config.weights or default_weights(len(points), encoder=config.encoder is not None)
+    weights = config.weights or _default_weights(config, len(points))
     if config.keep is None and len(weights) != len(points):
-        message = f"{len(points)} prune points need as many weights; there are authors' values for {len(weights)}"
+        message = f"{len(points)} prune points need as many weights; there are defaults for {len(weights)}"
         raise ConfigError("method.weights", message)
     try:
         return Schedule(layers, points, retention, config.tokens, config.keep, weights)
     except ValueError as error:
         raise ConfigError("method.retention", str(error)) from None
+
+
+def _default_points(config: MethodConfig, layers: int, retention: float | None) -> tuple[int, ...]:
+    if config.encoder:
+        return 0, layers // 2
+    return plus_prune_points(layers) if config.selector == "trio-plus" else default_prune_points(layers, retention)
+
+
+def _default_weights(config: MethodConfig, points: int) -> tuple[float, ...]:
+    if config.encoder:
+        return AUTHORS_ENCODER_KEEP[-points:]
+    return PLUS_KEEP[:points] if config.selector == "trio-plus" else AUTHORS_KEEP[-points:]
 
 
 def make_selector(config: MethodConfig) -> Selector:
