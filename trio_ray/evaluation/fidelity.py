@@ -93,14 +93,14 @@ def rank_agreement(
 
 
 def fine_and_coarse(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -> list[dict[str, Any]]:
-    """Accuracy of each result on questions that need the tiles' detail, and on the others."""
+    """Accuracy of each result on questions that need the tiles' detail, and on the others; None where none is asked."""
     fine = np.array([question.fine for question in questions])
     return [
         {
             "method": result.setting.name,
             "retention": result.setting.retention,
-            "fine": float(result.right[fine].mean()),
-            "coarse": float(result.right[~fine].mean()),
+            "fine": float(result.right[fine].mean()) if fine.any() else None,
+            "coarse": float(result.right[~fine].mean()) if not fine.all() else None,
             "fine_questions": int(fine.sum()),
             "coarse_questions": int((~fine).sum()),
         }

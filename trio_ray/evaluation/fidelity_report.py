@@ -38,7 +38,7 @@ def markdown(divergence: Records, agreement: Records, detail: Records) -> str:
         lines.append(f"| {record['depth']} | {middle:.2f} ({low:.2f} - {high:.2f}) | {common:.0f} % |")
     lines += ["", "| method | retention | fine questions | coarse questions |", "|---|---|---|---|"]
     for record in detail:
-        fine, coarse = (f"{100 * record[kind]:.1f} % of {record[f'{kind}_questions']}" for kind in ("fine", "coarse"))
+        fine, coarse = (_share(record, kind) for kind in ("fine", "coarse"))
         lines.append(f"| {record['method']} | {100 * record['retention']:.1f} % | {fine} | {coarse} |")
     return "\n".join(lines)
 
@@ -64,14 +64,18 @@ def plot(divergence: Records, agreement: Records, detail: Records, path: str) ->
     middle.legend(fontsize=8)
     labels = [f"{record['method']} {100 * record['retention']:.3g} %" for record in detail]
     place = np.arange(len(labels))
-    right.barh(place + 0.2, [100 * record["fine"] for record in detail], 0.4, label="fine")
-    right.barh(place - 0.2, [100 * record["coarse"] for record in detail], 0.4, label="coarse")
+    right.barh(place + 0.2, [100 * (record["fine"] or 0) for record in detail], 0.4, label="fine")
+    right.barh(place - 0.2, [100 * (record["coarse"] or 0) for record in detail], 0.4, label="coarse")
     right.set(yticks=place, yticklabels=labels, xlabel="right answers, %", xlim=(0, 100))
     right.invert_yaxis()
     right.legend(fontsize=8)
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def _share(record: dict[str, Any], kind: str) -> str:
+    return f"{100 * record[kind]:.1f} % of {record[f'{kind}_questions']}" if record[kind] is not None else "none asked"
 
 
 def _names(divergence: Records) -> list[str]:

@@ -10,6 +10,9 @@ import numpy as np
 from trio_ray.evaluation.accuracy import Result, interval
 from trio_ray.evaluation.questions import HeldOutQuestion
 
+MARKERS = "osD^vP*X<>ph"
+SPREAD = 1.018
+"""Factor between neighbouring methods' places on the plot's logarithmic axis."""
 
 def summarise(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -> list[dict[str, Any]]:
     """One record a result: accuracy with its 95 % interval, overall and by type, of fine and of coarse questions."""
@@ -59,23 +62,31 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
 
 def plot(records: Sequence[dict[str, Any]], path: str) -> None:
     """Draw accuracy over retention, a line a method, with intervals; the file's ending gives the format."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.add_subplot()
-    markers = "osD^vP*X<>ph"
-    for number, method in enumerate(dict.fromkeys(record["method"] for record in records)):
-        points = sorted((r for r in records if r["method"] == method), key=lambda r: r["retention"])
-        x = [100 * point["retention"] for point in points]
+    pruned = [record for record in records if record["retention"] < 1]
+    methods = list(dict.fromkeys(record["method"] for record in pruned))
+    colors = colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]
+    for record in records:
+        if record["retention"] >= 1:
+            axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label=record["method"])
+    for number, method in enumerate(methods):
+        points = sorted((r for r in pruned if r["method"] == method), key=lambda r: r["retention"])
+        # Side by side around each retention, so that the intervals do not cover each other.
+        x = [100 * point["retention"] * SPREAD ** (number - (len(methods) - 1) / 2) for point in points]
         y = [100 * point["accuracy"] for point in points]
         error = np.abs(np.array([[100 * end for end in point["interval"]] for point in points]).T - np.array(y))
-        axes.errorbar(x, y, yerr=error, label=method, marker=markers[number % len(markers)], capsize=2, markersize=5)
-    ticks = sorted({100 * record["retention"] for record in records})
+        style = {"color": colors[number % len(colors)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.errorbar(x, y, yerr=error, label=method, capsize=2, markersize=5, linewidth=1.2, **style)
+    ticks = sorted({100 * record["retention"] for record in pruned})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("image tokens held, mean over layers, % of what the image has")
     axes.set_ylabel("right answers, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)

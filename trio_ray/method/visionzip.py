@@ -40,24 +40,24 @@ class VisionZip:
         if keep >= len(hidden):
             return hidden, torch.arange(len(hidden), device=hidden.device)
         order = attention.sort(descending=True, stable=True).indices
-        wanted = round(self.contextual * keep)
-        rest = order[keep - wanted :]
-        merged, targets = _merge(hidden, keys, rest[attention[rest] >= 0].sort().values, wanted)
-        dominant = order[: keep - len(targets)]
+        seen = int((attention >= 0).sum())
+        # Where all that the class token sees stay, nothing is left to merge, and newlines fill up.
+        wanted = round(self.contextual * keep) if keep < seen else 0
+        dominant, rest = order[: keep - wanted], order[keep - wanted : seen].sort().values
+        merged, targets = _merge(hidden, keys, rest, wanted)
         index, place = torch.cat([dominant, targets]).sort()
         return torch.cat([hidden[dominant], merged])[place], index
 
 
 def _merge(hidden: Tensor, keys: Tensor, rest: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Contextual tokens (w, d) and the (w,) tokens they grew from; w is less than `wanted` where `rest` is."""
-    wanted = min(wanted, len(rest))
+    """Contextual tokens (wanted, d) and the (wanted,) tokens they grew from, of `rest`, which has more than those."""
     if not wanted:
         return hidden[:0], rest[:0]
     is_target = torch.zeros(len(rest), dtype=torch.bool, device=rest.device)
     is_target[torch.arange(wanted, device=rest.device) * len(rest) // wanted] = True
     targets, others = rest[is_target], rest[~is_target]
     unit = F.normalize(keys.float(), dim=-1)
-    nearest = (unit[others] @ unit[targets].T).argmax(-1) if len(others) else others
+    nearest = (unit[others] @ unit[targets].T).argmax(-1)
     total = torch.zeros(wanted, hidden.shape[1], device=hidden.device).index_add(0, nearest, hidden[others].float())
     count = torch.zeros(wanted, device=hidden.device).index_add(
         0, nearest, torch.ones(len(others), device=hidden.device)
