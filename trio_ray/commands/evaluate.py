@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="first test scene (default 0)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="questions packed together (default 64)")
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")
-    parser.add_argument("--dtype", default="float32", help="arithmetic (default float32)")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="arithmetic (default float32)")
     parser.add_argument("--out", metavar="DIR", help="folder for JSON, table and plot")
 
 
@@ -41,6 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     for name in arguments.methods:
         if name not in METHODS:
             raise ConfigError("--methods", f"{name!r} is none of {', '.join(METHODS)}")
+    for retention in arguments.retentions:
+        if not 0 < retention <= 1:
+            raise ConfigError("--retentions", f"{retention} must be above 0 and at most 1")
+    if arguments.questions < 1:
+        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
+from trio_ray.errors import ConfigError
 
 STUDIED = ("trio", "trio-plus", "attention", "random")
 """Methods of the first and the last study."""
@@ -41,6 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.evaluation.questions import held_out_questions
     from trio_ray.model.replica import Replica, make_selector
 
+    for name, share in (("--share", arguments.share), ("--retention", arguments.retention)):
+        if not 0 < share <= 1:
+            raise ConfigError(name, f"{share} must be above 0 and at most 1")
+    if arguments.questions < 1:
+        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype="float32"))

@@ -14,6 +14,7 @@ MARKERS = "osD^vP*X<>ph"
 SPREAD = 1.018
 """Factor between neighbouring methods' places on the plot's logarithmic axis."""
 
+
 def summarise(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -> list[dict[str, Any]]:
     """One record a result: accuracy with its 95 % interval, overall and by type, of fine and of coarse questions."""
     scenes = [question.scene for question in questions]

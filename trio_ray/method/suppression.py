@@ -55,35 +55,40 @@ def _choose(
     """(b, N) bool in rank order: the first survivors, then the first of the suppressed."""
     tokens = order.shape[1]
     wanted = torch.tensor(keep, device=order.device)[:, None]
-    if threshold > 1:
-        alive = real
-    else:
-        while True:
-            alive = real.clone()
-            alive[:, :window] = _survivors(features, order[:, :window], real[:, :window], threshold)
-            alive[:, window:] = False
-            if window == tokens or bool((alive.sum(1, keepdim=True) >= wanted).all()):
-                break
-            window = min(tokens, 2 * window)
+    alive = real if threshold > 1 else _survivors(features, order, real, wanted, threshold, window)
     rank = torch.arange(tokens, device=order.device)
     priority = rank + tokens * (~alive) + 2 * tokens * (~real)
     place = priority.argsort(-1).argsort(-1)
     return place < wanted
 
 
-def _survivors(features: Tensor, order: Tensor, real: Tensor, threshold: float) -> Tensor:
-    """(b, W) bool, the greedy result over W candidates in rank order.
+def _survivors(features: Tensor, order: Tensor, real: Tensor, wanted: Tensor, threshold: float, window: int) -> Tensor:
+    """(b, N) bool, the greedy result over the candidates in rank order, as far as it is needed to fill `wanted`.
 
     Token j survives if no surviving token i < j suppresses it. Iterating that statement from all-true settles the
     tokens in order of rank, so its fixpoint is the greedy result; it is reached when a round changes nothing.
     """
-    index = order[..., None].expand(-1, -1, features.shape[-1])
-    unit = F.normalize(features.gather(1, index).float(), dim=-1)
-    suppresses = (unit @ unit.transpose(1, 2) >= threshold).triu(1)
-    alive = real
+    tokens = order.shape[1]
+    candidates = real[:, :window]
+    suppresses = _suppression(features, order[:, :window], threshold)
+    alive = candidates
     while True:
         for _ in range(ROUNDS_PER_CHECK):
             before = alive
-            alive = real & ~(suppresses & before[..., None]).any(1)
-        if torch.equal(alive, before):
-            return alive
+            alive = candidates & ~(suppresses & before[..., None]).any(1)
+        enough = (alive.sum(1, keepdim=True) >= wanted).all()
+        settled, filled = torch.stack([(alive == before).all(), enough]).tolist()  # the one wait for the device
+        if settled and (filled or window == tokens):
+            return F.pad(alive, (0, tokens - window))
+        if settled:
+            window = min(tokens, 2 * window)
+            candidates = real[:, :window]
+            suppresses = _suppression(features, order[:, :window], threshold)
+            alive = candidates
+
+
+def _suppression(features: Tensor, order: Tensor, threshold: float) -> Tensor:
+    """(b, W, W) bool: whether the candidate of rank i resembles the one of rank j, behind it, too much."""
+    index = order[..., None].expand(-1, -1, features.shape[-1])
+    unit = F.normalize(features.gather(1, index).float(), dim=-1)
+    return (unit @ unit.transpose(1, 2) >= threshold).triu(1)
