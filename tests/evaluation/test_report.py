@@ -17,7 +17,9 @@ RIGHT = {"all tokens": [1, 1, 1, 1, 1, 1], "trio": [1, 0, 1, 1, 1, 0], "random":
 
 def test_records_count_right_answers_over_all_and_by_group() -> None:
     questions = asked()
-    whole, trio = summarise([result("all tokens", 1.0, RIGHT["all tokens"]), result("trio", 0.5, RIGHT["trio"])], questions)
+    whole, trio = summarise(
+        [result("all tokens", 1.0, RIGHT["all tokens"]), result("trio", 0.5, RIGHT["trio"])], questions
+    )
     assert (whole["method"], whole["retention"], whole["tokens"], whole["questions"]) == ("all tokens", 1.0, 200.0, 6)
     assert (whole["accuracy"], whole["interval"]) == (1.0, [1.0, 1.0])
     assert trio["accuracy"] == pytest.approx(4 / 6)

@@ -137,7 +137,7 @@ def reference_greedy(
 
 @torch.no_grad()
 def eager_attention(model: Any, number: int, hidden: Tensor) -> Tensor:
-    """(heads, S, S) attention probabilities of layer `number` over (S, d) rows; `model` must run its eager attention."""
+    """(heads, S, S) attention probabilities of layer `number` over (S, d) rows; `model` must be set to eager."""
     block = model.model.layers[number]
     position = torch.arange(len(hidden))[None]
     future = torch.ones(len(hidden), len(hidden)).triu(1).bool()

@@ -121,7 +121,8 @@ def test_without_a_prune_the_positions_make_no_difference(llama: Replica, name: 
     samples = prepare(llama, samples_of_all_grids(4))
     whole = Schedule(8, POINTS, retention=1.0)
     compact, original = (
-        llama.prefill(samples, whole, selector_named(name, positions=positions)) for positions in ("compact", "original")
+        llama.prefill(samples, whole, selector_named(name, positions=positions))
+        for positions in ("compact", "original")
     )
     for one, other in zip(compact, original, strict=True):
         assert torch.equal(one.segments[-1].keys, other.segments[-1].keys)

@@ -122,7 +122,9 @@ def test_class_attention_and_keys_are_those_of_the_last_layer_whose_features_are
 
 def test_reduced_embeddings_are_the_projected_reduced_features(llama: Replica) -> None:
     """One image at a time, newlines in their places, text around them as in the whole prompt."""
-    samples = prepare(llama, [make_sample([size], words(4, seed), seed) for seed, size in enumerate([(40, 50), (7, 300)])])
+    samples = prepare(
+        llama, [make_sample([size], words(4, seed), seed) for seed, size in enumerate([(40, 50), (7, 300)])]
+    )
     keep = [samples[0].image_tokens - 3, 9]
     hidden, rows = llama.embed(samples, keep, VisionZip())
     assert rows.image_counts == tuple(keep)
@@ -160,7 +162,10 @@ def test_the_prefill_meets_its_schedule_over_encoder_and_decoder(llama: Replica)
     for sample, prefix in zip(samples, prefixes, strict=True):
         counts = ENCODER.counts(sample.image_tokens)
         text = sample.rows - sample.image_tokens
-        assert [(segment.layers, segment.rows - text) for segment in prefix.segments] == [(4, counts[0]), (4, counts[1])]
+        assert [(segment.layers, segment.rows - text) for segment in prefix.segments] == [
+            (4, counts[0]),
+            (4, counts[1]),
+        ]
         held = sum(segment.layers * (segment.rows - text) for segment in prefix.segments) / 8
         assert held == pytest.approx(0.4 * sample.image_tokens, abs=1)
         assert prefix.length == text + counts[0]

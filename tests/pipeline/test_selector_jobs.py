@@ -79,7 +79,10 @@ def test_a_cache_of_one_selection_takes_no_prefixes_of_another(
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        *(({"selector": name, "supervised_rows": [-1]}, "supervised_rows") for name in ("random", "attention", "sieve")),
+        *(
+            ({"selector": name, "supervised_rows": [-1]}, "supervised_rows")
+            for name in ("random", "attention", "sieve")
+        ),
         *(({"selector": name, "threshold": 0.8}, "threshold") for name in ("uniform", "sieve")),
         ({"encoder": "visionzip", "prune_points": [1, 5]}, "prune_points must begin with 0"),
         ({"encoder": "visionzip", "positions": "original"}, "positions: original"),

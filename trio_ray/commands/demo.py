@@ -1,13 +1,15 @@
 """Render a small corpus, run the whole path on it, and show answers from the cache beside the true ones.
 
-Images of many sizes with questions, some samples broken on purpose, go through two replicas of the bundled model on
-this machine; the cache is verified, some questions are answered from it, and pictures show which image tokens were
-kept.
+Run again, it finds its corpus and cache and has nothing left to compute. Images of many sizes with questions, some
+samples broken on purpose, go through two replicas of the bundled model on this machine; the cache is verified, some
+questions are answered from it, and pictures show which image tokens were kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import time
 from pathlib import Path
 
@@ -29,15 +31,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.folder)
     corpus, cache = folder / "corpus", folder / "cache"
-    print(f"== rendering {arguments.scenes} scenes with questions into {corpus}", flush=True)
-    write_corpus(corpus, scenes=arguments.scenes, samples_per_shard=100, broken=True, seed=0)
+    if not corpus.exists():
+        print(f"== rendering {arguments.scenes} scenes with questions into {corpus}", flush=True)
+        unfinished = folder / "corpus.unfinished"
+        write_corpus(unfinished, scenes=arguments.scenes, samples_per_shard=100, broken=True, seed=0)
+        unfinished.rename(corpus)
     options = ["--input", str(corpus / "*.tar"), "--output", str(cache), "--set", "pipeline.replicas_max=2"]
     print("== precompute: two replicas of the bundled model; the broken samples go to quarantine", flush=True)
     status = _step(precompute, options)
     print("== verify: every stored byte against its checksum", flush=True)
     status = status or _step(verify, [str(cache)])
     print("== answers from the pruned prefixes; no image is opened", flush=True)
-    status = status or _step(generate, [str(cache), "--limit", "12"])
+    status = status or _step(generate, [str(cache), "--limit", "20"])
     if not status:
         _draw(cache, folder, arguments.pictures)
         print(f"== everything lies in {folder}: corpus/, cache/, and the pictures kept-*.png")
@@ -52,7 +57,9 @@ def _draw(cache: Path, folder: Path, pictures: int) -> None:
     for number in range(min(pictures, len(table))):
         row = table.slice(number * step, 1).to_pylist()[0]
         png = folder / f"kept-{number}.png"
-        _step(inspect, [str(cache), row["key"], "--shard", row["shard"], "--png", str(png)])
+        with contextlib.redirect_stdout(io.StringIO()):  # a picture is wanted here, not the sample's whole record
+            _step(inspect, [str(cache), row["key"], "--shard", row["shard"], "--png", str(png)])
+        print(f"   drawn: {png}, the tokens kept for: {row['prompt'].splitlines()[-1]}")
 
 
 def _step(command: object, options: list[str]) -> int:

@@ -46,10 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     cache.check_model(model_folder(config), dtype)
     replica = Replica.load(config)
     stored = cache.load_many(rows)
+    known = right = 0
     while batch := list(itertools.islice(stored, arguments.batch)):
         answers = replica.generate([item.prefix for item in batch], arguments.max_new_tokens)
         for item, answer in zip(batch, answers, strict=True):
             _show(item.row, answer, arguments.json)
+            known += item.row["answer"] is not None
+            right += item.row["answer"] == answer
+    if known and not arguments.json:
+        print(f"{right} of {known} answers equal the true ones")
     return 0
 
 

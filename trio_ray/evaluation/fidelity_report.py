@@ -64,12 +64,13 @@ def plot(divergence: Records, agreement: Records, detail: Records, path: str) ->
     middle.legend(fontsize=8)
     labels = [f"{record['method']} {100 * record['retention']:.3g} %" for record in detail]
     place = np.arange(len(labels))
-    right.barh(place + 0.2, [100 * (record["fine"] or 0) for record in detail], 0.4, label="fine")
-    right.barh(place - 0.2, [100 * (record["coarse"] or 0) for record in detail], 0.4, label="coarse")
+    right.barh(place - 0.2, [100 * (record["fine"] or 0) for record in detail], 0.4, label="fine")
+    right.barh(place + 0.2, [100 * (record["coarse"] or 0) for record in detail], 0.4, label="coarse")
     right.set(yticks=place, yticklabels=labels, xlabel="right answers, %", xlim=(0, 100))
     right.invert_yaxis()
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     for axes in (left, middle, right):
+        axes.set_axisbelow(True)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

@@ -70,7 +70,8 @@ def plot(records: Sequence[dict[str, Any]], path: str) -> None:
     axes = figure.add_subplot()
     pruned = [record for record in records if record["retention"] < 1]
     methods = list(dict.fromkeys(record["method"] for record in pruned))
-    colors = colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]
+    # The ten dark ones first, then their light twins.
+    colors = [colormaps["tab20"](shade) for shade in (*range(0, 20, 2), *range(1, 20, 2))]
     for record in records:
         if record["retention"] >= 1:
             axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label=record["method"])

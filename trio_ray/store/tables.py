@@ -73,11 +73,15 @@ SAMPLES = pa.schema(
         _column("first_logprob", pa.float32(), "Its natural-log probability."),
         _column("top_ids", _list(pa.int32()), "The most likely tokens after the prompt, most likely first."),
         _column("top_logprobs", _list(pa.float32()), "Their natural-log probabilities."),
-        _column("prefill_ms", pa.float32(), "Time of the batch's prefill, shared out by rows, milliseconds."),
+        _column(
+            "prefill_ms",
+            pa.float32(),
+            "Time of the batch's prefill, vision included, shared out by rows, milliseconds.",
+        ),
         _column(
             "encode_ms",
             pa.float32(),
-            "Time of the batch's vision encoding, shared out by tiles, milliseconds.",
+            "Time that coding this prefix took (codec and container), milliseconds.",
         ),
     ]
 )

@@ -1,0 +1,63 @@
+"""`trio-ray evaluate` measures, prints and writes the same numbers, and refuses what it cannot measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trio_ray.cli import main
+from trio_ray.evaluation.methods import METHODS
+
+
+def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "folder"
+    options = ["--questions", "8", "--methods", "trio", "visionzip, then trio", "--retentions", "1", "0.222"]
+    assert main(["evaluate", *options, "--batch", "3", "--first-seed", "70", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    records = json.loads((out / "accuracy.json").read_text())
+    assert [(record["method"], record["retention"]) for record in records] == [
+        ("all tokens", 1.0), ("trio", 0.222), ("visionzip, then trio", 0.222)
+    ]  # fmt: skip
+    assert all(record["questions"] == 8 for record in records)
+    assert records[0]["accuracy"] >= 7 / 8
+    for record in records[1:]:
+        assert record["tokens"] == pytest.approx(0.222 * records[0]["tokens"], abs=1)
+    table = (out / "accuracy.md").read_text()
+    assert shown.out.startswith(table)
+    assert f"**{100 * records[1]['accuracy']:.1f}**" in table
+    assert "8 questions, 3 settings, " in shown.out
+    assert "8 of 8 questions" in shown.err
+    with Image.open(out / "accuracy.png") as picture:
+        assert picture.format == "PNG"
+    assert sorted(file.name for file in out.iterdir()) == ["accuracy.json", "accuracy.md", "accuracy.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--methods", "trio", "best"], "--methods"),
+        (["--retentions", "0.5", "2"], "--retentions"),
+        (["--retentions", "0"], "--retentions"),
+        (["--questions", "0"], "--questions"),
+        (["--questions", "1", "--model", "/no/such/model"], "model.name"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line_that_names_the_option(
+    options: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *options, "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"trio-ray: {field}: ")
+    assert len(shown.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_method_is_answered_with_the_names_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--methods", "best"]) == 2
+    error = capsys.readouterr().err
+    assert "'best'" in error
+    assert all(name in error for name in METHODS)
