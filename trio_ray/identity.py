@@ -12,7 +12,7 @@ from trio_ray.config import JobConfig
 from trio_ray.kv.container import CONTAINER_VERSION
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_fingerprint
-from trio_ray.model.replica import make_selector
+from trio_ray.model.replica import make_selector, make_zipper
 
 
 def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
         dtype: the replicas' arithmetic, which is also the type of raw keys and values.
         schedule: the solved budget.
     """
+    zipper = make_zipper(config.method)
     return {
         "container_version": CONTAINER_VERSION,
         "model": {**model_fingerprint(folder), "dtype": str(dtype).removeprefix("torch.")},
@@ -35,6 +36,7 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
             "selector": config.method.selector,
             "selector_settings": asdict(make_selector(config.method)),
             "encoder": config.method.encoder,
+            "encoder_settings": None if zipper is None else asdict(zipper),
             "layers": schedule.layers,
             "prune_points": list(schedule.prune_points),
             "retention": schedule.retention,

@@ -22,9 +22,7 @@ def test_the_demo_renders_prunes_verifies_answers_and_draws(tmp_path: Path) -> N
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "trio_ray.cli", "demo", "--folder", "out", "--scenes", str(SCENES)]
-    ended = subprocess.run(
-        [*command, "--pictures", "2"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=540
-    )
+    ended = run([*command, "--pictures", "2"], tmp_path, environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
     answers = re.findall(r"^    -> (.*?)   \(true: (.*)\)$", ended.stdout, re.MULTILINE)
@@ -40,3 +38,13 @@ def test_the_demo_renders_prunes_verifies_answers_and_draws(tmp_path: Path) -> N
     for picture in pictures:
         with Image.open(picture) as image:
             assert len(image.convert("RGB").getcolors(1 << 20) or [0] * 999) > 100
+
+    again = run([*command, "--pictures", "0"], tmp_path, environment)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing was left to do" in again.stdout
+    assert "rendering" not in again.stdout
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The command as a person would run it."""
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)

@@ -32,9 +32,11 @@ def test_keys_are_answered_in_their_order_beside_the_true_answers(
     keys = [f"{shard}:s0007", "s0050", f"{shard}:vqa:8", "vqa:8", "s0001"]
     assert main(["generate", str(cache), *keys, "--model", str(tiny_model)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in lines[::2]] == ["s0007", "s0050", "vqa:8", "vqa:8", "s0001"]
+    assert [line.split(": ")[0] for line in lines[:-1:2]] == ["s0007", "s0050", "vqa:8", "vqa:8", "s0001"]
     assert lines[5] == lines[7]
-    assert lines[-1].endswith("(true: two)")
+    assert lines[-2].endswith("(true: two)")
+    right = sum(line.split("-> ")[1].split("   (true: ")[0] == line.split("(true: ")[1][:-1] for line in lines[1:-1:2])
+    assert lines[-1] == f"{right} of 5 answers equal the true ones"
 
 
 def test_a_key_of_several_shards_and_another_model_are_refused(

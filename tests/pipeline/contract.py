@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from jsonschema import Draft202012Validator
 
 from trio_ray.store.commits import CommitRecord, read_commits
+from trio_ray.store.dataset import load_dataset
 from trio_ray.store.objects import ObjectStore
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -59,9 +60,11 @@ def _assert_tables(store: ObjectStore, commit: CommitRecord) -> None:
 
 
 def _assert_prefixes(store: ObjectStore, commit: CommitRecord) -> None:
+    encoder = load_dataset(store).identity["method"]["encoder"]
     for row in pq.read_table(io.BytesIO(store.read(commit.files["samples"].name))).to_pylist():
         header = prefix_header(store.read_range(row["kv_object"], row["kv_offset"], row["kv_length"]))
         assert_valid(header, "prefix")
-        assert (header["key"], header["length"]) == (row["key"], row["prompt_tokens"])
+        dropped_before = row["image_tokens"] - header["kept"][0] if encoder else 0
+        assert (header["key"], header["length"]) == (row["key"], row["prompt_tokens"] - dropped_before)
         assert header["kept"] == [len(kept) for kept in row["kept"]]
         assert header["segments"] == row["segments"]

@@ -39,8 +39,7 @@ def test_what_a_job_stores_decodes_to_the_tokens_of_the_process(
     run_here(config, recording)
     report = verify(LocalStore(tmp_path / "cache"), 1)
     assert (report.findings, report.incomplete) == ([], [])
-    if config.method.encoder is None:
-        assert_follows_the_contract(LocalStore(tmp_path / "cache"))
+    assert_follows_the_contract(LocalStore(tmp_path / "cache"))
 
     stored = list(PrunedCache(str(tmp_path / "cache")).stream())
     assert [item.row["key"] for item in stored] == [key for key, _ in recording.computed]

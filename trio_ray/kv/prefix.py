@@ -13,7 +13,8 @@ class Segment:
 
     Attributes:
         first_layer: number of its first layer.
-        keys, values: (layers, rows, kv_heads, head_dim). Keys are rotated, each at its row's right-aligned position.
+        keys, values: (layers, rows, kv_heads, head_dim). Keys are rotated, each at its row's position: right-aligned,
+            or where the row was in the unpruned prompt (`Selector.positions`).
     """
 
     first_layer: int
@@ -36,8 +37,8 @@ class Prefix:
     """One sample's prompt after a pruned prefill.
 
     Attributes:
-        length: rows of the unpruned prompt. The rows of a layer that holds T of them sit at positions length - T ..
-            length - 1, and the next token has position `length` in every layer.
+        length: rows of the prompt as it entered the decoder: unpruned, or as an encoder step left it. The next token
+            has this position in every layer.
         segments: in order, covering all layers.
         kept: per prune point (K,) int32, indices into the sample's original image tokens, ascending.
         top_ids: (k,) int32, the first answer token's most likely values, best first.

@@ -51,8 +51,9 @@ def proxy_saliency(
     grad_out, grad_residual = _loss_gradient(hidden, proxy, target, values.out)
     if balanced:
         scale = LOSS_SCALE / torch.linalg.vector_norm(grad_out.float(), dim=-1, keepdim=True).clamp_min(1e-30)
-        scale = (scale * (target.weight > 0)[:, None]).to(grad_out.dtype)
-        grad_out, grad_residual = grad_out * scale, grad_residual * scale
+        scale = scale * (target.weight > 0)[:, None]
+        # In fp32 first: the factor of a nearly certain row does not fit into half precision, the product does.
+        grad_out, grad_residual = (grad_out.float() * scale).to(grad_out.dtype), grad_residual.float() * scale
     grad_scores, grad_normed = _attention_gradient(normed, rows, proxy, target, attention, values, grad_out)
     reaches_images = any(-row > tail for row in supervised for tail in rows.tails)
     if reaches_images:
