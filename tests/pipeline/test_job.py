@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,14 +181,17 @@ def test_two_drivers_at_once_store_each_sample_once(
     for trap in traps:
         trap.touch()
     config = s3_job(tiny_model, str(folder / "*.tar"), s3_server.fresh_uri(), replicas=1)
-    drivers = [start_driver(config, tmp_path / f"{name}.log", RAY_ADDRESS=cluster.address) for name in ("one", "two")]
+    logs = [tmp_path / "one.log", tmp_path / "two.log"]
+    drivers = [start_driver(config, log, RAY_ADDRESS=cluster.address) for log in logs]
     # Both have planned the whole job and opened their first shard; now they start together.
     wait_until(lambda: len({path.name.split(".")[-2] for path in folder.glob("*.waiting")}) == 2, *drivers)
     for trap in traps:
         trap.unlink()
     assert [driver.wait(DEADLINE_S) for driver in drivers] == [0, 0]
     store = open_store(config.output, config.s3)
-    assert len({commit.run.run_id for commit in read_commits(store, 4)}) == 2
+    claimed = [int(count) for log in logs for count in re.findall(r"(\d+) samples stored", log.read_text())]
+    assert len(claimed) == 2
+    assert sum(claimed) == sum(commit.stored for commit in read_commits(store, 4))
     assert_each_sample_once(store)
 
 

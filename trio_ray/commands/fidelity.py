@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -53,9 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     selectors = {name: make_selector(method_config(name, arguments.retention)) for name in STUDIED}
     depths = range(replica.decoder.depth)
     divergence, agreement = [], []
+    done = 0
     for batch in prepared_batches(replica, questions, arguments.batch):
         divergence += fidelity.depth_divergence(replica, batch, depths, selectors, arguments.share)
         agreement += fidelity.rank_agreement(replica, batch, depths)
+        done += len(batch)
+        elapsed = time.monotonic() - started
+        print(f"\r{done} of {len(questions)} questions, {elapsed:.0f} s ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     settings = [Setting("all tokens", 1.0, method_config("trio", 1.0))]
     settings += [Setting(name, arguments.retention, method_config(name, arguments.retention)) for name in STUDIED]
     detail = fidelity.fine_and_coarse(measure_accuracy(replica, questions, settings, arguments.batch), questions)
