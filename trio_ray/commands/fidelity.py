@@ -22,7 +22,7 @@ STUDIED = ("trio", "trio-plus", "attention", "random")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--questions", type=int, default=200, metavar="N", help="held-out questions (default 200)")
+    parser.add_argument("--questions", type=int, default=100, metavar="N", help="held-out questions (default 100)")
     parser.add_argument(
         "--share", type=float, default=0.111, metavar="R", help="tokens kept by the single prune of (a)"
     )
