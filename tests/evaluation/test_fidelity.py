@@ -33,7 +33,7 @@ def test_a_prune_that_drops_nothing_moves_nothing(llama: Replica, batch: list[Pr
     selectors = {name: selector_named(name) for name in ("trio", "random")}
     records = depth_divergence(llama, batch, range(8), selectors, 1.0)
     assert [(record["selector"], record["depth"]) for record in records] == [
-        (name, depth) for name in selectors for depth in range(8)
+        (name, depth) for depth in range(8) for name in selectors
     ]
     for record in records:
         assert record["kl"] == pytest.approx([0.0] * 7, abs=1e-6)

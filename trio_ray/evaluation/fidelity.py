@@ -21,11 +21,12 @@ from trio_ray.method.saliency import proxy_saliency
 from trio_ray.method.selector import Selector
 from trio_ray.method.trio import AUTHORS_ROWS
 from trio_ray.model.attention import packed_attention
-from trio_ray.model.prefill import pruned_prefill
+from trio_ray.model.prefill import prune
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
 
+@torch.no_grad()
 def depth_divergence(
     replica: Replica,
     batch: Sequence[PreparedSample],
@@ -45,18 +46,21 @@ def depth_divergence(
     Returns:
         A record for each selector and depth, with the divergence and first-token agreement of every question.
     """
-    attention = packed_attention(replica.attention)
     hidden, rows = replica.embed(batch)
-    everything = [[count] for count in rows.image_counts]
-    first = next(iter(selectors.values()))
-    full = pruned_prefill(replica.decoder, hidden, rows, (0,), everything, first, attention).logits.log_softmax(-1)
-    budgets = [[max(1, round(share * count))] for count in rows.image_counts]
+    before = [hidden]
+    for number in range(replica.decoder.depth):
+        before.append(_layer(replica, before[-1], rows, number))
+    full = _logits(replica, before[-1], rows).log_softmax(-1)
+    keep = [max(1, round(share * count)) for count in rows.image_counts]
     records = []
-    for name, selector in selectors.items():
-        for depth in depths:
-            pruned = pruned_prefill(replica.decoder, hidden, rows, (depth,), budgets, selector, attention)
-            divergence = F.kl_div(pruned.logits.log_softmax(-1), full, reduction="none", log_target=True).sum(-1)
-            agrees = pruned.logits.argmax(-1) == full.argmax(-1)
+    for depth in depths:
+        for name, selector in selectors.items():
+            left, left_rows, _ = prune(replica.decoder, before[depth], rows, depth, keep, selector)
+            for number in range(depth, replica.decoder.depth):
+                left = _layer(replica, left, left_rows, number)
+            pruned = _logits(replica, left, left_rows)
+            divergence = F.kl_div(pruned.log_softmax(-1), full, reduction="none", log_target=True).sum(-1)
+            agrees = pruned.argmax(-1) == full.argmax(-1)
             records.append({"selector": name, "depth": depth, "kl": divergence.tolist(), "agrees": agrees.tolist()})
     return records
 
@@ -114,6 +118,11 @@ def _layer(replica: Replica, hidden: Tensor, rows: PackedRows, number: int) -> T
     return replica.decoder.run_layer(number, hidden, tables, lambda q, k, v, scale: attention(q, k, v, rows, scale))
 
 
+def _logits(replica: Replica, hidden: Tensor, rows: PackedRows) -> Tensor:
+    """(B, vocabulary) fp32, for the first answer token."""
+    return replica.decoder.logits(hidden[torch.tensor(rows.offsets[1:], device=hidden.device) - 1]).float()
+
+
 def _end_to_end(replica: Replica, hidden: Tensor, rows: PackedRows, depth: int) -> Tensor:
     """(T,) fp32 norm of the true loss's gradient at the rows before layer `depth`."""
     with torch.enable_grad():
@@ -121,7 +130,7 @@ def _end_to_end(replica: Replica, hidden: Tensor, rows: PackedRows, depth: int) 
         out = leaf
         for number in range(depth, replica.decoder.depth):
             out = _layer(replica, out, rows, number)
-        logits = replica.decoder.logits(out[torch.tensor(rows.offsets[1:], device=out.device) - 1]).float()
+        logits = _logits(replica, out, rows)
         loss = F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     return torch.linalg.vector_norm(gradient.float(), dim=-1)

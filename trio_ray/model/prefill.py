@@ -84,7 +84,7 @@ def pruned_prefill(
         segments.append(segment)
     for point, (start, stop) in enumerate(pairwise(edges)):
         keep = [budget[point] for budget in budgets]
-        hidden, rows, score = _prune(decoder, hidden, rows, start, keep, selector)
+        hidden, rows, score = prune(decoder, hidden, rows, start, keep, selector)
         hidden, segment = _run_segment(decoder, hidden, rows, range(start, stop), attention)
         segments.append(segment)
         scores.append(score)
@@ -92,9 +92,14 @@ def pruned_prefill(
     return Prefill(tuple(segments), decoder.logits(hidden[last]).float(), tuple(scores))
 
 
-def _prune(
+def prune(
     decoder: Decoder, hidden: Tensor, rows: PackedRows, layer: int, keep: Sequence[int], selector: Selector
 ) -> tuple[Tensor, PackedRows, Tensor | None]:
+    """Drop image rows before layer `layer`, so that `keep[s]` are left of each sample.
+
+    Returns:
+        The rows that stay, (T', d), their layout, and the selector's (T,) scores; None where nothing had to be dropped.
+    """
     if list(keep) == list(rows.image_counts):
         return hidden, rows, None
     proxy = decoder.proxy(layer, decoder.tables(hidden, rows.position))
