@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.model.corpus import SIZES, hugging_face_inputs, make_sample, prepare, samples_of_all_grids
 from trio_ray.errors import ModelError
+from trio_ray.method.visionzip import VisionZip
 from trio_ray.model import vision
 from trio_ray.model.replica import Replica
 from trio_ray.model.vision import VisionEncoder
@@ -62,7 +63,7 @@ def test_packed_embeddings_equal_the_models_merged_inputs(replica: Replica, proc
 def test_an_image_that_several_questions_share_passes_the_tower_once(
     llama: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within a batch, and across the boundary of two batches that follow each other."""
+    """Within a batch, across the boundary of two batches that follow each other, and with an encoder's reduction."""
     encoded: list[int] = []
     encode = llama.vision.encode
 
@@ -78,6 +79,8 @@ def test_an_image_that_several_questions_share_passes_the_tower_once(
     assert encoded == [sum(len(question.images[0].tiles) for question in (questions[0], questions[2]))]
     llama.embed(questions[3:])
     assert len(encoded) == 1
+    llama.embed(questions, reduced_to=[20, 12, 20, 16, 12], zipper=VisionZip())
+    assert encoded[1:] == encoded[:1]
 
 
 def test_another_vision_tower_is_refused(llama: Replica, monkeypatch: pytest.MonkeyPatch) -> None:

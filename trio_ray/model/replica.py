@@ -162,11 +162,19 @@ class Replica:
     def _reduced_features(
         self, samples: Sequence[PreparedSample], shares: Sequence[Sequence[int]], zipper: VisionZip
     ) -> tuple[list[Tensor], Tensor]:
-        """Each image's reduced tokens, and the numbers of all of them among their samples' original image tokens."""
-        images = [image for sample in samples for image in sample.images]
-        features = self.vision.encode(self._tiles(images), with_attention=True)
-        maps, tiles = [image.token_map for image in images], [len(image.tiles) for image in images]
-        keep = [count for share in shares for count in share]
+        """Each image's reduced tokens, and the numbers of all of them among their samples' original image tokens.
+
+        Each image passes the tower once, however many samples ask about it.
+        """
+        images = {image.hash: image for sample in samples for image in sample.images}
+        number = {digest: at for at, digest in enumerate(images)}
+        features = self.vision.encode(self._tiles(list(images.values())), with_attention=True)
+        maps, tiles = [i.token_map for i in images.values()], [len(i.tiles) for i in images.values()]
+        keep = [
+            (number[image.hash], count)
+            for sample, share in zip(samples, shares, strict=True)
+            for image, count in zip(sample.images, share, strict=True)
+        ]
         reduced = self.vision.reduced_tokens(features, maps, tiles, keep, zipper)
         first = [
             sum(image.tokens for image in sample.images[:n]) for sample in samples for n in range(len(sample.images))

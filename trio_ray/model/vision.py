@@ -76,8 +76,9 @@ class VisionEncoder:
         Returns:
             Per image (tokens, d), with `image_newline` where its map says so.
         """
-        flat = self._gather_index(maps, tiles).to(hidden.device, non_blocking=True)
-        return list(self._project(hidden, flat).split([len(token_map) for token_map in maps]))
+        flat = torch.cat(self._feature_numbers(maps, tiles)).to(hidden.device, non_blocking=True)
+        tokens = self._model.multi_modal_projector(hidden)[flat.clamp_min(0)]
+        return list(self._with_newlines(tokens, flat).split([len(token_map) for token_map in maps]))
 
     @torch.no_grad()
     def reduced_tokens(
@@ -85,35 +86,36 @@ class VisionEncoder:
         features: TileFeatures,
         maps: Sequence[Tensor],
         tiles: Sequence[int],
-        keep: Sequence[int],
+        keep: Sequence[tuple[int, int]],
         zipper: VisionZip,
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `image_tokens`, but of each image only `keep` tokens, reduced by `zipper`, with their (keep,) numbers."""
+        """As `image_tokens`, but reduced by `zipper`.
+
+        For each (image number, count) of `keep` so many tokens of that image, and their (count,) numbers within it.
+        """
         assert features.attention is not None
         assert features.keys is not None
+        numbers = [flat.to(features.hidden.device) for flat in self._feature_numbers(maps, tiles)]
         reduced = []
-        at = 0
-        for token_map, count, wanted in zip(maps, tiles, keep, strict=True):
-            flat = torch.where(token_map == NEWLINE, NEWLINE, token_map + at).to(features.hidden.device)
-            at += count * self._tiler.side**2
+        for image, wanted in keep:
+            flat = numbers[image]
             slots = flat.clamp_min(0)
             attention = torch.where(flat == NEWLINE, -1.0, features.attention[slots].float())
             hidden, index = zipper.reduce(features.hidden[slots], attention, features.keys[slots], wanted)
             tokens = self._model.multi_modal_projector(hidden)
-            newline = self._model.image_newline.to(tokens.dtype)
-            reduced.append((torch.where((flat[index] == NEWLINE)[:, None], newline, tokens), index))
+            reduced.append((self._with_newlines(tokens, flat[index]), index))
         return reduced
 
-    def _gather_index(self, maps: Sequence[Tensor], tiles: Sequence[int]) -> Tensor:
-        """(all tokens,) numbers into the features of all images, or NEWLINE."""
-        index, at = [], 0
+    def _feature_numbers(self, maps: Sequence[Tensor], tiles: Sequence[int]) -> list[Tensor]:
+        """Per image (tokens,) numbers into the features of all images, or NEWLINE."""
+        numbers, at = [], 0
         for token_map, count in zip(maps, tiles, strict=True):
-            index.append(torch.where(token_map == NEWLINE, NEWLINE, token_map + at))
+            numbers.append(torch.where(token_map == NEWLINE, NEWLINE, token_map + at))
             at += count * self._tiler.side**2
-        return torch.cat(index)
+        return numbers
 
-    def _project(self, hidden: Tensor, flat: Tensor) -> Tensor:
-        tokens = self._model.multi_modal_projector(hidden)[flat.clamp_min(0)]
+    def _with_newlines(self, tokens: Tensor, flat: Tensor) -> Tensor:
+        """(n, d) tokens with the model's `image_newline` where `flat` (n,) says NEWLINE."""
         return torch.where((flat == NEWLINE)[:, None], self._model.image_newline.to(tokens.dtype), tokens)
 
     def _encode_batch(self, tiles: Tensor, with_attention: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:

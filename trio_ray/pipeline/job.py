@@ -18,11 +18,11 @@ from trio_ray.pipeline.plan import JobPlan, plan_job
 from trio_ray.pipeline.pool import PoolEvent, ReplicaPool
 from trio_ray.pipeline.progress import Progress
 from trio_ray.pipeline.replica_actor import ReplicaOrder
+from trio_ray.pipeline.rows import shard_input
 from trio_ray.source.sample import Shard
 from trio_ray.store.commits import (
     FailureRecord,
     RunRecord,
-    ShardInput,
     clear_failure,
     read_failures,
     write_failure,
@@ -163,10 +163,9 @@ def _clear_settled(plan: JobPlan) -> None:
 
 
 def _record_failure(plan: JobPlan, run: RunRecord, shard: Shard, attempts: int, why: str) -> None:
-    source = ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows)
     ended = RunRecord(run.run_id, run.host, run.started, utc_now(), run.package_version)
     identity = plan.dataset.identity_hash
-    write_failure(plan.store, FailureRecord(SCHEMA_VERSION, identity, source, attempts, why, ended))
+    write_failure(plan.store, FailureRecord(SCHEMA_VERSION, identity, shard_input(shard), attempts, why, ended))
 
 
 def _cluster_given() -> bool:

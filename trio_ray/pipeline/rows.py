@@ -1,4 +1,4 @@
-"""One sample's row of the Parquet table."""
+"""What the pipeline's samples and shards are called in the store's tables and records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.prepare import PreparedSample
+from trio_ray.source.sample import Shard
+from trio_ray.store.commits import ShardInput
+
+
+def shard_input(shard: Shard) -> ShardInput:
+    """The shard as commit and failure records name it."""
+    return ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows)
 
 
 def sample_row(

@@ -19,10 +19,9 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
 from trio_ray.pipeline.packing import Outcome, pack
-from trio_ray.pipeline.rows import sample_row
+from trio_ray.pipeline.rows import sample_row, shard_input
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Opener, Shard
-from trio_ray.store.commits import ShardInput
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.layout import commit_name
 from trio_ray.store.objects import ObjectStore
@@ -213,10 +212,9 @@ class _ShardWriter:
         return self._open
 
     def _begin(self, part: int) -> None:
-        shard, runner = self._shard, self._runner
-        source = ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows)
+        runner = self._runner
         self._part = part
-        self._open = PartWriter(runner.store, runner.dataset, source, part, runner.run_id)
+        self._open = PartWriter(runner.store, runner.dataset, shard_input(self._shard), part, runner.run_id)
 
     def _commit(self, last: bool) -> list[PartReport]:
         if self._open is None:
