@@ -27,7 +27,7 @@ from trio_ray.method.trio import Trio
 from trio_ray.model.attention import packed_attention
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.decoder import Decoder, freeze
-from trio_ray.model.prefill import pruned_prefill, split_prefixes
+from trio_ray.model.prefill import pruned_prefill
 
 SALIENCY_TOLERANCE = 1e-4
 LOGITS_TOLERANCE = 1e-3
@@ -91,7 +91,7 @@ def _compare(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Out
     rows = PackedRows.pack([mask], embeds.device)
     budgets = [schedule.counts(case["image_len"])]
     prefill = pruned_prefill(decoder, embeds, rows, schedule.prune_points, budgets, selector, packed_attention("sdpa"))
-    (prefix,) = split_prefixes(prefill, top_k=1)
+    (prefix,) = prefill.prefixes(top_k=1).split()
 
     tokens: list[int] = case["greedy_tokens"]
     decoding = Continuation(decoder, [prefix], room=len(tokens))
@@ -116,7 +116,7 @@ def _saliency_error(prefill: Any, rows: PackedRows, tensors: dict[str, Tensor], 
     thousandth of it.
     """
     errors = [0.0]
-    layouts = [rows, *(segment.rows for segment in prefill.segments[-len(kept) :])]
+    layouts = [rows, *prefill.left]
     for point in range(len(kept)):
         truth = tensors[f"saliency.{point}"]
         ours = prefill.scores[point]

@@ -136,7 +136,7 @@ def test_uniform_leaves_gaps_that_differ_by_at_most_one(sizes: list[tuple[int, i
     count = torch.tensor([tokens for tokens, _ in sizes])[:, None]
     keep = [min(tokens, wanted) for tokens, wanted in sizes]
     real = torch.arange(int(count.max())) < count
-    chosen = Uniform().choose(torch.zeros(real.shape), torch.empty(*real.shape, 1), real, keep)
+    chosen = Uniform().choose(torch.zeros(real.shape), torch.empty(0, 1), torch.empty(0), real, keep)
     for (tokens, _), wanted, row in zip(sizes, keep, chosen, strict=True):
         numbers = row.nonzero()[:, 0].tolist()
         assert len(numbers) == wanted

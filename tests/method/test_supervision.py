@@ -39,7 +39,7 @@ def test_attention_of_the_targets_equals_the_plain_layers(family: str, from_end:
     normed = rms_norm(hidden, proxy.norm_weight, proxy.norm_eps)
     probs = attend_from(normed, rows, proxy, target).probs
     assert probs.shape == (
-        len(PROMPTS), proxy.kv_heads, proxy.heads // proxy.kv_heads * len(from_end), max(rows.lengths)
+        len(PROMPTS), proxy.kv_heads, proxy.heads // proxy.kv_heads * len(from_end), rows.padded[0].shape[1]
     )  # fmt: skip
     model.set_attn_implementation("eager")
     for sample, one in enumerate(states()):

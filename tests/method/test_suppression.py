@@ -13,6 +13,12 @@ from trio_ray.method import suppression
 from trio_ray.method.suppression import suppress
 
 
+def choose(score: Tensor, features: Tensor, real: Tensor, keep: list[int], threshold: float) -> Tensor:
+    """`suppress` on padded (B, N, d) features."""
+    slots = torch.arange(score.numel()).view(score.shape)
+    return suppress(score, features.flatten(0, 1), slots, real, keep, threshold)
+
+
 def check(scores: list[Tensor], features: list[Tensor], keep: list[int], threshold: float, fill: float = 0.0) -> None:
     """Hold a ragged batch against the loop. `fill` is what stands in the padding."""
     longest = max(map(len, scores))
@@ -21,7 +27,7 @@ def check(scores: list[Tensor], features: list[Tensor], keep: list[int], thresho
     real = torch.zeros(len(scores), longest, dtype=torch.bool)
     for sample, (values, rows) in enumerate(zip(scores, features, strict=True)):
         score[sample, : len(values)], padded[sample, : len(values)], real[sample, : len(values)] = values, rows, True
-    chosen = suppress(score, padded, real, keep, threshold)
+    chosen = choose(score, padded, real, keep, threshold)
     for sample, (values, rows) in enumerate(zip(scores, features, strict=True)):
         expected = greedy_suppression(values.tolist(), rows, keep[sample], threshold)
         assert chosen[sample].nonzero()[:, 0].tolist() == expected
@@ -75,13 +81,13 @@ def test_equal_scores_are_taken_in_spatial_order() -> None:
 def test_too_few_survivors_are_filled_up_by_score() -> None:
     score = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    chosen = suppress(score[None], features[None], torch.ones(1, 5, dtype=torch.bool), [3], 0.8)
+    chosen = choose(score[None], features[None], torch.ones(1, 5, dtype=torch.bool), [3], 0.8)
     assert chosen[0].tolist() == [True, True, False, True, False]  # 0 and 3 survive, 1 is the best of the rest
 
 
 def test_a_threshold_above_1_ranks_by_score_alone() -> None:
     score = torch.rand(40)
-    chosen = suppress(score[None], torch.ones(1, 40, 4), torch.ones(1, 40, dtype=torch.bool), [7], 1.01)
+    chosen = choose(score[None], torch.ones(1, 40, 4), torch.ones(1, 40, dtype=torch.bool), [7], 1.01)
     assert chosen[0].nonzero()[:, 0].tolist() == sorted(score.topk(7).indices.tolist())
 
 
@@ -110,7 +116,7 @@ def test_chunks_of_the_batch_change_nothing(elements: int, monkeypatch: pytest.M
 
 def test_nan_scores_rank_last_and_crash_nothing() -> None:
     score = torch.tensor([[float("nan"), 3.0, float("nan"), 2.0]])
-    chosen = suppress(score, torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool), [2], 0.8)
+    chosen = choose(score, torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool), [2], 0.8)
     assert chosen[0].tolist() == [False, True, False, True]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.kv.prefixes import codec_of, contained
 from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
-from trio_ray.kv.codec import Raw
-from trio_ray.kv.container import decode_prefix, encode_prefix
+from trio_ray.config import MethodConfig, ModelConfig
+from trio_ray.evaluation.questions import held_out_questions
+from trio_ray.kv.container import read_container
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.trio import Trio
 from trio_ray.model.continuation import Continuation, generate
-from trio_ray.model.replica import Replica
+from trio_ray.model.replica import Replica, make_schedule
 
 SCHEDULE = Schedule(8, (1, 3, 5), retention=0.25)
 
@@ -39,7 +42,8 @@ def test_a_ragged_batch_answers_as_each_prefix_alone(replica: Replica) -> None:
 
 def test_a_stored_prefix_answers_as_the_one_in_memory(replica: Replica) -> None:
     prefixes = prefixes_of(replica, 6)
-    stored = [decode_prefix(encode_prefix(prefix, Raw(), "key", "f")) for prefix in prefixes]
+    raw = codec_of("raw")
+    stored = [read_container(contained(prefix, raw), raw) for prefix in prefixes]
     assert generate(replica.decoder, stored, 12) == generate(replica.decoder, prefixes, 12)
 
 
@@ -48,6 +52,67 @@ def test_64_prefixes_at_once(llama: Replica) -> None:
     together = generate(llama.decoder, prefixes, 6)
     assert len(together) == 64
     assert together[:20] == together[20:40] == generate(llama.decoder, prefixes[:20], 6)
+
+
+def test_64_prefixes_of_many_lengths_equal_each_alone(replica: Replica) -> None:
+    """Answers end at different steps, so that sequences leave the batch, and groups of lengths form anew."""
+    prefixes = prefixes_of(replica, 64)
+    assert len({prefix.length for prefix in prefixes}) > 15
+    free = generate(replica.decoder, prefixes, 8)
+    stops = [token for token, _ in Counter(answer[2] for answer in free).most_common(3)]
+    together = generate(replica.decoder, prefixes, 8, stops)
+    assert together == [generate(replica.decoder, [prefix], 8, stops)[0] for prefix in prefixes]
+    assert len({len(answer) for answer in together}) > 3
+
+
+def test_buffers_take_what_the_sequences_need_and_little_more(llama: Replica) -> None:
+    """Neither the longest layer nor the longest sequence decides."""
+    prefixes = prefixes_of(llama, 20)
+    state = Continuation(llama.decoder, prefixes, room=2)
+    held = sum(run.keys.shape[0] * run.keys.shape[1] for run in state._runs)
+    needed = sum(segment.layers * (segment.rows + 2) for prefix in prefixes for segment in prefix.segments)
+    longest = len(prefixes) * sum(
+        segment.layers * (max(prefix.segments[number].rows for prefix in prefixes) + 2)
+        for number, segment in enumerate(prefixes[0].segments)
+    )
+    assert needed <= held <= 1.15 * needed < longest / 1.3
+
+
+def test_sequences_that_stay_do_not_notice_who_leaves(replica: Replica) -> None:
+    prefixes = prefixes_of(replica, 5)
+    state = Continuation(replica.decoder, prefixes, room=6)
+    state.extend([[5], [6, 7], [8], [9, 10, 11], [12]])
+    before = sum(run.keys.numel() for run in state._runs)
+    state.keep([3, 1])
+    assert sum(run.keys.numel() for run in state._runs) < before
+    logits = state.extend([[20, 21], [22]])
+    for number, (prefix, run) in enumerate([(prefixes[3], [9, 10, 11, 20, 21]), (prefixes[1], [6, 7, 22])]):
+        alone = Continuation(replica.decoder, [prefix], room=6).extend([run])
+        assert relative_error(logits[number], alone[0]) < 1e-5
+
+
+def test_a_state_that_goes_on_keeps_all_its_sequences_in_step(llama: Replica) -> None:
+    """A conversation's next turn counts on it: only `leave` lets sequences drop out."""
+    prefixes = prefixes_of(llama, 6)
+    first = [prefix.first_token for prefix in prefixes]
+    free = generate(llama.decoder, prefixes, 8)
+    stop = free[0][1]
+    state = Continuation(llama.decoder, prefixes, room=8)
+    answers = state.answer(first, 8, [stop])
+    assert answers == generate(llama.decoder, prefixes, 8, [stop])
+    steps = max(map(len, answers)) - 1
+    assert state.lengths == [prefix.length + steps for prefix in prefixes]
+
+
+def test_the_bundled_models_answers_in_one_batch_are_those_alone() -> None:
+    replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device("cpu"))
+    questions = held_out_questions(12, per_scene=3, first_seed=40)
+    samples = prepare(replica, [question.sample for question in questions])
+    schedule = make_schedule(MethodConfig(), replica.decoder.depth)
+    prefixes = [prefix for sample in samples for prefix in replica.prefill([sample], schedule, Trio())]
+    together = replica.generate(prefixes, 12)
+    assert together == [replica.generate([prefix], 12)[0] for prefix in prefixes]
+    assert len(set(together)) > 3
 
 
 def test_several_tokens_at_once_equal_one_after_the_other(replica: Replica) -> None:
@@ -110,6 +175,32 @@ def test_few_new_tokens(llama: Replica, tokens: int) -> None:
     answers = generate(llama.decoder, prefixes, tokens)
     assert [len(answer) for answer in answers] == [tokens, tokens]
     assert answers == [answer[:tokens] for answer in generate(llama.decoder, prefixes, 5)]
+
+
+def test_tokens_taken_back_leave_no_trace(replica: Replica) -> None:
+    """Each sequence by another number; the room grows when it is asked for."""
+    prefixes = prefixes_of(replica, 3)
+    state = Continuation(replica.decoder, prefixes, room=0)
+    state.reserve(6)
+    state.extend([[5, 6, 7, 8, 9, 10], [11, 12], [13]])
+    state.rewind([4, 0, 1])
+    state.reserve(9)
+    assert state.lengths == [prefixes[0].length + 2, prefixes[1].length + 2, prefixes[2].length]
+    logits = state.extend([[20], [21, 22, 23], [24] * 9])
+    for number, run in enumerate([[5, 6, 20], [11, 12, 21, 22, 23], [24] * 9]):
+        alone = Continuation(replica.decoder, [prefixes[number]], room=9).extend([run])
+        assert relative_error(logits[number], alone[0]) < 1e-5
+
+
+def test_the_best_entries_are_those_of_all_scores(llama: Replica) -> None:
+    prefixes = prefixes_of(llama, 3)
+    tokens = [[5, 7, 20], [11], [8, 8, 8, 30, 31]]
+    scores = Continuation(llama.decoder, prefixes, room=5).score(tokens)
+    best = Continuation(llama.decoder, prefixes, room=5).top_k(tokens, 4)
+    for of_all, (ids, logprobs), run in zip(scores, best, tokens, strict=True):
+        assert ids.shape == logprobs.shape == (len(run), 4)
+        assert torch.equal(ids.long(), of_all.topk(4).indices)
+        assert torch.allclose(logprobs, of_all.log_softmax(-1).topk(4).values)
 
 
 def test_a_prefix_is_not_changed_by_decoding_from_it(llama: Replica) -> None:

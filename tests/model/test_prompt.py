@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.model.corpus import hugging_face_inputs, make_sample, picture, png, prepare, samples_of_all_grids, words
-from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.prompt import PromptError, PromptWriter
 from trio_ray.model.replica import Replica
 from trio_ray.source.sample import Sample, Turn
 
@@ -103,3 +103,45 @@ def test_tokenizing_in_many_threads_gives_the_same_ids(llama: Replica) -> None:
 def test_answers_are_written_without_special_tokens(llama: Replica) -> None:
     tokens = llama.writer.ids("red circle")
     assert llama.writer.decode([*tokens, 2]) == "red circle"
+
+
+@pytest.fixture
+def writer(llama: Replica) -> PromptWriter:
+    """The tiny model's, with its chat template."""
+    return llama.writer
+
+
+def test_a_conversation_begins_with_its_stored_prompt_and_goes_on_as_the_template_writes_it(
+    writer: PromptWriter,
+) -> None:
+    turns = [Turn("user", "what is it ?"), Turn("assistant", "red"), Turn("user", "how many")]
+    whole = writer.text(turns, 2)
+    prompt = writer.text(turns[:1], 2)
+    assert writer.continued(prompt, turns[1:]) == whole
+    assert writer.continued(writer.up_to_images(prompt), turns) == whole
+    closed = writer.continued(prompt, turns[1:2], then_answer=False)
+    assert closed.startswith(prompt)
+    assert whole.startswith(closed.rstrip())
+    assert not closed.rstrip().endswith("ASSISTANT:")
+
+
+def test_tokens_that_a_text_has_in_another_way_are_taken_back_but_none_of_the_prompts(writer: PromptWriter) -> None:
+    held = writer.ids("USER: what is it ? ASSISTANT: red blue")
+    fixed = len(writer.ids("USER: what is it ? ASSISTANT:"))
+    assert writer.new_ids(held, "USER: what is it ? ASSISTANT: red green", fixed) == (fixed + 1, writer.ids("green"))
+    assert writer.new_ids(held, "USER: what is it ? ASSISTANT: red blue", fixed) == (fixed + 1, writer.ids("blue"))
+    for other in ("USER: how many ? ASSISTANT: red", "USER: what is it ?", "USER: what is it ? ASSISTANT:"):
+        with pytest.raises(PromptError, match="not the first of"):
+            writer.new_ids(held, other, fixed)
+
+
+def test_behind_a_plain_template_there_is_room_for_one_answer(llama: Replica) -> None:
+    plain = PromptWriter(llama.writer._processor, llama.image_token_id, "USER: {prompt} ASSISTANT:")
+    prompt = plain.text([Turn("user", "what is it ?")], 1)
+    answer = [Turn("assistant", "red")]
+    assert plain.continued(prompt, answer, then_answer=False) == f"{prompt} red"
+    question = Turn("user", "what is it ?")
+    assert plain.continued(plain.up_to_images(prompt), [question]) == prompt
+    assert plain.continued(plain.up_to_images(prompt), [question, *answer], then_answer=False) == f"{prompt} red"
+    with pytest.raises(PromptError, match="single turn"):
+        plain.continued(prompt, [*answer, question])

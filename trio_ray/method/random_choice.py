@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import Selector
+
+DRAWS = 1 << 16
+"""More than a prompt has image tokens."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,11 @@ class RandomChoice(Selector):
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """See `Selector`."""
-        generator = torch.Generator().manual_seed(self.seed)
-        # An encoder leaves fewer rows than the image had tokens, so only the numbers themselves say how many draws.
-        draws = torch.rand(int(rows.image_index.max().clamp_min(0)) + 1, generator=generator).to(rows.device)
-        return draws[rows.image_index.clamp_min(0)]
+        draws = _draws(self.seed, rows.device)
+        return draws[rows.image_index.clamp_min(0) % DRAWS]
+
+
+@lru_cache(maxsize=8)
+def _draws(seed: int, device: torch.device) -> Tensor:
+    """(DRAWS,) numbers on the device; made once, since asking how many are needed would wait for it."""
+    return torch.rand(DRAWS, generator=torch.Generator().manual_seed(seed)).to(device)

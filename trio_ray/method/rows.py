@@ -10,6 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from trio_ray.method.fusion import on_device, to_device
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -22,6 +24,7 @@ class PackedRows:
         lengths: rows of each sample now.
         image_counts: image rows of each sample now.
         ends: rows of each sample before any pruning; the next token's position (see `position`).
+        leads: text rows ahead of each sample's first image row.
         tails: text rows behind each sample's last image row.
         sample: (T,) int64, which sample a row belongs to.
         position: (T,) int64. Either each row's place in the unpruned prompt, or right-aligned: the rows of a sample
@@ -33,6 +36,7 @@ class PackedRows:
     lengths: tuple[int, ...]
     image_counts: tuple[int, ...]
     ends: tuple[int, ...]
+    leads: tuple[int, ...]
     tails: tuple[int, ...]
     sample: Tensor
     position: Tensor
@@ -44,6 +48,7 @@ class PackedRows:
 
         `image_masks`: per sample (S,) bool on the CPU, True where a row is an image token.
         """
+        device = torch.device(device)
         lengths = tuple(len(mask) for mask in image_masks)
         index = torch.cat([torch.where(mask, mask.cumsum(0) - 1, -1) for mask in image_masks])
         sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -52,10 +57,11 @@ class PackedRows:
             lengths=lengths,
             image_counts=tuple(int(mask.sum()) for mask in image_masks),
             ends=lengths,
+            leads=tuple(int((mask.cumsum(0) == 0).sum()) for mask in image_masks),
             tails=tuple(int((mask.flip(0).cumsum(0) == 0).sum()) for mask in image_masks),
-            sample=sample.to(device, non_blocking=True),
-            position=position.to(device, non_blocking=True),
-            image_index=index.to(device, non_blocking=True),
+            sample=to_device(sample, device),
+            position=to_device(position, device),
+            image_index=to_device(index, device),
         )
 
     def renumbered(self, image_index: Tensor) -> PackedRows:
@@ -80,7 +86,12 @@ class PackedRows:
     @cached_property
     def cu_seqlens(self) -> Tensor:
         """(B + 1,) int32 on the device: `offsets` as variable-length attention wants them."""
-        return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
+        return on_device(self.offsets, self.device, torch.int32)
+
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """(B,) int64, each sample's last row."""
+        return on_device(self.offsets[1:], self.device) - 1
 
     @cached_property
     def is_image(self) -> Tensor:
@@ -89,8 +100,11 @@ class PackedRows:
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
-        """(B, max length) row numbers, clamped into range, and the mask of those that are real."""
-        return _pad_runs(self.offsets[:-1], self.lengths, self.device)
+        """(B, S) row numbers, clamped into range, and the mask of those that are real.
+
+        S is the longest sample's length, rounded up, since matrix products want aligned rows.
+        """
+        return _pad_runs(self.offsets[:-1], self.lengths, self.device, multiple=8)
 
     @cached_property
     def image_rows(self) -> Tensor:
@@ -125,10 +139,16 @@ class PackedRows:
         sample, position = self.sample[rows], self.position[rows]
         if renumber:
             # The last row keeps its position; the rest close up behind it.
-            ends = torch.tensor(self.ends, device=self.device)
-            stops = torch.tensor(lengths, device=self.device).cumsum(0)
-            position = torch.arange(len(rows), device=self.device) - stops[sample] + ends[sample]
-        return PackedRows(lengths, tuple(image_counts), self.ends, self.tails, sample, position, self.image_index[rows])
+            shift = [end - stop for end, stop in zip(self.ends, accumulate(lengths), strict=True)]
+            position = torch.arange(len(rows), device=self.device) + on_device(shift, self.device)[sample]
+        return replace(
+            self,
+            lengths=lengths,
+            image_counts=tuple(image_counts),
+            sample=sample,
+            position=position,
+            image_index=self.image_index[rows],
+        )
 
 
 def select_rows(mask: Tensor, count: int) -> Tensor:
@@ -148,10 +168,12 @@ def _pad_selected(selected: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tens
     return (selected[slots.clamp_max(starts[-1] - 1)] if starts[-1] else slots), real
 
 
-def _pad_runs(starts: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _pad_runs(
+    starts: Sequence[int], counts: Sequence[int], device: torch.device, multiple: int = 1
+) -> tuple[Tensor, Tensor]:
     """(B, max count) `start + 0, start + 1, ...` of each run and the mask of entries inside the run."""
-    steps = torch.arange(max(counts, default=0), device=device)
-    start = torch.tensor(starts, device=device)[:, None]
-    count = torch.tensor(counts, device=device)[:, None]
+    steps = torch.arange(-(-max(counts, default=0) // multiple) * multiple, device=device)
+    start = on_device(tuple(starts), device)[:, None]
+    count = on_device(tuple(counts), device)[:, None]
     real = steps < count
     return start + torch.where(real, steps, 0), real

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trio_ray.method.fusion import fused, on_device
 from trio_ray.method.proxy import ProxyLayer, rms_norm, rms_norm_backward, rotate
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.supervision import TargetAttention, TargetRows, attend_from, group_heads, ungroup_heads
@@ -45,24 +46,37 @@ def proxy_saliency(
     """
     hidden = hidden.detach()
     target = TargetRows.of(rows, supervised)
-    normed = rms_norm(hidden, proxy.norm_weight, proxy.norm_eps)
+    normed = _normed(hidden, proxy.norm_weight, proxy.norm_eps)
     attention = attend_from(normed, rows, proxy, target)
-    values = _attended_values(normed, rows, proxy, target, attention)
+    padded = normed[rows.padded[0]]
+    values = _attended_values(padded, proxy, target, attention)
     grad_out, grad_residual = _loss_gradient(hidden, proxy, target, values.out)
     if balanced:
         scale = LOSS_SCALE / torch.linalg.vector_norm(grad_out.float(), dim=-1, keepdim=True).clamp_min(1e-30)
         scale = scale * (target.weight > 0)[:, None]
         # In fp32 first: the factor of a nearly certain row does not fit into half precision, the product does.
         grad_out, grad_residual = (grad_out.float() * scale).to(grad_out.dtype), grad_residual.float() * scale
-    grad_scores, grad_normed = _attention_gradient(normed, rows, proxy, target, attention, values, grad_out)
+    grad_scores, grad_normed = _attention_gradient(padded, rows, proxy, target, attention, values, grad_out)
     reaches_images = any(-row > tail for row in supervised for tail in rows.tails)
     if reaches_images:
         # A supervised image row also acts through its own query and residual.
         grad_normed = grad_normed.index_add(0, target.flat, _query_gradient(proxy, attention, target, grad_scores))
-    grad = rms_norm_backward(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
     if reaches_images:
+        grad = rms_norm_backward(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
         grad = grad.index_add(0, target.flat, grad_residual.float())
-    return torch.linalg.vector_norm(grad, dim=-1) / LOSS_SCALE
+        return torch.linalg.vector_norm(grad, dim=-1) / LOSS_SCALE
+    return _norm_of_gradient(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
+
+
+@fused(hidden=(0,))
+def _normed(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return rms_norm(hidden, weight, eps)
+
+
+@fused(grad_normed=(0,), hidden=(0,))
+def _norm_of_gradient(grad_normed: Tensor, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(T,) fp32, from the gradient behind the input norm; one pass that never writes the gradient before it."""
+    return torch.linalg.vector_norm(rms_norm_backward(grad_normed, hidden, weight, eps), dim=-1) / LOSS_SCALE
 
 
 @dataclass(frozen=True)
@@ -73,15 +87,19 @@ class _Values:
     out: Tensor
 
 
-def _attended_values(
-    normed: Tensor, rows: PackedRows, proxy: ProxyLayer, target: TargetRows, attention: TargetAttention
-) -> _Values:
-    """Average the normed rows first, then project the average: the values of all rows are never formed."""
-    padded = normed[rows.padded[0]]
+def _attended_values(padded: Tensor, proxy: ProxyLayer, target: TargetRows, attention: TargetAttention) -> _Values:
+    """Average the normed rows, (B, S, d), first, then project the average: the values of all rows are never formed."""
     mean = (attention.probs.flatten(1, 2).to(padded.dtype) @ padded).unflatten(1, (proxy.kv_heads, -1))
-    attended = mean @ proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1).transpose(1, 2)
+    attended = _by_head(mean, proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1).transpose(1, 2))
     out = attended if proxy.v_bias is None else attended + proxy.v_bias.view(proxy.kv_heads, 1, proxy.head_dim)
     return _Values(attended, ungroup_heads(out, proxy, target))
+
+
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, kv_heads, M, a) @ (kv_heads, a, b); `matmul` itself would copy the weight once for each sample."""
+    batch, heads, count, _ = x.shape
+    product = x.transpose(0, 1).reshape(heads, batch * count, -1) @ weight
+    return product.unflatten(1, (batch, count)).transpose(0, 1)
 
 
 def _loss_gradient(hidden: Tensor, proxy: ProxyLayer, target: TargetRows, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +116,7 @@ def _loss_gradient(hidden: Tensor, proxy: ProxyLayer, target: TargetRows, out: T
 
 
 def _attention_gradient(
-    normed: Tensor,
+    padded: Tensor,
     rows: PackedRows,
     proxy: ProxyLayer,
     target: TargetRows,
@@ -107,20 +125,30 @@ def _attention_gradient(
     grad_out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients at the scores, (B, kv_heads, M, S), and at all normed rows by way of keys and values, (T, d)."""
-    dtype = normed.dtype
-    padded = normed[rows.padded[0]]
+    dtype = padded.dtype
     grad_out = group_heads(grad_out, proxy, target)
     # dL/dA_ij = dO_i . v_j = (W_v^T dO_i) . x_j, so the values stay unformed here too.
-    back = grad_out @ proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1)
-    grad_probs = (back.flatten(1, 2) @ padded.transpose(1, 2)).unflatten(1, (proxy.kv_heads, -1)).float()
+    back = _by_head(grad_out, proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1))
+    grad_probs = (back.flatten(1, 2) @ padded.transpose(1, 2)).unflatten(1, (proxy.kv_heads, -1))
     mean_grad = (grad_out.float() * values.attended.float()).sum(-1, keepdim=True)
-    grad_scores = (attention.probs * (grad_probs - mean_grad) * proxy.scaling).to(dtype)
+    grad_scores = _score_gradient(attention.probs, grad_probs, mean_grad, proxy.scaling)
     flat = _unpad_index(rows)
-    grad_key = (grad_scores.transpose(2, 3) @ attention.query).transpose(1, 2).flatten(0, 1)[flat]
-    grad_key = rotate(grad_key, proxy.cos, -proxy.sin).flatten(1)
+    grad_key = _packed_and_unrotated(grad_scores.transpose(2, 3) @ attention.query, flat, proxy.cos, proxy.sin)
     weights = attention.probs.flatten(1, 2).to(dtype).transpose(1, 2)
     through_value = (weights @ back.flatten(1, 2)).flatten(0, 1)[flat]
-    return grad_scores, grad_key @ proxy.k_weight + through_value
+    return grad_scores, torch.addmm(through_value, grad_key, proxy.k_weight)
+
+
+@fused(probs=(0, 3), grad_probs=(0, 3), mean_grad=(0,))
+def _score_gradient(probs: Tensor, grad_probs: Tensor, mean_grad: Tensor, scaling: float) -> Tensor:
+    """Backward of the softmax, in the dtype of `grad_probs`."""
+    return (probs * (grad_probs.float() - mean_grad) * scaling).to(grad_probs.dtype)
+
+
+@fused(grad_key=(0, 2), flat=(0,), cos=(0,), sin=(0,))
+def _packed_and_unrotated(grad_key: Tensor, flat: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, kv_heads, S, D) gradients at the rotated keys as (T, kv_heads * D) at the keys before rotation."""
+    return rotate(grad_key.transpose(1, 2).flatten(0, 1)[flat], cos, -sin).flatten(1)
 
 
 def _query_gradient(proxy: ProxyLayer, attention: TargetAttention, target: TargetRows, grad_scores: Tensor) -> Tensor:
@@ -131,6 +159,6 @@ def _query_gradient(proxy: ProxyLayer, attention: TargetAttention, target: Targe
 
 def _unpad_index(rows: PackedRows) -> Tensor:
     """(T,) int64: where each row stands in a padded (B, S) layout, flattened."""
-    first = torch.tensor(rows.offsets[:-1], device=rows.device)
-    width = max(rows.lengths)
-    return rows.sample * width + torch.arange(rows.total, device=rows.device) - first[rows.sample]
+    width = rows.padded[0].shape[1]
+    shift = [sample * width - start for sample, start in enumerate(rows.offsets[:-1])]
+    return torch.arange(rows.total, device=rows.device) + on_device(shift, rows.device)[rows.sample]

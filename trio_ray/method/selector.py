@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from torch import Tensor
 
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows, select_rows
-from trio_ray.method.suppression import suppress
+from trio_ray.method.suppression import Haste, suppress
 
 Positions = Literal["compact", "original"]
 
@@ -37,10 +37,17 @@ class Selector(ABC):
         threshold: cosine similarity of hidden states from which a row is suppressed by a better one.
         positions: what becomes of the rows that stay: "compact" closes up their positions, as the authors do;
             "original" leaves each where it was in the unpruned prompt.
+        haste: leave to be certain only later (`Haste`); no part of what a selector is.
     """
 
     threshold: float = NO_SUPPRESSION
     positions: Positions = "compact"
+    haste: Haste | None = field(default=None, kw_only=True, compare=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what is kept, by name."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.compare}
 
     @abstractmethod
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
@@ -55,15 +62,22 @@ class Selector(ABC):
             (T,) fp32; higher is kept. Text rows' scores are ignored.
         """
 
-    def choose(self, score: Tensor, hidden: Tensor, real: Tensor, keep: Sequence[int]) -> Tensor:
-        """(B, N) bool, `keep[s]` image rows of each sample, from padded (B, N) scores and (B, N, d) hidden states."""
-        return suppress(score, hidden, real, keep, self.threshold)
+    def choose(self, score: Tensor, hidden: Tensor, slots: Tensor, real: Tensor, keep: Sequence[int]) -> Tensor:
+        """(B, N) bool, `keep[s]` image rows of each sample.
+
+        Args:
+            score: (B, N) fp32 of the image rows, padded.
+            hidden: (T, d).
+            slots, real: (B, N), which row of `hidden` each is, and whether it is one (`PackedRows.padded_images`).
+            keep: how many.
+        """
+        return suppress(score, hidden, slots, real, keep, self.threshold, self.haste)
 
     def select(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, keep: Sequence[int]) -> Selection:
         """Choose `keep[s]` image rows of each sample (at most what it has); text rows always stay."""
         score = self.score(hidden, rows, proxy)
         slots, real = rows.padded_images
-        chosen = self.choose(score[slots], hidden[slots], real, keep)
+        chosen = self.choose(score[slots], hidden, slots, real, keep)
         return self.keep_chosen(rows, chosen & real, keep, score)
 
     @staticmethod

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trio_ray.method.fusion import on_device
 from trio_ray.method.proxy import ProxyLayer, rms_norm
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import NO_SUPPRESSION, Selection, Selector
@@ -54,9 +55,7 @@ class Sieve(Selector):
         normed = rms_norm(hidden, proxy.norm_weight, proxy.norm_eps)
         longest = max(1, *rows.tails)
         probs = attend_from(normed, rows, proxy, TargetRows.of(rows, range(-longest, 0))).probs
-        behind = (
-            torch.arange(longest, 0, -1, device=rows.device) <= torch.tensor(rows.tails, device=rows.device)[:, None]
-        )
+        behind = torch.arange(longest, 0, -1, device=rows.device) <= on_device(rows.tails, rows.device)[:, None]
         probs = probs.unflatten(2, (-1, longest)) * behind[:, None, None, :, None]
         probs = probs.sum(3).flatten(1, 2)  # (B, heads, S)
         slots, real = rows.padded
@@ -84,7 +83,7 @@ class Sieve(Selector):
 def _decay(score: Tensor, residual: Tensor, keep: Sequence[int]) -> Tensor:
     """(B, N) bool: `keep[s]` tokens of each sample, each the best after the decay by those before it."""
     unit = F.normalize(residual, dim=-1)
-    wanted = torch.tensor(keep, device=score.device)
+    wanted = on_device(tuple(keep), score.device)
     sample = torch.arange(len(score), device=score.device)
     chosen = torch.zeros_like(score, dtype=torch.bool)
     for step in range(max(keep)):

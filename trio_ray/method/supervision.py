@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trio_ray.method.fusion import fused, on_device
 from trio_ray.method.proxy import ProxyLayer, rotate
 from trio_ray.method.rows import PackedRows
 
@@ -32,7 +33,7 @@ class TargetRows:
             inside = [length + row >= 0 for row in from_end]
             flat += [start + max(0, length + row) for row in from_end]
             weight += [1.0 / sum(inside) if ok else 0.0 for ok in inside]
-        return cls(torch.tensor(flat, device=rows.device), torch.tensor(weight, device=rows.device), len(from_end))
+        return cls(on_device(flat, rows.device), on_device(weight, rows.device, torch.float32), len(from_end))
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,30 @@ class TargetAttention:
 def attend_from(normed: Tensor, rows: PackedRows, proxy: ProxyLayer, target: TargetRows) -> TargetAttention:
     """Causal attention of the target rows in the proxy layer, from (T, d) normed hidden states."""
     batch, per_sample, dim = len(rows.lengths), target.per_sample, proxy.head_dim
-    group = proxy.heads // proxy.kv_heads
-    key = F.linear(normed, proxy.k_weight, proxy.k_bias).view(-1, proxy.kv_heads, dim)
-    key = rotate(key, proxy.cos, proxy.sin)
+    slots, real = rows.padded
+    key = F.linear(normed, proxy.k_weight, proxy.k_bias)
+    key = _rotated_and_padded(key, proxy.cos, proxy.sin, slots, dim)
     query = F.linear(normed[target.flat], proxy.q_weight, proxy.q_bias).view(-1, proxy.heads, dim)
     query = group_heads(rotate(query, proxy.cos[target.flat], proxy.sin[target.flat]), proxy, target)
-    slots, real = rows.padded
-    key = key[slots].transpose(1, 2)
-    scores = (query @ key.transpose(2, 3)).float() * proxy.scaling
     visible = real[:, None] & (slots[:, None] <= target.flat.view(batch, per_sample, 1))
-    probs = scores.masked_fill(~visible.repeat(1, group, 1)[:, None], float("-inf")).softmax(-1)
+    probs = _softmax(query @ key.transpose(2, 3), visible, proxy.scaling)
     return TargetAttention(probs, query, key)
+
+
+@fused(key=(0,), cos=(0,), sin=(0,), slots=(0, 1))
+def _rotated_and_padded(key: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, dim: int) -> Tensor:
+    """(T, kv_heads * D) keys, rotated, as (B, kv_heads, S, D)."""
+    rotated = rotate(key.unflatten(1, (-1, dim)), cos, sin)
+    return rotated[slots].transpose(1, 2).contiguous()
+
+
+@fused(scores=(0, 3), visible=(0, 2))
+def _softmax(scores: Tensor, visible: Tensor, scaling: float) -> Tensor:
+    """(B, kv_heads, M, S) fp32 probabilities, from scores in any dtype and (B, P, S) who sees whom."""
+    batch, heads, _, length = scores.shape
+    grouped = scores.unflatten(2, (-1, visible.shape[1])).float() * scaling
+    probs = grouped.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
+    return probs.view(batch, heads, -1, length)
 
 
 def group_heads(x: Tensor, proxy: ProxyLayer, target: TargetRows) -> Tensor:

@@ -52,7 +52,7 @@ class TrioPlus(Selector):
             max(1, round((1 - (self.first_sample if length == end else self.later_sample)) * count)) if count else 0
             for length, end, count in zip(rows.lengths, rows.ends, keep, strict=True)
         ]
-        chosen = suppress(score[slots], hidden[slots], real, salient, self.threshold)
+        chosen = suppress(score[slots], hidden, slots, real, salient, self.threshold, self.haste)
         sampled = [count - share for count, share in zip(keep, salient, strict=True)]
         chosen = chosen | evenly(real & ~chosen, sampled)
         return self.keep_chosen(rows, chosen & real, keep, score)

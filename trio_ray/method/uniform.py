@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trio_ray.method.fusion import on_device
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import Selector
@@ -21,7 +22,7 @@ class Uniform(Selector):
         """All alike; see `Selector`."""
         return torch.zeros(rows.total, device=rows.device)
 
-    def choose(self, score: Tensor, hidden: Tensor, real: Tensor, keep: Sequence[int]) -> Tensor:
+    def choose(self, score: Tensor, hidden: Tensor, slots: Tensor, real: Tensor, keep: Sequence[int]) -> Tensor:
         """See `Selector`."""
         return evenly(real, keep)
 
@@ -32,6 +33,6 @@ def evenly(allowed: Tensor, counts: Sequence[int]) -> Tensor:
     Of n places, those where the running share `i * count / n` passes a whole number.
     """
     step = allowed.cumsum(1) - 1
-    wanted = torch.tensor(counts, device=allowed.device)[:, None]
+    wanted = on_device(tuple(counts), allowed.device)[:, None]
     places = allowed.sum(1, keepdim=True).clamp_min(1)
     return ((step + 1) * wanted // places > step * wanted // places) & allowed

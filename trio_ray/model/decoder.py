@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trio_ray.errors import ModelError
-from trio_ray.method.proxy import ProxyLayer, rotate
+from trio_ray.method.fusion import fused
+from trio_ray.method.proxy import ProxyLayer, rms_norm, rotate
+from trio_ray.model.matrix import Matrix, apply
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """Text backbones whose layers are the pre-norm Llama block that this module takes apart."""
@@ -21,7 +24,8 @@ class Decoder:
     """Views into a causal language model of the Llama family; nothing is copied.
 
     Attributes:
-        layers: the decoder layers.
+        layers: the decoder layers, as Hugging Face has them.
+        weights: what each of them is run with.
         norm: the final norm.
         head: `lm_head`.
         embed: the token embedding.
@@ -31,6 +35,7 @@ class Decoder:
     """
 
     layers: nn.ModuleList
+    weights: tuple[LayerWeights, ...]
     norm: nn.Module
     head: nn.Module
     embed: nn.Module
@@ -52,6 +57,8 @@ class Decoder:
             raise ModelError(
                 f"text backbone {config.model_type!r} is not supported; it must be one of {', '.join(FAMILIES)}"
             )
+        if config.hidden_act != "silu":
+            raise ModelError(f"activation {config.hidden_act!r} is not supported; it must be 'silu'")
         window = getattr(config, "sliding_window", None)
         if not getattr(config, "use_sliding_window", True):
             window = None
@@ -59,6 +66,7 @@ class Decoder:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             layers=language_model.layers,
+            weights=tuple(LayerWeights.of(layer) for layer in language_model.layers),
             norm=language_model.norm,
             head=head,
             embed=language_model.embed_tokens,
@@ -85,19 +93,18 @@ class Decoder:
         hidden: Tensor,
         tables: tuple[Tensor, Tensor],
         attend: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+        keys: Tensor,
+        values: Tensor,
     ) -> Tensor:
-        """One layer over (n, d) rows. `attend(query, key, value, scale)` gets (n, heads, D) and twice (n, kv_heads,
-        D).
+        """One layer over (n, d) rows.
+
+        Its keys, rotated, and values are written into `keys` and `values`, (n, kv_heads, D) each; then
+        `attend(query, keys, values, scale)` makes (n, heads, D) of them and the (n, heads, D) queries.
         """
-        layer: Any = self.layers[number]
-        block = layer.self_attn
-        normed = layer.input_layernorm(hidden)
-        query, key, value = (
-            projection(normed).view(len(hidden), -1, self.head_dim)
-            for projection in (block.q_proj, block.k_proj, block.v_proj)
-        )
-        out = attend(rotate(query, *tables), rotate(key, *tables), value, block.scaling)
-        return self._finish_layer(layer, out.flatten(1), hidden)
+        weights = self.weights[number]
+        query = _enter_layer(hidden, *tables, keys, values, weights)
+        out = attend(query, keys, values, weights.scaling)
+        return _finish_layer(out.flatten(1), hidden, weights)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, d) last hidden states -> (n, vocabulary)."""
@@ -105,28 +112,90 @@ class Decoder:
 
     def proxy(self, number: int, tables: tuple[Tensor, Tensor]) -> ProxyLayer:
         """Layer `number` as TRIO's layer-local proxy, with the rotary tables of the packed rows."""
-        layer: Any = self.layers[number]
-        block = layer.self_attn
+        weights = LayerWeights.of(self.layers[number])
         return ProxyLayer(
-            norm_weight=layer.input_layernorm.weight,
-            norm_eps=layer.input_layernorm.variance_epsilon,
-            q_weight=block.q_proj.weight,
-            k_weight=block.k_proj.weight,
-            v_weight=block.v_proj.weight,
-            q_bias=block.q_proj.bias,
-            k_bias=block.k_proj.bias,
-            v_bias=block.v_proj.bias,
+            norm_weight=weights.input_norm,
+            norm_eps=weights.eps,
+            q_weight=weights.query.weight,
+            k_weight=weights.key.weight,
+            v_weight=weights.value.weight,
+            q_bias=weights.query.bias,
+            k_bias=weights.key.bias,
+            v_bias=weights.value.bias,
             head_dim=self.head_dim,
-            scaling=block.scaling,
+            scaling=weights.scaling,
             cos=tables[0],
             sin=tables[1],
-            finish=lambda out, residual: self.logits(self._finish_layer(layer, out, residual)),
+            finish=lambda out, residual: self.logits(_finish_layer(out, residual, weights)),
         )
 
-    @staticmethod
-    def _finish_layer(layer: Any, out: Tensor, residual: Tensor) -> Tensor:
-        hidden = residual + layer.self_attn.o_proj(out)
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    def in_fp8(self) -> Decoder:
+        """The same with the layers' matrix products in 8 bit floats. The proxies, which need gradients, stay as they
+        are.
+        """
+        return replace(self, weights=tuple(weights.in_fp8() for weights in self.weights))
+
+
+class LayerWeights(NamedTuple):
+    """What one decoder layer computes with.
+
+    A tuple of tensors rather than the module: a compiled function can check it in no time at every call.
+    """
+
+    input_norm: Tensor
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    output: Matrix
+    mlp_norm: Tensor
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    eps: float
+    scaling: float
+
+    @classmethod
+    def of(cls, layer: Any) -> LayerWeights:
+        """Views into a Hugging Face layer of the Llama family."""
+        block, mlp = layer.self_attn, layer.mlp
+        return cls(
+            input_norm=layer.input_layernorm.weight,
+            query=Matrix.of(block.q_proj),
+            key=Matrix.of(block.k_proj),
+            value=Matrix.of(block.v_proj),
+            output=Matrix.of(block.o_proj),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate=Matrix.of(mlp.gate_proj),
+            up=Matrix.of(mlp.up_proj),
+            down=Matrix.of(mlp.down_proj),
+            eps=layer.input_layernorm.variance_epsilon,
+            scaling=block.scaling,
+        )
+
+    def in_fp8(self) -> LayerWeights:
+        """The same with its matrices in 8 bit floats."""
+        matrices = {name: entry.in_fp8() for name, entry in self._asdict().items() if isinstance(entry, Matrix)}
+        return self._replace(**matrices)
+
+
+@fused(hidden=(0,), cos=(0,), sin=(0,), keys=(0,), values=(0,))
+def _enter_layer(
+    hidden: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, weights: LayerWeights
+) -> Tensor:
+    """(n, heads, D) rotated queries of (n, d) rows; writes keys and values where they are to be kept."""
+    dim = keys.shape[-1]
+    normed = rms_norm(hidden, weights.input_norm, weights.eps)
+    keys.copy_(rotate(apply(normed, weights.key).unflatten(1, (-1, dim)), cos, sin))
+    values.copy_(apply(normed, weights.value).unflatten(1, (-1, dim)))
+    return rotate(apply(normed, weights.query).unflatten(1, (-1, dim)), cos, sin)
+
+
+@fused(out=(0,), residual=(0,))
+def _finish_layer(out: Tensor, residual: Tensor, weights: LayerWeights) -> Tensor:
+    """(n, d) output of a layer from its attention's (n, heads * D) output."""
+    hidden = residual + apply(out, weights.output)
+    normed = rms_norm(hidden, weights.mlp_norm, weights.eps)
+    return hidden + apply(F.silu(apply(normed, weights.gate)) * apply(normed, weights.up), weights.down)
 
 
 def freeze(model: nn.Module) -> nn.Module:

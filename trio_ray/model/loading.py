@@ -15,6 +15,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.model.decoder import FAMILIES, freeze
+from trio_ray.model.random_weights import RANDOM_WEIGHTS_FILE, draw_model, read_seed
 
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled" / "tiny"
 TEXT_FILES = (
@@ -86,7 +87,12 @@ def read_model_config(folder: Path) -> LlavaNextConfig:
         raise ConfigError(
             "model.name", f"text backbone {text!r} is not supported; it must be one of {', '.join(FAMILIES)}"
         )
-    if not any(folder.glob("*.safetensors")):
+    stored, drawn = any(folder.glob("*.safetensors")), (folder / RANDOM_WEIGHTS_FILE).is_file()
+    if stored and drawn:
+        raise ConfigError("model.name", f"{folder} holds both weights and {RANDOM_WEIGHTS_FILE}; remove one of them")
+    if drawn:
+        read_seed(folder)
+    elif not stored:
         raise ConfigError("model.name", f"{folder} holds no *.safetensors weights")
     return config
 
@@ -99,10 +105,15 @@ def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Load weights and processor; the processor's PIL class by name, so that every machine gives the same pixels."""
-    model = LlavaNextForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
-    )
+    """Load or draw weights, and load the processor, its PIL class by name, so that every machine gives the same
+    pixels.
+    """
+    if (folder / RANDOM_WEIGHTS_FILE).is_file():
+        model = draw_model(folder, dtype, device)
+    else:
+        model = LlavaNextForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        )
     processor, image_processor = load_processor(folder)
     return LoadedModel(freeze(model.to(device)), processor, image_processor, dtype)
 
@@ -125,7 +136,7 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
     Raises:
         ConfigError: a file cannot be read; names `model.name`.
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = [*sorted(folder.glob("*.safetensors")), folder / RANDOM_WEIGHTS_FILE]
     return {
         "weights": _hash_files(weights),
         "config": _hash_files([folder / "config.json"]),

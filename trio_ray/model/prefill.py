@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import Selector
 from trio_ray.model.attention import PackedAttention
@@ -17,43 +17,37 @@ from trio_ray.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
-class PackedSegment:
-    """K and V, (layers, T, kv_heads, D), of a run of layers for the whole batch, with the layout of their T rows."""
-
-    first_layer: int
-    rows: PackedRows
-    keys: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
 class Prefill:
     """What a pruned prefill leaves of a batch of B samples.
 
     Attributes:
+        rows: layout of the rows as they entered, before any pruning.
         segments: one per run of layers between prune points; their structure depends on the schedule alone.
+        left: per prune point the layout of the rows behind it.
         logits: (B, vocabulary) fp32, for the first answer token.
         scores: per prune point the selector's (T,) fp32 over the rows that were there before it; None where nothing
             had to be dropped.
     """
 
-    segments: tuple[PackedSegment, ...]
+    rows: PackedRows
+    segments: tuple[SegmentBatch, ...]
+    left: tuple[PackedRows, ...]
     logits: Tensor
     scores: tuple[Tensor | None, ...]
 
-    def on_host(self) -> Prefill:
-        """The same with keys and values in host memory: one copy a tensor, into pinned memory where there is a GPU."""
-        segments = [replace(s, keys=_to_host(s.keys), values=_to_host(s.values)) for s in self.segments]
-        if self.logits.is_cuda:
-            torch.cuda.current_stream(self.logits.device).synchronize()
-        return replace(self, segments=tuple(segments))
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    if not tensor.is_cuda:
-        return tensor
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
+    def prefixes(self, top_k: int) -> PrefixBatch:
+        """What is stored of the batch, with the `top_k` most likely first answer tokens; nothing waits for the
+        device.
+        """
+        logprobs, ids = self.logits.log_softmax(-1).topk(min(top_k, self.logits.shape[-1]))
+        return PrefixBatch(
+            lengths=self.rows.ends,
+            segments=self.segments,
+            kept=tuple(rows.image_index[rows.image_rows].int() for rows in self.left),
+            kept_counts=tuple(rows.image_counts for rows in self.left),
+            top_ids=ids.int(),
+            top_logprobs=logprobs,
+        )
 
 
 @torch.no_grad()
@@ -78,7 +72,7 @@ def pruned_prefill(
         attention: causal attention over packed rows.
     """
     edges = (*prune_points, decoder.depth)
-    segments, scores = [], []
+    whole, segments, left, scores = rows, [], [], []
     hidden, segment = _run_segment(decoder, hidden, rows, range(edges[0]), attention)
     if edges[0] > 0:
         segments.append(segment)
@@ -87,9 +81,10 @@ def pruned_prefill(
         hidden, rows, score = prune(decoder, hidden, rows, start, keep, selector)
         hidden, segment = _run_segment(decoder, hidden, rows, range(start, stop), attention)
         segments.append(segment)
+        left.append(rows)
         scores.append(score)
-    last = torch.tensor(rows.offsets[1:], device=hidden.device) - 1
-    return Prefill(tuple(segments), decoder.logits(hidden[last]).float(), tuple(scores))
+    logits = decoder.logits(hidden[rows.last_rows]).float()
+    return Prefill(whole, tuple(segments), tuple(left), logits, tuple(scores))
 
 
 def prune(
@@ -110,39 +105,23 @@ def prune(
 
 def _run_segment(
     decoder: Decoder, hidden: Tensor, rows: PackedRows, layers: range, attention: PackedAttention
-) -> tuple[Tensor, PackedSegment]:
+) -> tuple[Tensor, SegmentBatch]:
     shape = (len(layers), rows.total, decoder.kv_heads, decoder.head_dim)
     keys, values = hidden.new_empty(shape), hidden.new_empty(shape)
     tables = decoder.tables(hidden, rows.position)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        return attention(query, key, value, rows, scale)
+
     for slot, layer in enumerate(layers):
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, slot: int = slot) -> Tensor:
-            keys[slot], values[slot] = key, value
-            return attention(query, key, value, rows, scale)
-
-        hidden = decoder.run_layer(layer, hidden, tables, attend)
-    return hidden, PackedSegment(layers.start, rows, keys, values)
-
-
-def split_prefixes(prefill: Prefill, top_k: int) -> list[Prefix]:
-    """Cut a batch's prefill into the samples' prefixes; keys and values stay views of the batch's tensors."""
-    logprobs, ids = prefill.logits.log_softmax(-1).topk(min(top_k, prefill.logits.shape[-1]))
-    logprobs, ids = logprobs.cpu(), ids.int().cpu()
-    points = len(prefill.scores)
-    kept = [_kept_indices(segment.rows) for segment in prefill.segments[len(prefill.segments) - points :]]
-    prefixes = []
-    for sample, length in enumerate(prefill.segments[0].rows.ends):
-        segments = tuple(
-            Segment(packed.first_layer, packed.keys[:, start:stop], packed.values[:, start:stop])
-            for packed in prefill.segments
-            for start, stop in [packed.rows.offsets[sample : sample + 2]]
-        )
-        prefixes.append(
-            Prefix(length, segments, tuple(indices[sample] for indices in kept), ids[sample], logprobs[sample])
-        )
-    return prefixes
-
-
-def _kept_indices(rows: PackedRows) -> tuple[Tensor, ...]:
-    """Per sample (K,) int32 on the CPU: original numbers of the image tokens that `rows` still has."""
-    return rows.image_index[rows.image_rows].int().cpu().split(list(rows.image_counts))
+        hidden = decoder.run_layer(layer, hidden, tables, attend, keys[slot], values[slot])
+    return hidden, SegmentBatch(
+        first_layer=layers.start,
+        keys=keys,
+        values=values,
+        lengths=rows.lengths,
+        image_counts=rows.image_counts,
+        leads=rows.leads,
+        position=rows.position.int(),
+        text=~rows.is_image,
+    )

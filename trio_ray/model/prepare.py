@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xxhash
 from torch import Tensor
 
-from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.prompt import IMAGE_MARKER, PromptError, PromptWriter
 from trio_ray.model.tiles import Tiler
 from trio_ray.source.images import ImageRejected, decode_image
-from trio_ray.source.sample import BadSample, Reason, Sample
+from trio_ray.source.sample import BadSample, Reason, Sample, Turn
 
 IMAGES_REMEMBERED = 16
 """Decoded images kept by hash, so that questions about one image that follow each other decode it once."""
@@ -37,8 +39,33 @@ class PreparedImage:
 
 
 @dataclass(frozen=True)
+class ImagePart:
+    """What is stored of a prompt that a generic instruction ends: `prompt` and `prompt_ids` up to its last image, and
+    the sample's own `turns`, without image markers.
+    """
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The true answer as it stands behind what is stored of the prompt: the tokens `before` it (the question, where the
+    prefix ends with the image), and its own `ids`, the stop token last.
+    """
+
+    before: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PreparedSample:
-    """A sample ready for the model. `prompt_ids` hold each image as one id, `input_ids` one id a row."""
+    """A sample ready for the model. `prompt_ids` hold each image as one id, `input_ids` one id a row.
+
+    `image_part` says what is stored where the prompt ends with a generic instruction; `answer_tokens` are there where
+    they were asked for, the prompt's tokens stay as they are when the answer follows, and the context has room.
+    """
 
     key: str
     index: int
@@ -47,6 +74,8 @@ class PreparedSample:
     input_ids: tuple[int, ...]
     images: tuple[PreparedImage, ...]
     answer: str | None
+    image_part: ImagePart | None = None
+    answer_tokens: AnswerTokens | None = None
 
     @property
     def rows(self) -> int:
@@ -68,14 +97,27 @@ class SamplePreparer:
         image_token_id: id of an image row.
         context: longest prompt the model takes, in rows.
         max_pixels: larger images are rejected before they are decoded.
+        instruction: stands in for every sample's own text, which is kept as `ImagePart.turns`.
+        stop_tokens: what may end an answer, the usual one first; none where the answers' tokens are not wanted.
     """
 
-    def __init__(self, tiler: Tiler, writer: PromptWriter, image_token_id: int, context: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        tiler: Tiler,
+        writer: PromptWriter,
+        image_token_id: int,
+        context: int,
+        max_pixels: int,
+        instruction: str | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> None:
         self._tiler = tiler
         self._writer = writer
         self._image_token_id = image_token_id
         self._context = context
         self._max_pixels = max_pixels
+        self._instruction = instruction
+        self._stop_tokens = stop_tokens
         self._images: OrderedDict[str, Future[PreparedImage]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -89,7 +131,8 @@ class SamplePreparer:
             images = tuple(self._image(data) for data in sample.images)
         except ImageRejected as error:
             return BadSample(sample.key, sample.index, error.reason, error.detail)
-        prompt = self._writer.text(sample.turns, len(images))
+        turns = sample.turns if self._instruction is None else (Turn("user", self._instruction),)
+        prompt = self._writer.text(turns, len(images))
         ids = self._writer.ids(prompt)
         placed = sum(token == self._image_token_id for token in ids)
         if placed != len(images):
@@ -99,7 +142,38 @@ class SamplePreparer:
         if len(expanded) >= self._context:
             detail = f"{len(expanded)} rows, and the model's context is {self._context}"
             return BadSample(sample.key, sample.index, Reason.PROMPT_TOO_LONG, detail)
-        return PreparedSample(sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer)
+        prepared = PreparedSample(sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer)
+        if self._instruction is not None:
+            prepared = replace(prepared, image_part=self._image_part(prompt, sample.turns))
+        if self._stop_tokens and sample.answer:
+            with contextlib.suppress(PromptError):
+                prepared = replace(prepared, answer_tokens=self._answer_tokens(prepared, sample.answer))
+        return prepared
+
+    def _image_part(self, prompt: str, turns: Sequence[Turn]) -> ImagePart:
+        head = self._writer.up_to_images(prompt)
+        own = tuple(Turn(turn.role, turn.text.replace(IMAGE_MARKER, "").strip()) for turn in turns)
+        return ImagePart(head, tuple(self._writer.ids(head)), own)
+
+    def _answer_tokens(self, sample: PreparedSample, answer: str) -> AnswerTokens | None:
+        """Behind what is stored of the sample's prompt; None where the model's context is too short for it.
+
+        Raises:
+            PromptError: the template or tokenizer does not leave the prompt as it is when an answer follows.
+        """
+        part = sample.image_part
+        prompt, held, turns = (
+            (part.prompt, part.prompt_ids, part.turns) if part else (sample.prompt, sample.prompt_ids, ())
+        )
+        fixed = len(held)
+        asked = self._writer.ids(self._writer.continued(prompt, turns)) if part else held
+        whole = self._writer.continued(prompt, (*turns, Turn("assistant", answer)), then_answer=False)
+        stay, ids = self._writer.new_ids(asked, whole, fixed)
+        ends = next((number for number, token in enumerate(ids) if token in self._stop_tokens), None)
+        ids = [*ids, self._stop_tokens[0]] if ends is None else ids[: ends + 1]
+        if sample.rows + stay - fixed + len(ids) > self._context:
+            return None
+        return AnswerTokens(tuple(asked[fixed:stay]), tuple(ids))
 
     def _image(self, data: bytes) -> PreparedImage:
         digest = xxhash.xxh3_128_hexdigest(data)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trio_ray.config import MethodConfig, ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
+from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.embeds import Embeds, EmbedsBatch
 from trio_ray.kv.prefix import Prefix
+from trio_ray.method.fusion import to_device
+from trio_ray.method.known_indices import KnownIndices
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.schedule import (
     AUTHORS_ENCODER_KEEP,
@@ -21,18 +25,24 @@ from trio_ray.method.schedule import (
     default_prune_points,
     plus_prune_points,
 )
-from trio_ray.method.selector import Selector
+from trio_ray.method.selector import Positions, Selector
 from trio_ray.method.selectors import selector_named
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
 from trio_ray.model.continuation import generate
+from trio_ray.model.conversation import Conversation
 from trio_ray.model.decoder import Decoder, default_device
+from trio_ray.model.image_scope import up_to_images
+from trio_ray.model.known import KnownMethod, Scope
 from trio_ray.model.loading import load_model, model_folder, read_model_config, resolve_dtype
-from trio_ray.model.prefill import pruned_prefill, split_prefixes
+from trio_ray.model.matrix import why_not_fp8
+from trio_ray.model.prefill import Prefill, pruned_prefill
 from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
 from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.retained import retained_embeds
 from trio_ray.model.tiles import Tiler
 from trio_ray.model.vision import VisionEncoder
+from trio_ray.source.sample import Turn
 
 
 @dataclass
@@ -61,12 +71,15 @@ class Replica:
         model_config = read_model_config(folder)
         dtype = resolve_dtype(config.dtype, device)
         attention = choose_backend(config.attention, device, dtype)
+        if config.matmul == "fp8" and (reason := why_not_fp8(device, dtype)):
+            raise ConfigError("model.matmul", f"fp8 cannot be used: {reason}")
         loaded = load_model(folder, dtype, device)
+        decoder = Decoder.of(loaded.model.model.language_model, loaded.model.lm_head)
         tiler = Tiler.from_processor(loaded.image_processor, model_config.vision_config.patch_size)
         template = prompt.template if prompt else None
         stop = loaded.model.generation_config.eos_token_id
         return cls(
-            decoder=Decoder.of(loaded.model.model.language_model, loaded.model.lm_head),
+            decoder=decoder.in_fp8() if config.matmul == "fp8" else decoder,
             vision=VisionEncoder(loaded.model.model, tiler, dtype),
             writer=PromptWriter(loaded.processor, model_config.image_token_id, template),
             tiler=tiler,
@@ -78,9 +91,30 @@ class Replica:
             model=loaded.model,
         )
 
-    def preparer(self, max_pixels: int) -> SamplePreparer:
-        """The CPU side that belongs to this model."""
-        return SamplePreparer(self.tiler, self.writer, self.image_token_id, self.decoder.context, max_pixels)
+    def preparer(self, max_pixels: int, instruction: str | None = None, with_answers: bool = False) -> SamplePreparer:
+        """The CPU side that belongs to this model.
+
+        Args:
+            max_pixels: larger images are rejected.
+            instruction: stands in for every sample's own text (scope image).
+            with_answers: tokenize the true answers too.
+
+        Raises:
+            ConfigError: answers are wanted, and the model has no stop token to end them with.
+        """
+        if with_answers and not self.stop_tokens:
+            raise ConfigError(
+                "cache.targets", "the model's generation_config.json names no eos_token_id to end answers"
+            )
+        return SamplePreparer(
+            self.tiler,
+            self.writer,
+            self.image_token_id,
+            self.decoder.context,
+            max_pixels,
+            instruction,
+            self.stop_tokens if with_answers else (),
+        )
 
     def prefill(
         self,
@@ -88,28 +122,98 @@ class Replica:
         schedule: Schedule,
         selector: Selector,
         top_k: int = 1,
-        on_host: bool = False,
         zipper: VisionZip | None = None,
     ) -> list[Prefix]:
-        """Pruned prefixes of a batch, packed.
+        """The prefixes of `prefill_batch`, one by one; their tensors are views of the batch's, on the device."""
+        return self.prefill_batch(samples, schedule, selector, top_k, zipper).split()
 
-        Keys and values are views of the batch's tensors, on the device, or `on_host` copied there in one piece a
-        segment.
+    def prefill_batch(
+        self,
+        samples: Sequence[PreparedSample],
+        schedule: Schedule,
+        selector: Selector,
+        top_k: int = 1,
+        zipper: VisionZip | None = None,
+        scope: Scope = "prompt",
+    ) -> PrefixBatch:
+        """Pruned prefixes of a batch, packed, on the device, which may still be at work on them.
 
         Args:
             samples: the batch.
             schedule: how many image tokens each sample keeps where.
             selector: which ones.
             top_k: entries wanted of the first token's distribution.
-            on_host: where keys and values are wanted.
             zipper: does the schedule's first prune point, which must be 0, behind the vision tower.
+            scope: "image" selects with the whole prompt in view, then leaves off what stands behind the last image.
         """
-        budgets = [schedule.counts(sample.image_tokens) for sample in samples]
-        reduced_to = [budget[0] for budget in budgets] if zipper else None
-        hidden, rows = self.embed(samples, reduced_to, zipper)
+        return self._prefill(samples, _budgets(schedule, samples), schedule, selector, zipper).prefixes(top_k, scope)
+
+    def prefill_with_embeds(
+        self,
+        samples: Sequence[PreparedSample],
+        schedule: Schedule,
+        selector: Selector,
+        top_k: int = 1,
+        zipper: VisionZip | None = None,
+        scope: Scope = "prompt",
+    ) -> tuple[PrefixBatch, EmbedsBatch]:
+        """As `prefill_batch`, and the input embeddings that are left behind the first prune point."""
+        done = self._prefill(samples, _budgets(schedule, samples), schedule, selector, zipper)
+        return done.prefixes(top_k, scope), done.embeds(scope)
+
+    def prefill_known(
+        self, samples: Sequence[PreparedSample], kept: Sequence[Sequence[Sequence[int]]], method: KnownMethod
+    ) -> list[Prefix]:
+        """The prefixes of samples whose kept tokens are known: nothing is scored.
+
+        On the same machine and in the same batches they are, bit for bit, those that were selected.
+
+        Args:
+            samples: prepared anew from the same input, under the method's instruction if it has one.
+            kept: of each sample the column `kept` of its row.
+            method: how the cache was made (`PrunedCache.method`).
+
+        Raises:
+            KnownIndicesError: the indices cannot be those of these samples.
+        """
+        selector = method.selector(samples, kept)
+        done = self._prefill(samples, selector.budgets(), method, selector, method.zipper)
+        return done.prefixes(method.top_k, method.scope).split()
+
+    @torch.no_grad()
+    def prefill_embeds(
+        self, embeds: Sequence[Embeds], top_k: int = 1, positions: Positions = "compact"
+    ) -> list[Prefix]:
+        """Prefixes from stored input embeddings: every layer holds all of their rows, and nothing more is dropped.
+
+        Args:
+            embeds: of a batch.
+            top_k: entries wanted of the first token's distribution; 0 for embeddings that end with the image.
+            positions: "compact" numbers the rows from 0 on, as an engine does that gets them as a prompt; "original"
+                leaves each row where it was.
+        """
+        rows = PackedRows.pack([~item.text.cpu() for item in embeds], self.device)
+        if positions == "original":
+            position = to_device(torch.cat([item.position.long().cpu() for item in embeds]), self.device)
+            rows = replace(rows, position=position, ends=tuple(item.length for item in embeds))
+        hidden = torch.cat([item.rows.to(self.device, self.dtype) for item in embeds])
         attention = packed_attention(self.attention)
-        prefill = pruned_prefill(self.decoder, hidden, rows, schedule.prune_points, budgets, selector, attention)
-        return split_prefixes(prefill.on_host() if on_host else prefill, top_k)
+        budgets = [()] * len(embeds)
+        prefill = pruned_prefill(self.decoder, hidden, rows, (), budgets, KnownIndices(), attention)
+        return prefill.prefixes(top_k).split()
+
+    def _prefill(
+        self,
+        samples: Sequence[PreparedSample],
+        budgets: Sequence[Sequence[int]],
+        points: Schedule | KnownMethod,
+        selector: Selector,
+        zipper: VisionZip | None,
+    ) -> _Prefilled:
+        hidden, rows = self.embed(samples, [budget[0] for budget in budgets] if zipper else None, zipper)
+        attention = packed_attention(self.attention)
+        prefill = pruned_prefill(self.decoder, hidden, rows, points.prune_points, budgets, selector, attention)
+        return _Prefilled(hidden, prefill)
 
     @torch.no_grad()
     def embed(
@@ -135,12 +239,39 @@ class Replica:
             ]
             tokens, index = self._reduced_features(samples, shares, zipper)
         rows = PackedRows.pack([run == self.image_token_id for run in ids], self.device)
-        hidden = self.decoder.embed(torch.cat(ids).to(self.device, non_blocking=True))
+        hidden = self.decoder.embed(to_device(torch.cat(ids), self.device))
         hidden[rows.image_rows] = torch.cat(tokens)
         return hidden, rows if index is None else rows.renumbered(index)
 
+    def converse(self, prefixes: Sequence[Prefix], prompts: Sequence[str]) -> Conversation:
+        """Conversations that begin with stored prefixes, of the prompts that these cover (column `prompt`).
+
+        Load the replica with the cache's own `PromptConfig`: another template is refused when something is asked.
+        """
+        return Conversation(self.decoder, self.writer, self.stop_tokens, prefixes, prompts)
+
+    def ask(
+        self,
+        prefixes: Sequence[Prefix],
+        prompts: Sequence[str],
+        questions: Sequence[str | Sequence[Turn]],
+        max_new_tokens: int,
+    ) -> list[str]:
+        """Greedy answers to one question behind each prefix of scope image, as text; lengths may differ.
+
+        Args:
+            prefixes: end with their images.
+            prompts: what they cover (column `prompt`).
+            questions: one for each: a text, or several turns that end with the user's.
+            max_new_tokens: longest answer.
+
+        Raises:
+            PromptError: the model's template does not begin a prompt as the prefix does.
+        """
+        return self.converse(prefixes, prompts).ask(questions, max_new_tokens)
+
     def generate(self, prefixes: Sequence[Prefix], max_new_tokens: int) -> list[str]:
-        """Greedy answers from prefixes of any lengths, as text."""
+        """Greedy answers from prefixes of any lengths, as text. Raises `NoFirstToken` for those of scope image."""
         answers = generate(self.decoder, prefixes, max_new_tokens, self.stop_tokens)
         return [self.writer.decode(answer) for answer in answers]
 
@@ -183,7 +314,29 @@ class Replica:
         return [tokens for tokens, _ in reduced], index
 
     def _tiles(self, images: Sequence[PreparedImage]) -> Tensor:
-        return torch.cat([image.tiles for image in images]).to(self.device, non_blocking=True)
+        return to_device(torch.cat([image.tiles for image in images]), self.device)
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """A prefill, and the input embeddings, (T, d), that it began with."""
+
+    hidden: Tensor
+    prefill: Prefill
+
+    def prefixes(self, top_k: int, scope: Scope) -> PrefixBatch:
+        if scope == "image":
+            return up_to_images(self.prefill.prefixes(0), self.prefill.rows.tails)
+        return self.prefill.prefixes(top_k)
+
+    def embeds(self, scope: Scope) -> EmbedsBatch:
+        rows = self.prefill.rows
+        tails = rows.tails if scope == "image" else (0,) * len(rows.tails)
+        return retained_embeds(self.hidden, rows, self.prefill.left[0] if self.prefill.left else rows, tails)
+
+
+def _budgets(schedule: Schedule, samples: Sequence[PreparedSample]) -> list[tuple[int, ...]]:
+    return [schedule.counts(sample.image_tokens) for sample in samples]
 
 
 def _share(count: int, images: Sequence[PreparedImage]) -> list[int]:

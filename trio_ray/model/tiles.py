@@ -133,9 +133,14 @@ class Tiler:
 
     def normalise(self, tiles: Tensor) -> Tensor:
         """(n, 3, tile, tile) uint8 on any device -> fp32, with the processor's arithmetic."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=tiles.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=tiles.device).view(-1, 1, 1)
+        mean, std = _channels(self.mean, tiles.device), _channels(self.std, tiles.device)
         return (tiles.float() * self.scale - mean) / std
+
+
+@lru_cache(maxsize=32)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(channels, 1, 1) fp32; kept, because bringing it to the device waits for all that the device is doing."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 @lru_cache(maxsize=65536)

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trio_ray.errors import ModelError
+from trio_ray.method.fusion import fused, to_device
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.tiles import NEWLINE, Tiler
 
@@ -76,7 +78,7 @@ class VisionEncoder:
         Returns:
             Per image (tokens, d), with `image_newline` where its map says so.
         """
-        flat = torch.cat(self._feature_numbers(maps, tiles)).to(hidden.device, non_blocking=True)
+        flat = to_device(torch.cat(self._feature_numbers(maps, tiles)), hidden.device)
         tokens = self._model.multi_modal_projector(hidden)[flat.clamp_min(0)]
         return list(self._with_newlines(tokens, flat).split([len(token_map) for token_map in maps]))
 
@@ -124,8 +126,7 @@ class VisionEncoder:
         # Layers behind the last one whose features are used never run.
         for number in range(max(self._feature_layers)):
             before = hidden
-            output = self._tower.encoder.layers[number](hidden, attention_mask=None)
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = _tower_layer(hidden, self._tower.encoder.layers[number])
             picked[number + 1] = hidden
         features = torch.cat([picked[layer] for layer in self._feature_layers], dim=-1)
         if self._drop_class_token:
@@ -134,6 +135,20 @@ class VisionEncoder:
             return features, None, None
         attention, keys = _class_attention(self._tower.encoder.layers[max(self._feature_layers) - 1], before)
         return features, attention, keys
+
+
+@fused(hidden=(0,))
+def _tower_layer(hidden: Tensor, layer: Any) -> Tensor:
+    """One pre-norm layer of CLIP's tower over (n, patches, d)."""
+    block = layer.self_attn
+    normed = layer.layer_norm1(hidden)
+    query, key, value = (
+        projection(normed).unflatten(-1, (-1, block.head_dim)).transpose(1, 2)
+        for projection in (block.q_proj, block.k_proj, block.v_proj)
+    )
+    out = F.scaled_dot_product_attention(query, key, value, scale=block.scale)
+    hidden = hidden + block.out_proj(out.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
 def _class_attention(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
