@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_ray.config import JobConfig, load_config, parse_config
+from trio_ray.config import JobConfig, load_config, parse_section
 from trio_ray.errors import ConfigError
 
 EXAMPLE = """
@@ -18,7 +18,7 @@ source: {turns: each, text_column: question}
 s3: {endpoint_url: "http://127.0.0.1:8333", part_mib: 64}
 pipeline: {replicas_min: 2, replicas_max: 8, shard_timeout_s: 600}
 """
-JOB_FILES = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
+JOB_FILES = sorted((Path(__file__).parents[1] / "jobs").glob("precompute*.yaml"))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -80,6 +80,11 @@ def test_job_files_are_shipped() -> None:
         ("method={keep: [2, 4], prune_points: [1, 2]}", "method", "must not grow"),
         ("prompt.template=hello", "prompt.template", "{prompt}"),
         ("cache.codec=zip", "cache.codec", "raw"),
+        ("cache.level=pixels", "cache.level", "embeds"),
+        ("cache={level: embeds, codec: int4}", "cache", "codec means nothing to level 'embeds'"),
+        ("cache={instruction: look}", "cache", "instruction means nothing to scope 'prompt'"),
+        ("cache={scope: image, instruction: ' '}", "cache.instruction", "must be a text"),
+        ("cache={scope: image, instruction: 'see <image>'}", "cache.instruction", "without <image>"),
         ("model.dtype=int8", "model.dtype", "bfloat16"),
         ("pipeline.max_bad_fraction=1.5", "pipeline.max_bad_fraction", "1"),
         ("pipeline={replicas_min: 3, replicas_max: 2}", "pipeline", "replicas_min 3 is above"),
@@ -114,4 +119,4 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_configuration_never_changes_after_validation() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse_config({}).method.retention = 0.5  # type: ignore[misc]
+        parse_section(JobConfig, {}).method.retention = 0.5  # type: ignore[misc]

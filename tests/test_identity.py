@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from trio_ray.config import JobConfig, load_config
-from trio_ray.identity import build_identity, schedule_of
+from trio_ray.config import DEFAULT_INSTRUCTION, JobConfig, load_config
+from trio_ray.identity import build_identity, known_method_of, schedule_of
 from trio_ray.method.schedule import Schedule
+from trio_ray.method.visionzip import VisionZip
+from trio_ray.model.known import KnownMethod
 from trio_ray.model.replica import make_schedule
 from trio_ray.store.dataset import first_difference, hash_identity
 
@@ -53,6 +55,10 @@ def test_the_same_model_elsewhere_and_another_spread_of_work_change_nothing(fold
         ({"method__supervised_rows": [-1]}, "method.selector_settings.supervised"),
         ({"prompt__template": "{prompt}"}, "prompt.template"),
         ({"cache__top_k": 9}, "cache.top_k"),
+        ({"cache__level": "embeds"}, "cache.codec"),
+        ({"cache__level": "indices"}, "cache.codec"),
+        ({"cache__scope": "image"}, "cache.instruction"),
+        ({"cache__targets": "top_k"}, "cache.targets"),
         ({"source__rows_per_shard": 7}, "source.rows_per_shard"),
     ],
 )
@@ -61,6 +67,23 @@ def test_what_changes_the_stored_bytes_changes_the_identity(folder: Path, settin
     difference = first_difference(identity_of(folder, **base), identity_of(folder, **{**base, **settings}))
     assert difference is not None
     assert difference[0] == field
+
+
+def test_level_scope_and_instruction_are_part_of_it_by_name(folder: Path) -> None:
+    cache = identity_of(folder)["cache"]
+    assert (cache["level"], cache["scope"], cache["instruction"], cache["targets"]) == ("kv", "prompt", None, "none")
+    image = {"cache__scope": "image", "cache__level": "embeds"}
+    generic, other = identity_of(folder, **image), identity_of(folder, **image, cache__instruction="what is it ?")
+    assert (generic["cache"]["level"], generic["cache"]["codec"]) == ("embeds", None)
+    assert first_difference(generic, other) == ("cache.instruction", DEFAULT_INSTRUCTION, "what is it ?")
+
+
+def test_how_to_prefill_again_comes_back_from_it(folder: Path) -> None:
+    settings = {"method__encoder": "visionzip", "cache__scope": "image", "cache__top_k": 3}
+    identity = json.loads(json.dumps(identity_of(folder, **settings)))
+    points = tuple(identity["method"]["prune_points"])
+    assert known_method_of(identity) == KnownMethod(points, "compact", "image", DEFAULT_INSTRUCTION, VisionZip(), 3)
+    assert known_method_of(identity_of(folder, method__selector="trio-plus")).positions == "original"
 
 
 @pytest.mark.parametrize(

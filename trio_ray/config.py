@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trio_ray.errors import ConfigError
+from trio_ray.kv.spec import full_spec
 
 BUNDLED_MODEL = "bundled"
+
+DEFAULT_INSTRUCTION = "Describe the image in detail."
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -25,6 +28,9 @@ class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors, values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
@@ -37,6 +43,11 @@ class ModelConfig(Section):
     )
     attention: Literal["auto", "flash_attn", "fa3", "varlen", "sdpa"] = Field(
         "auto", description="Attention over packed rows; 'auto' takes the fastest that is installed."
+    )
+    matmul: Literal["dtype", "fp8"] = Field(
+        "dtype",
+        description="Matrix products of the decoder layers: in `dtype`, or in 8 bit floats scaled by rows (H100 and "
+        "later), which is faster and changes what is stored a little (README).",
     )
 
 
@@ -166,14 +177,68 @@ class MethodConfig(Section):
 class CacheConfig(Section):
     """What is stored of a sample, and how."""
 
-    codec: Literal["raw"] = Field("raw", description="How K and V become bytes. 'raw' is bit exact.")
-    top_k: int = Field(8, ge=1, le=1024, description="Entries stored of the first token's distribution.")
+    level: Literal["kv", "embeds", "indices"] = Field(
+        "kv",
+        description="What is stored beside the table's row: kv (keys and values, to decode from at once), embeds (the "
+        "retained input embeddings, for engines that take prompt embeddings), indices (nothing: the row alone says "
+        "which tokens to keep when the prompt is prefilled again).",
+    )
+    scope: Literal["prompt", "image"] = Field(
+        "prompt",
+        description="How far the prefix goes: the whole prompt; or up to the image's end, selected under a generic "
+        "instruction, so that any question can follow later.",
+    )
+    instruction: str | None = Field(
+        None,
+        min_length=1,
+        description="With scope image: the text under which tokens are selected; it is not stored. "
+        f"Default: {DEFAULT_INSTRUCTION}",
+    )
+    targets: Literal["none", "top_k"] = Field(
+        "none",
+        description="top_k: where the corpus has an answer, the model's top_k log-probabilities at each of its tokens "
+        "are stored, computed behind the pruned prefix.",
+    )
+    codec: str | dict[str, Any] = Field(
+        "raw",
+        description="How K and V become bytes: raw (bit exact), fp8, int8, int4, int3, int2; or a mapping with such a "
+        "name and other parameters (trio_ray/kv/spec.py).",
+    )
+    top_k: int = Field(
+        8, ge=1, le=1024, description="Entries stored of the first token's distribution, and of targets."
+    )
     part_bytes: int = Field(
         1 << 30, ge=1 << 16, description="Output bytes that one part (the unit of commit and resume) aims at."
     )
     part_samples: int | None = Field(
         None, ge=1, description="Samples a part; by default solved from part_bytes when the cache is created."
     )
+
+    @field_validator("codec")
+    @classmethod
+    def _codec_is_known(cls, codec: str | dict[str, Any]) -> str | dict[str, Any]:
+        full_spec(codec)
+        return codec
+
+    @field_validator("instruction")
+    @classmethod
+    def _instruction_places_no_image(cls, instruction: str | None) -> str | None:
+        if instruction is not None and (not instruction.strip() or "<image>" in instruction):
+            raise ValueError("must be a text without <image>; the images stand in front of it")
+        return instruction
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> CacheConfig:
+        if self.instruction is not None and self.scope != "image":
+            raise ValueError("instruction means nothing to scope 'prompt'")
+        if self.codec != "raw" and self.level != "kv":
+            raise ValueError(f"codec means nothing to level {self.level!r}, which stores no keys and values")
+        return self
+
+    @property
+    def selected_under(self) -> str | None:
+        """The generic instruction that stands in for each sample's own text, if any does."""
+        return (self.instruction or DEFAULT_INSTRUCTION) if self.scope == "image" else None
 
 
 class SourceConfig(Section):
@@ -235,6 +300,9 @@ class PipelineConfig(Section):
         16384, ge=1, description="Prompt rows packed into one batch; one larger sample runs alone."
     )
     decode_threads: int = Field(2, ge=1, description="Threads a replica decodes and tiles images in.")
+    encode_threads: int = Field(
+        2, ge=1, description="Threads a replica compresses coded prefixes in and puts them into containers."
+    )
     lookahead: int = Field(64, ge=1, description="Samples prepared ahead of the model.")
     max_bad_fraction: Fraction = Field(
         0.2,
@@ -269,10 +337,31 @@ class JobConfig(Section):
         return [value] if isinstance(value, str) else value
 
 
+def codec_spec(cache: CacheConfig) -> dict[str, Any]:
+    """All parameters of a cache's codec, as identity and headers hold them."""
+    return full_spec(cache.codec)
+
+
 def load_config(
     path: str | Path | None = None, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> JobConfig:
+    """The configuration of a precompute job; see `load_section`."""
+    return load_section(JobConfig, path, overrides, values)
+
+
+def load_section(
+    kind: type[S],
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> S:
     """Read a YAML file, then apply `key.path=value` overrides (values in YAML syntax), then `values` by dotted path.
+
+    Args:
+        kind: what the file configures, a `Section`.
+        path: the file; none gives the defaults.
+        overrides: from the command line.
+        values: by dotted path.
 
     Raises:
         ConfigError: unreadable file, unknown key, or a value out of range; names the field.
@@ -296,13 +385,13 @@ def load_config(
             raise ConfigError(dotted, f"{text!r} is not a YAML value: {_in_one_line(error)}") from None
     for dotted, value in (values or {}).items():
         _put(tree, dotted, value)
-    return parse_config(tree)
+    return parse_section(kind, tree)
 
 
-def parse_config(tree: Mapping[str, Any]) -> JobConfig:
+def parse_section(kind: type[S], tree: Mapping[str, Any]) -> S:
     """Validate a nested mapping. Raises `ConfigError` that names the first field at fault."""
     try:
-        return JobConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "configuration"

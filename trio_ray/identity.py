@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 
-from trio_ray.config import JobConfig
+from trio_ray.config import JobConfig, codec_spec
+from trio_ray.kv.codec import Codec
+from trio_ray.kv.codecs import make_codec
 from trio_ray.kv.container import CONTAINER_VERSION
 from trio_ray.method.schedule import Schedule
+from trio_ray.method.visionzip import VisionZip
+from trio_ray.model.known import KnownMethod
 from trio_ray.model.loading import model_fingerprint
 from trio_ray.model.replica import make_selector, make_zipper
+from trio_ray.store.bases import read_basis
+from trio_ray.store.objects import ObjectStore
 
 
 def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule) -> dict[str, Any]:
@@ -30,11 +36,15 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
     zipper = make_zipper(config.method)
     return {
         "container_version": CONTAINER_VERSION,
-        "model": {**model_fingerprint(folder), "dtype": str(dtype).removeprefix("torch.")},
+        "model": {
+            **model_fingerprint(folder),
+            "dtype": str(dtype).removeprefix("torch."),
+            "matmul": config.model.matmul,
+        },
         "prompt": config.prompt.model_dump(mode="json"),
         "method": {
             "selector": config.method.selector,
-            "selector_settings": asdict(make_selector(config.method)),
+            "selector_settings": make_selector(config.method).settings,
             "encoder": config.method.encoder,
             "encoder_settings": None if zipper is None else asdict(zipper),
             "layers": schedule.layers,
@@ -44,9 +54,28 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
             "keep": None if schedule.keep is None else list(schedule.keep),
             "weights": None if schedule.keep is not None else list(schedule.weights),
         },
-        "cache": {"codec": config.cache.codec, "top_k": config.cache.top_k},
+        "cache": {
+            "level": config.cache.level,
+            "scope": config.cache.scope,
+            "instruction": config.cache.selected_under,
+            "targets": config.cache.targets,
+            "codec": codec_spec(config.cache) if config.cache.level == "kv" else None,
+            "top_k": config.cache.top_k,
+        },
         "source": config.source.model_dump(mode="json", exclude={"image_root"}),
     }
+
+
+def codec_of(identity: dict[str, Any], store: ObjectStore) -> Codec | None:
+    """The codec of the cache in `store`, with its calibrated basis where it has one; None for a cache without keys and
+    values (`cache.level`).
+
+    Raises:
+        CodecError: this version does not know it.
+        StoreError: the basis cannot be read, or is not as it was written.
+    """
+    spec = identity["cache"]["codec"]
+    return None if spec is None else make_codec(spec, lambda digest: read_basis(store, digest))
 
 
 def schedule_of(identity: dict[str, Any]) -> Schedule:
@@ -59,4 +88,18 @@ def schedule_of(identity: dict[str, Any]) -> Schedule:
         tokens=method["tokens"],
         keep=None if method["keep"] is None else tuple(method["keep"]),
         weights=tuple(method["weights"] or ()),
+    )
+
+
+def known_method_of(identity: dict[str, Any]) -> KnownMethod:
+    """How the prefixes of a cache came about, for prefilling its samples again with the tokens that they kept."""
+    method, cache = identity["method"], identity["cache"]
+    zipper = method["encoder_settings"]
+    return KnownMethod(
+        prune_points=tuple(method["prune_points"]),
+        positions=method["selector_settings"]["positions"],
+        scope=cache["scope"],
+        instruction=cache["instruction"],
+        zipper=None if zipper is None else VisionZip(**zipper),
+        top_k=cache["top_k"],
     )

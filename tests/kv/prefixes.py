@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.codec import Codec
+from trio_ray.kv.codecs import make_codec
+from trio_ray.kv.container import write_container
+from trio_ray.kv.encode import CodedPrefix, code_batch
 from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.spec import full_spec
 
-KEY, FINGERPRINT = "shard-7/0003", "0123456789abcdef0123456789abcdef"
+KEY, FINGERPRINT = "shard-7/0003", "0123456789abcdef" * 4
+LEAD, TAIL = 3, 5
+TEXTS = LEAD + TAIL
+
+CODECS: dict[str, dict[str, Any]] = {
+    "raw": {"name": "raw"},
+    "raw, plain": {"name": "raw", "zstd": 0},
+    "fp8": {"name": "fp8"},
+    "int8": {"name": "int8"},
+    "int4": {"name": "int4"},
+    "int3, plain": {"name": "int3", "zstd": 0},
+    "int2": {"name": "int2", "key_group": 32, "value_group": 32},
+    "mixed": {
+        "name": "int",
+        "keys": 2,
+        "values": 5,
+        "protected": "raw",
+        "sinks": LEAD + 2,
+        "layers": {"0": {"keys": 8}, "2-3": {"values": 3}},
+    },
+}
+"""Every codec that needs no calibration, with settings that take every way through it."""
+
+
+def codec_of(choice: str | dict[str, Any]) -> Codec:
+    """A codec as a configuration names it."""
+    return make_codec(full_spec(choice))
 
 
 def random_prefix(
@@ -20,33 +53,61 @@ def random_prefix(
     head_dim: int = 8,
     seed: int = 0,
 ) -> Prefix:
-    """A prefix of `len(rows)` segments; its first prune point keeps fewer tokens than there are rows."""
-    torch.manual_seed(seed)
+    """A prefix of `len(rows)` segments with `TEXTS` text rows each, most of them behind the image rows."""
+    generator = torch.Generator().manual_seed(seed)
 
     def states(count: int, length: int) -> Tensor:
-        return torch.randn(count, length + 5, kv_heads, head_dim).to(dtype)[:, 2 : 2 + length]
+        numbers = torch.randn(count, length + 5, kv_heads, head_dim, generator=generator)
+        return (numbers + torch.arange(head_dim) / 3).to(dtype)[:, 2 : 2 + length]
 
+    kept = [torch.arange(rows[0] - TEXTS)]
+    for length in rows[1:]:
+        chosen = torch.randperm(len(kept[-1]), generator=generator)[: length - TEXTS].sort().values
+        kept.append(kept[-1][chosen])
     segments, first = [], 0
-    for count, length in zip(layers, rows, strict=True):
-        segments.append(Segment(first, states(count, length), states(count, length)))
+    for count, images in zip(layers, kept, strict=True):
+        position = torch.cat([torch.arange(LEAD), images + LEAD, torch.arange(rows[0] - TAIL, rows[0])])
+        text = torch.zeros(len(position), dtype=torch.bool)
+        text[:LEAD] = text[len(text) - TAIL :] = True
+        length = len(position)
+        segments.append(Segment(first, states(count, length), states(count, length), position.int(), text))
         first += count
-    kept = tuple(torch.arange(length - 8, dtype=torch.int32) * 3 for length in rows[1:])
     return Prefix(
-        length=rows[0], segments=tuple(segments), kept=kept,
+        length=rows[0], segments=tuple(segments), kept=tuple(images.int() for images in kept[1:]),
         top_ids=torch.tensor([7, 2, 40], dtype=torch.int32), top_logprobs=torch.tensor([-0.1, -2.5, -4.0]),
     )  # fmt: skip
 
 
+def code(prefix: Prefix, codec: Codec) -> CodedPrefix:
+    """A single prefix, coded."""
+    return code_batch(PrefixBatch.of([prefix]), codec).split()[0]
+
+
+def contained(prefix: Prefix, codec: Codec, key: str = KEY, fingerprint: str = FINGERPRINT) -> bytes:
+    """A single prefix in its container."""
+    return write_container(code(prefix, codec), codec, key, fingerprint)
+
+
 def assert_same(ours: Prefix, truth: Prefix) -> None:
     """Bit for bit."""
+    assert_same_frame(ours, truth)
+    for a, b in zip(ours.segments, truth.segments, strict=True):
+        for x, y in ((a.keys, b.keys), (a.values, b.values)):
+            # Bytes, not values: NaN and -0.0 must come back too.
+            assert torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+
+
+def assert_same_frame(ours: Prefix, truth: Prefix) -> None:
+    """All but the numbers in keys and values."""
     assert ours.length == truth.length
     assert len(ours.segments) == len(truth.segments)
     for a, b in zip(ours.segments, truth.segments, strict=True):
         assert a.first_layer == b.first_layer
-        for x, y in ((a.keys, b.keys), (a.values, b.values)):
-            assert x.dtype == y.dtype
-            # Bytes, not values: NaN and -0.0 must come back too.
-            assert torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+        assert (a.keys.shape, a.values.shape) == (b.keys.shape, b.values.shape)
+        assert a.keys.dtype == a.values.dtype == b.keys.dtype
+        assert a.position.dtype == torch.int32
+        assert torch.equal(a.position, b.position)
+        assert torch.equal(a.text, b.text)
     assert [kept.tolist() for kept in ours.kept] == [kept.tolist() for kept in truth.kept]
     assert all(kept.dtype == torch.int32 for kept in ours.kept)
     assert torch.equal(ours.top_ids, truth.top_ids)

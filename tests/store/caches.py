@@ -9,6 +9,7 @@ from trio_ray.store.commits import CommitRecord, ShardInput
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
+from trio_ray.store.tables import MemberKind
 
 IDENTITY: dict[str, Any] = {
     "model": {"name": "tiny", "revision": None},
@@ -48,6 +49,7 @@ def row(key: str, index: int) -> dict[str, Any]:
             }
         ],
         "prompt": "<image>\nWhat is this?",
+        "turns": None,
         "answer": None if index % 2 else "a cat",
         "prompt_ids": [1, 32000, 5, 6],
         "prompt_tokens": 2343,
@@ -63,6 +65,9 @@ def row(key: str, index: int) -> dict[str, Any]:
         "first_logprob": -0.25,
         "top_ids": [42, 7],
         "top_logprobs": [-0.25, -2.0],
+        "answer_ids": [42, 2],
+        "target_ids": [[42, 7], [2, 9]],
+        "target_logprobs": [[-0.25, -2.0], [-0.125, -3.0]],
         "prefill_ms": 12.5,
         "encode_ms": 3.5,
     }
@@ -81,12 +86,17 @@ def write_part(
     last: bool = True,
     source: ShardInput | None = None,
     bad: int = 1,
+    kind: MemberKind | None = "kv",
 ) -> CommitRecord | None:
     """Commit a part with these samples and some in quarantine."""
     keys = [f"sample.{part}.{number}" for number in range(3)] if keys is None else keys
     writer = PartWriter(store, dataset, source or shard(), part, "run-1")
     for number, key in enumerate(keys):
-        writer.add(row(key, 1000 * part + number), kv_bytes(key, 3000 + 100 * number))
+        data = kv_bytes(key, 3000 + 100 * number)
+        if kind is None:
+            writer.add(row(key, 1000 * part + number), None)
+        else:
+            writer.add(row(key, 1000 * part + number), data, kind)
     for number in range(bad):
         writer.quarantine(f"bad{number}", 1000 * part + 500 + number, "image_corrupt", "cannot be decoded")
     return writer.commit(last)

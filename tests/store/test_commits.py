@@ -22,7 +22,7 @@ from trio_ray.store.commits import (
     shard_progress,
     write_failure,
 )
-from trio_ray.store.dataset import Dataset
+from trio_ray.store.dataset import SCHEMA_VERSION, Dataset
 from trio_ray.store.layout import FileKind, commit_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.record import dump_record, load_record
@@ -32,7 +32,8 @@ RUN = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:0
 
 def commit(shard_name: str, part: int, last: bool = False) -> CommitRecord:
     files: dict[FileKind, FileRecord] = {"samples": FileRecord(f"data/{shard_name}/{part:05d}-a.parquet", 1, "0" * 32)}
-    return CommitRecord(1, "f" * 64, replace(shard(shard_name), rows=(0, 9)), part, "a", last, 0, 0, files, RUN)
+    source = replace(shard(shard_name), rows=(0, 9))
+    return CommitRecord(SCHEMA_VERSION, "f" * 64, source, part, "a", last, 0, 0, files, RUN)
 
 
 def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStore) -> None:
@@ -114,7 +115,7 @@ def test_a_damaged_or_misplaced_record_is_named(store: ObjectStore, dataset: Dat
 
 
 def test_a_failed_shard_is_remembered_until_it_is_cleared(store: ObjectStore) -> None:
-    first = FailureRecord(1, "f" * 64, shard("a"), 3, "the replica died", RUN)
+    first = FailureRecord(SCHEMA_VERSION, "f" * 64, shard("a"), 3, "the replica died", RUN)
     write_failure(store, first)
     write_failure(store, replace(first, attempts=4))
     write_failure(store, replace(first, shard=shard("b")))

@@ -11,6 +11,7 @@ import pytest
 from tests.store.caches import IDENTITY
 from trio_ray.errors import IdentityMismatch, ObjectDamaged
 from trio_ray.store.dataset import (
+    SCHEMA_VERSION,
     NotACacheError,
     create_or_check,
     first_difference,
@@ -26,7 +27,7 @@ def test_the_same_settings_join_a_cache_and_keep_its_part_size(store: ObjectStor
     assert made == load_dataset(store)
     assert create_or_check(store, copy.deepcopy(IDENTITY), 999) == made
     assert made.part_samples == 100
-    assert made.schema_version == 1
+    assert made.schema_version == SCHEMA_VERSION
 
 
 def test_tuples_and_lists_are_the_same_identity(store: ObjectStore) -> None:
@@ -85,14 +86,14 @@ def test_another_schema_version_is_refused_and_damage_is_named(store: ObjectStor
     create_or_check(store, IDENTITY, 100)
     sound = store.read("dataset.json")
     fields = load_record(sound, "uri")
-    store.put("dataset.json", dump_record({**fields, "schema_version": 2}))
-    with pytest.raises(IdentityMismatch, match="schema_version = 2, but this run has 1"):
+    store.put("dataset.json", dump_record({**fields, "schema_version": 1}))
+    with pytest.raises(IdentityMismatch, match=f"schema_version = 1, but this run has {SCHEMA_VERSION}"):
         load_dataset(store)
     for damaged in (
         sound.replace(b"tiny", b"tony"),
         dump_record({**fields, "identity_hash": "0" * 64}),
         dump_record({**fields, "identity": None}),
-        dump_record({"schema_version": 1}),
+        dump_record({"schema_version": SCHEMA_VERSION}),
     ):
         store.put("dataset.json", damaged)
         with pytest.raises(ObjectDamaged, match=r"dataset\.json"):

@@ -20,7 +20,7 @@ from trio_ray.store.layout import (
 @pytest.mark.parametrize("shard", ["a", "train-00000.tar", "x" * 200, "_a+b=c"])
 @pytest.mark.parametrize("part", [0, 7, 99_999, 100_000, 123_456_789])
 def test_every_name_that_is_made_is_understood(shard: str, part: int) -> None:
-    kinds: tuple[FileKind, ...] = ("samples", "kv", "quarantine")
+    kinds: tuple[FileKind, ...] = ("samples", "tar", "quarantine")
     for kind in kinds:
         assert parse_data_name(data_name(shard, part, "a1B2", kind)) == DataName(shard, part, "a1B2", kind)
     assert parse_commit_name(commit_name(shard, part)) == (shard, part)
@@ -57,7 +57,7 @@ def test_unsafe_shard_names_are_refused(shard: str) -> None:
     assert not is_shard_name(shard)
     for make in (
         lambda: commit_name(shard, 0),
-        lambda: data_name(shard, 0, "a", "kv"),
+        lambda: data_name(shard, 0, "a", "tar"),
         lambda: failure_name(shard),
     ):
         with pytest.raises(ValueError, match="shard name"):
@@ -67,4 +67,4 @@ def test_unsafe_shard_names_are_refused(shard: str) -> None:
 def test_unsafe_attempt_names_are_refused() -> None:
     for attempt in ("", "a-b", "a/b", "x" * 65):
         with pytest.raises(ValueError, match="attempt"):
-            data_name("a", 0, attempt, "kv")
+            data_name("a", 0, attempt, "tar")

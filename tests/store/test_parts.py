@@ -16,7 +16,7 @@ import xxhash
 from tests.store.caches import AWKWARD_KEYS, kv_bytes, row, shard, write_part
 from trio_ray.errors import ObjectMissing, StoreError
 from trio_ray.store.commits import read_commit, read_commits
-from trio_ray.store.dataset import Dataset
+from trio_ray.store.dataset import SCHEMA_VERSION, Dataset
 from trio_ray.store.layout import commit_name, data_name
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
@@ -42,7 +42,7 @@ def test_plain_webdataset_yields_every_sample_under_its_own_key(
     record = write_part(store, dataset, keys=AWKWARD_KEYS)
     assert record is not None
     local = tmp_path / "part.tar"
-    local.write_bytes(store.read(record.files["kv"].name))
+    local.write_bytes(store.read(record.files["tar"].name))
     samples = list(webdataset.WebDataset(str(local), shardshuffle=False))
     assert [sample["kv.safetensors"] for sample in samples] == [
         kv_bytes(key, 3000 + 100 * number) for number, key in enumerate(AWKWARD_KEYS)
@@ -69,7 +69,7 @@ def test_member_names_differ_for_keys_that_only_look_alike() -> None:
         "é",
         "e\u0301",
     ]
-    names = {member_name(key) for key in keys}
+    names = {member_name(key, "kv") for key in keys}
     assert len(names) == len(keys)
     assert all(len(name.encode()) <= 255 and name.count(".") == 2 and "/" not in name for name in names)
 
@@ -81,7 +81,7 @@ def test_tables_carry_the_schema_its_version_and_the_identity(store: ObjectStore
         table = pq.read_table(io.BytesIO(store.read(record.files[kind].name)))  # type: ignore[index]
         assert table.schema.equals(schema, check_metadata=False)
         assert table.schema.metadata[b"trio_ray.identity_hash"].decode() == dataset.identity_hash
-        assert table.schema.metadata[b"trio_ray.schema_version"] == b"1"
+        assert table.schema.metadata[b"trio_ray.schema_version"] == str(SCHEMA_VERSION).encode()
         assert table.num_rows == rows
 
 
@@ -123,7 +123,7 @@ def test_an_aborted_attempt_leaves_nothing_and_the_next_one_commits(store: Objec
     writer = PartWriter(store, dataset, shard(), 0, "run")
     writer.add(row("a", 0), bytes(6 << 20))
     assert (writer.stored, writer.quarantined) == (1, 0)
-    assert writer.kv_bytes > 6 << 20
+    assert writer.tar_bytes > 6 << 20
     writer.abort()
     assert [info.name for info in store.list()] == ["dataset.json"]
     assert list(store.list_unfinished()) == []
@@ -139,7 +139,7 @@ def test_a_row_with_missing_or_unknown_columns_is_refused_before_anything_is_wri
         writer.add(incomplete, b"kv")
     with pytest.raises(ValueError, match=r"unknown \['colour'\]"):
         writer.add({**row("a", 0), "colour": 1}, b"kv")
-    assert writer.kv_bytes == 0
+    assert writer.tar_bytes == 0
 
 
 def test_a_value_that_does_not_fit_its_column_commits_nothing(store: ObjectStore, dataset: Dataset) -> None:
@@ -182,6 +182,6 @@ def test_the_layout_is_the_documented_one(store: ObjectStore, dataset: Dataset) 
         "dataset.json",
     ]
     assert commit_name("s1", 3) == "commits/s1/00003.json"
-    assert data_name("s1", 3, "abc123", "kv") == "data/s1/00003-abc123.tar"
+    assert data_name("s1", 3, "abc123", "tar") == "data/s1/00003-abc123.tar"
     with pytest.raises(ObjectMissing):
         read_commit(store, "s1", 4)

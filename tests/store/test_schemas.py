@@ -88,7 +88,7 @@ def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None
         ("commit", ("shard",), ShardInput),
         ("commit", ("run",), RunRecord),
         ("commit", ("files", "samples"), FileRecord),
-        ("commit", ("files", "kv"), FileRecord),
+        ("commit", ("files", "tar"), FileRecord),
         ("commit", ("files", "quarantine"), FileRecord),
         ("failure", (), FailureRecord),
         ("failure", ("shard",), ShardInput),

@@ -19,12 +19,13 @@ from tests.store.caches import AWKWARD_KEYS, IDENTITY, kv_bytes, row, shard, wri
 from trio_ray.config import S3Config
 from trio_ray.errors import AccessRefused
 from trio_ray.store.commits import CommitRecord, FailureRecord, RunRecord, create_commit, write_failure
-from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, create_or_check
 from trio_ray.store.findings import FindingKind
 from trio_ray.store.layout import commit_name
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.parts import PartWriter
+from trio_ray.store.tables import MemberKind, place_columns
 from trio_ray.store.verify import verify
 
 
@@ -36,7 +37,8 @@ def build(store: ObjectStore, dataset: Dataset) -> list[CommitRecord]:
         write_part(store, dataset, 0, keys=["other"], source=shard("train-00001.tar"), bad=0),
     ]
     run = RunRecord("run", "host", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00", "0.1.0")
-    write_failure(store, FailureRecord(1, dataset.identity_hash, shard("train-00002.tar"), 3, "the replica died", run))
+    lost = shard("train-00002.tar")
+    write_failure(store, FailureRecord(SCHEMA_VERSION, dataset.identity_hash, lost, 3, "the replica died", run))
     return [record for record in records if record]
 
 
@@ -178,7 +180,7 @@ def _committed(
         (lambda record: replace(record, identity_hash="0" * 64), "identity"),
         (lambda record: replace(record, files={"samples": record.files["samples"]}), "record"),
         (lambda record: replace(record, attempt="another"), "record"),
-        (lambda record: replace(record, files={**record.files, "kv": record.files["samples"]}), "record"),
+        (lambda record: replace(record, files={**record.files, "tar": record.files["samples"]}), "record"),
     ],
 )
 def test_a_record_that_contradicts_its_files_is_found(
@@ -206,8 +208,35 @@ def test_a_row_that_points_elsewhere_is_found(store: ObjectStore, dataset: Datas
             _replace_samples(store, record, rows, table.schema)
             damage = [finding for finding in verify(store, 1).findings if finding.is_damage]
             assert [(finding.kind.value, finding.object) for finding in damage][:1] == [
-                ("member", record.files["kv"].name)
+                ("member", record.files["tar"].name)
             ], (column, value)
+
+
+def test_a_row_with_half_a_place_or_none_beside_others_is_found(store: ObjectStore, dataset: Dataset) -> None:
+    record = write_part(store, dataset, keys=["a", "b", "c"])
+    assert record is not None
+    table = pq.read_table(io.BytesIO(store.read(record.files["samples"].name)))
+    kv = place_columns("kv")
+    for missing, kind in ((kv[1:], "table"), (kv[2:3], "table"), (kv, "member")):
+        rows = table.to_pylist()
+        rows[1].update(dict.fromkeys(missing))
+        _replace_samples(store, record, rows, table.schema)
+        assert kind in {found for found, _ in named(store)}, missing
+
+
+@pytest.mark.parametrize("kind", ["embeds", None])
+def test_parts_of_other_levels_are_held_against_their_rows_too(
+    store: ObjectStore, dataset: Dataset, kind: MemberKind | None
+) -> None:
+    record = write_part(store, dataset, keys=AWKWARD_KEYS, kind=kind)
+    assert record is not None
+    assert set(record.files) == {"samples", "quarantine", *["tar"] * (kind is not None)}
+    assert verify(store, 1).findings == []
+    table = pq.read_table(io.BytesIO(store.read(record.files["samples"].name)))
+    rows = table.to_pylist()
+    other = rows[0] | {"kv_object": "data/x.tar", "kv_offset": 512, "kv_length": 3, "kv_checksum": "0" * 32}
+    _replace_samples(store, record, [other, *rows[1:]], table.schema)
+    assert ("member", record.files["samples"].name) in named(store)
 
 
 def test_a_tar_member_without_a_row_is_found(store: ObjectStore, dataset: Dataset) -> None:
@@ -217,7 +246,7 @@ def test_a_tar_member_without_a_row_is_found(store: ObjectStore, dataset: Datase
     for missing in range(3):
         rows = [row for number, row in enumerate(table.to_pylist()) if number != missing]
         _replace_samples(store, replace(record, stored=2), rows, table.schema)
-        assert ("member", record.files["kv"].name) in named(store)
+        assert ("member", record.files["tar"].name) in named(store)
 
 
 def _replace_samples(store: ObjectStore, record: CommitRecord, rows: list[dict[str, object]], schema: object) -> None:
@@ -283,7 +312,7 @@ def test_a_table_of_other_columns_or_none_at_all_is_found(store: ObjectStore, da
 
 def test_a_failure_record_of_another_cache_or_with_damage_is_found(store: ObjectStore, dataset: Dataset) -> None:
     run = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:01.000+00:00", "0.1.0")
-    write_failure(store, FailureRecord(1, "0" * 64, shard("s"), 3, "it died", run))
+    write_failure(store, FailureRecord(SCHEMA_VERSION, "0" * 64, shard("s"), 3, "it died", run))
     assert named(store) == {("identity", "failures/s.json")}
     store.put("failures/s.json", b"{}")
     assert named(store) == {("record", "failures/s.json")}
@@ -298,7 +327,7 @@ def test_what_the_store_refuses_to_give_is_a_finding_and_no_crash(
         raise AccessRefused(self.uri_of(name), "no permission")
 
     monkeypatch.setattr(type(store), "open", refuse)
-    tars = {record.files["kv"].name for record in records}
+    tars = {record.files["tar"].name for record in records}
     assert named(store) == {("unreadable", name) for name in tars}
     monkeypatch.setattr(type(store), "read", refuse)
     everything = {info.name for info in store.list()}

@@ -1,78 +1,114 @@
-"""How the keys and values of a segment become stored tensors and come back."""
+"""What every codec is: how the keys and values of a segment become stored tensors and come back."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trio_ray.errors import TrioRayError
+from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.prefix import Segment
+from trio_ray.kv.spec import CodecSpec
+
+
+class CodecError(TrioRayError):
+    """A codec that is not known, lacks what it needs, or cannot code keys and values of this shape."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
 class SegmentShape:
-    """What the container's header says of a segment."""
+    """What the container's header says of a segment; the meanings are those of `SegmentBatch`."""
 
     first_layer: int
     layers: int
     rows: int
+    images: int
+    lead: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
-
-    @classmethod
-    def of(cls, segment: Segment) -> SegmentShape:
-        """The shape of a segment in memory."""
-        layers, rows, heads, dim = segment.keys.shape
-        return cls(segment.first_layer, layers, rows, heads, dim, segment.keys.dtype)
 
     @property
     def size(self) -> tuple[int, int, int, int]:
         """(layers, rows, kv_heads, head_dim)."""
         return self.layers, self.rows, self.kv_heads, self.head_dim
 
-
-class Codec(Protocol):
-    """One way to store keys and values. Its `name` is stored with the data, so it never changes its meaning."""
-
-    name: str
-
-    def encode(self, segment: Segment) -> dict[str, Tensor]:
-        """Named tensors to store; the same on every machine for the same input."""
-        ...
-
-    def layout(self, shape: SegmentShape) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Name, dtype and shape of every tensor that `encode` makes of a segment of this shape."""
-        ...
-
-    def decode(self, tensors: dict[str, Tensor], shape: SegmentShape) -> Segment:
-        """The segment again, on the device of `tensors`, which have been checked against `layout`."""
-        ...
+    @classmethod
+    def of(cls, batch: SegmentBatch) -> list[SegmentShape]:
+        """The shapes of a batch's samples."""
+        layers, _, heads, dim = batch.keys.shape
+        return [
+            cls(batch.first_layer, layers, rows, images, lead, heads, dim, batch.keys.dtype)
+            for rows, images, lead in zip(batch.lengths, batch.image_counts, batch.leads, strict=True)
+        ]
 
 
-def codec_named(name: str) -> Codec:
-    """The codec of a stored name. Raises `KeyError` for a name that this version does not know."""
-    return CODECS[name]
+@dataclass(frozen=True)
+class TensorSpec:
+    """A stored tensor before its lossless stage."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
-class Raw:
-    """Keys and values bit for bit, in the dtype they were computed in."""
+@dataclass(frozen=True)
+class CodedSegments:
+    """A coded segment of B samples.
 
-    name = "raw"
+    Attributes:
+        tensors: by name, the samples' pieces one behind the other along the first dimension.
+        pieces: by name, the length of each sample's piece.
+    """
 
-    def encode(self, segment: Segment) -> dict[str, Tensor]:
-        """See `Codec`."""
-        return {"k": segment.keys.contiguous(), "v": segment.values.contiguous()}
+    tensors: dict[str, Tensor]
+    pieces: dict[str, tuple[int, ...]]
 
-    def layout(self, shape: SegmentShape) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """See `Codec`."""
-        return {"k": (shape.dtype, shape.size), "v": (shape.dtype, shape.size)}
-
-    def decode(self, tensors: dict[str, Tensor], shape: SegmentShape) -> Segment:
-        """See `Codec`."""
-        return Segment(shape.first_layer, tensors["k"], tensors["v"])
+    def split(self) -> list[dict[str, Tensor]]:
+        """Each sample's tensors, which are views."""
+        cut = {name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()}
+        return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Raw(),)}
+class Codec(ABC):
+    """One way to store keys and values. What its `spec` says is stored with the data and never changes its meaning.
+
+    Attributes:
+        settings: name and parameters, all that another machine needs to build the same codec.
+    """
+
+    settings: CodecSpec
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """`settings` as JSON, as identity and headers hold them."""
+        return self.settings.model_dump(mode="json")
+
+    @property
+    def name(self) -> str:
+        """A short name for tables."""
+        return self.settings.name
+
+    @abstractmethod
+    def encode(self, batch: SegmentBatch) -> CodedSegments:
+        """Code a segment of a batch, on the device that it is on, without waiting for it.
+
+        The same input gives the same bytes on every machine, and each sample's are those it would have alone.
+        """
+
+    @abstractmethod
+    def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
+        """Every tensor that `encode` makes of one sample's segment of this shape."""
+
+    @abstractmethod
+    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
+        """One sample's segment again, on the device of `tensors`, which have been checked against `layout`.
+
+        `position` (rows,) int32 and `text` (rows,) bool are the segment's own, on the same device.
+        """

@@ -1,15 +1,21 @@
 """The stored form of one prefix: a safetensors file whose header says everything needed to read it.
 
-Tensors: `<segment>.<name>` from the codec, `kept.<prune point>`, `top_ids`, `top_logprobs`. The `trio_ray` entry of the
-metadata is a JSON header (schemas/prefix.schema.json). Nothing is believed: header, shapes and sizes are checked
-against the codec's own layout before a tensor is built.
+Tensors: `<segment>.<name>` from the codec; of all segments, one behind the other, `position` (int32, each segment's
+first one and from there the differences) and `text` (bits, lowest first); `kept` of all prune points (int32, likewise
+differences); `top_ids`, `top_logprobs`. Where the codec's spec has a zstd level, each is stored as bytes of the
+lossless stage (`lossless`). The `trio_ray` entry of the metadata is a JSON header (schemas/prefix.schema.json).
+Nothing is believed: header, shapes and sizes are checked against the codec's own layout before a tensor is built.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
@@ -17,140 +23,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
-from trio_ray.kv.codec import Codec, SegmentShape, codec_named
-from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.codec import Codec, CodecError, SegmentShape, TensorSpec
+from trio_ray.kv.encode import CodedPrefix
+from trio_ray.kv.lossless import expand, is_shrunk, shrink
+from trio_ray.kv.prefix import Prefix
 
-CONTAINER_VERSION = 1
+CONTAINER_VERSION = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_HEADER_BYTES = 1 << 20
-
-
-class ContainerError(TrioRayError):
-    """The bytes are not a prefix that this version can read."""
-
-
-class FingerprintMismatch(ContainerError):
-    """The prefix belongs to a cache of another identity."""
-
-
-def checksum(data: bytes | memoryview) -> str:
-    """xxh3-128 of stored bytes, in hexadecimal; what the Parquet row holds."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def encode_prefix(prefix: Prefix, codec: Codec, key: str, fingerprint: str) -> bytes:
-    """A prefix as bytes.
-
-    Args:
-        prefix: with keys and values on the CPU.
-        codec: how they are stored.
-        key: the sample's key, so that a swapped object is noticed.
-        fingerprint: hash of the cache's identity.
-    """
-    tensors: dict[str, Tensor] = {
-        "top_ids": prefix.top_ids.clone(),
-        "top_logprobs": prefix.top_logprobs.clone(),
-    }
-    for point, kept in enumerate(prefix.kept):
-        tensors[f"kept.{point}"] = kept.clone()
-    shapes = []
-    for number, segment in enumerate(prefix.segments):
-        shapes.append(SegmentShape.of(segment))
-        tensors.update({f"{number}.{name}": tensor for name, tensor in codec.encode(segment).items()})
-    header = {
-        "version": CONTAINER_VERSION,
-        "key": key,
-        "fingerprint": fingerprint,
-        "codec": codec.name,
-        "dtype": str(shapes[0].dtype).removeprefix("torch."),
-        "length": prefix.length,
-        "kv_heads": shapes[0].kv_heads,
-        "head_dim": shapes[0].head_dim,
-        "segments": [{"first_layer": s.first_layer, "layers": s.layers, "rows": s.rows} for s in shapes],
-        "kept": [len(kept) for kept in prefix.kept],
-        "top_k": len(prefix.top_ids),
-    }
-    return save(tensors, metadata={"trio_ray": json.dumps(header, sort_keys=True)})
-
-
-def decode_prefix(data: bytes, *, key: str | None = None, fingerprint: str | None = None) -> Prefix:
-    """Bytes to a prefix, on the CPU.
-
-    Args:
-        data: the whole container, its checksum already compared by the caller that knows it.
-        key: the key that must be in the header, if given.
-        fingerprint: the identity hash that must be in the header, if given.
-
-    Raises:
-        FingerprintMismatch: made under another identity.
-        ContainerError: anything else that is not as written.
-    """
-    header, layout = _read_header(data)
-    try:
-        version, codec_name = header["version"], header["codec"]
-        if version != CONTAINER_VERSION:
-            raise ContainerError(f"container version {version!r}; this program reads {CONTAINER_VERSION}")
-        if key is not None and header["key"] != key:
-            raise ContainerError(f"it holds the prefix of {header['key']!r}")
-        if fingerprint is not None and header["fingerprint"] != fingerprint:
-            raise FingerprintMismatch(f"fingerprint {header['fingerprint']!r} is not the cache's {fingerprint!r}")
-        codec = codec_named(codec_name)
-        shapes = _segment_shapes(header)
-        expected = _expected_layout(header, codec, shapes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ContainerError(f"header is not as written: {type(error).__name__} {error}") from None
-    if layout != expected:
-        raise ContainerError("tensors do not have the names, types and shapes that the header promises")
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError) as error:
-        raise ContainerError(f"not a readable safetensors file: {error}") from None
-    return Prefix(
-        length=header["length"],
-        segments=tuple(_decode_segment(number, shape, codec, tensors) for number, shape in enumerate(shapes)),
-        kept=tuple(tensors[f"kept.{point}"] for point in range(len(header["kept"]))),
-        top_ids=tensors["top_ids"],
-        top_logprobs=tensors["top_logprobs"],
-    )
-
-
-def _decode_segment(number: int, shape: SegmentShape, codec: Codec, tensors: dict[str, Tensor]) -> Segment:
-    names = codec.layout(shape)
-    return codec.decode({name: tensors[f"{number}.{name}"] for name in names}, shape)
-
-
-def _segment_shapes(header: dict[str, Any]) -> list[SegmentShape]:
-    dtype = DTYPES[header["dtype"]]
-    numbers = [header[name] for name in ("length", "kv_heads", "head_dim", "top_k")]
-    numbers += [s[name] for s in header["segments"] for name in ("first_layer", "layers", "rows")] + [*header["kept"]]
-    if any(type(number) is not int for number in numbers):  # JSON's 30.0 and true would compare equal to whole numbers
-        raise TypeError("sizes are no whole numbers")
-    shapes = [
-        SegmentShape(s["first_layer"], s["layers"], s["rows"], header["kv_heads"], header["head_dim"], dtype)
-        for s in header["segments"]
-    ]
-    layer = 0
-    for shape in shapes:
-        if shape.first_layer != layer or shape.layers < 1 or not 0 <= shape.rows <= header["length"]:
-            raise ValueError(f"segments {header['segments']}")
-        layer += shape.layers
-    if not shapes:
-        raise ValueError("no segments")
-    return shapes
-
-
-def _expected_layout(
-    header: dict[str, Any], codec: Codec, shapes: list[SegmentShape]
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        "top_ids": (torch.int32, (header["top_k"],)),
-        "top_logprobs": (torch.float32, (header["top_k"],)),
-    }
-    wanted |= {f"kept.{point}": (torch.int32, (count,)) for point, count in enumerate(header["kept"])}
-    for number, shape in enumerate(shapes):
-        wanted |= {f"{number}.{name}": entry for name, entry in codec.layout(shape).items()}
-    return {name: (SAFETENSORS_NAMES[dtype], size) for name, (dtype, size) in wanted.items()}
-
+MAX_NUMBER = 1 << 31
+"""Above every size in a header."""
 
 SAFETENSORS_NAMES = {
     torch.float32: "F32",
@@ -158,21 +40,245 @@ SAFETENSORS_NAMES = {
     torch.bfloat16: "BF16",
     torch.int32: "I32",
     torch.uint8: "U8",
-    torch.int8: "I8",
 }
 
 
-def _read_header(data: bytes) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
-    """Our header, and name -> (dtype, shape) of every tensor, read without building one."""
+class ContainerError(TrioRayError):
+    """The bytes are not a prefix that this version can read."""
+
+
+class FingerprintMismatch(ContainerError):
+    """The prefix belongs to a cache of another identity, or was made with another codec. `field` names what differs."""
+
+    def __init__(self, field: str, stored: object, wanted: object) -> None:
+        super().__init__(f"made with {field} = {stored!r}, but this cache has {wanted!r}")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says, checked for types and ranges; `kept` holds the image tokens kept at each prune point."""
+
+    length: int
+    shapes: tuple[SegmentShape, ...]
+    kept: tuple[int, ...]
+    top_k: int
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """xxh3-128 of stored bytes, in hexadecimal; what the Parquet row holds."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def write_container(coded: CodedPrefix, codec: Codec, key: str, fingerprint: str) -> bytes:
+    """A coded prefix as bytes. The lossless stage runs here, in the caller's thread and without Python's lock.
+
+    Args:
+        coded: in host memory.
+        codec: that has coded it.
+        key: the sample's key, so that a swapped object is noticed.
+        fingerprint: hash of the cache's identity.
+    """
+    shape = coded.shapes[0]
+    header = {
+        "version": CONTAINER_VERSION,
+        "key": key,
+        "fingerprint": fingerprint,
+        "codec": codec.spec,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+        "length": coded.length,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "segments": [
+            {"first_layer": s.first_layer, "layers": s.layers, "rows": s.rows, "images": s.images, "lead": s.lead}
+            for s in coded.shapes
+        ],
+        "kept": [len(kept) for kept in coded.kept],
+        "top_k": len(coded.top_ids),
+    }
+    level = codec.settings.zstd
+    tensors = {
+        name: shrink(tensor, level) if level else tensor.contiguous() for name, tensor in _tensors(coded).items()
+    }
+    return save(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
+
+
+def read_container(
+    data: bytes,
+    codec: Codec,
+    *,
+    key: str | None = None,
+    fingerprint: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Prefix:
+    """Bytes to a prefix.
+
+    Args:
+        data: the whole container, its checksum already compared by the caller that knows it.
+        codec: the cache's.
+        key: the key that must be in the header, if given.
+        fingerprint: the identity hash that must be in the header, if given.
+        device: where keys and values are decoded and left; the small tensors stay on the CPU.
+
+    Raises:
+        FingerprintMismatch: made under another identity or with another codec; names the field.
+        ContainerError: anything else that is not as written.
+    """
+    fields, entries = _read_header(data)
+    try:
+        _check_origin(fields, codec, key, fingerprint)
+        header = _parse_header(fields)
+        layout = _layout(header, codec)
+        _check_entries(entries, layout, has_lossless=codec.settings.zstd > 0)
+        tensors = _load(data, layout, has_lossless=codec.settings.zstd > 0)
+        return _decode(header, codec, tensors, torch.device(device))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
+        raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
+
+
+def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
+    tensors = {
+        "position": torch.cat([_differences(position) for position in coded.positions]),
+        "text": torch.from_numpy(np.packbits(torch.cat(coded.texts).numpy(), bitorder="little")),
+        "top_ids": coded.top_ids,
+        "top_logprobs": coded.top_logprobs,
+    }
+    if coded.kept:
+        tensors["kept"] = torch.cat([_differences(kept) for kept in coded.kept])
+    for number, segment in enumerate(coded.segments):
+        tensors |= {f"{number}.{name}": tensor for name, tensor in segment.items()}
+    return tensors
+
+
+def _differences(ascending: Tensor) -> Tensor:
+    return torch.diff(ascending, prepend=ascending.new_zeros(1))
+
+
+def _read_header(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our header, and safetensors' entry of every tensor, read without building one."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise ContainerError("it is no safetensors file, or cut off")
     try:
         entries = json.loads(data[8 : 8 + size])
-        header = json.loads(entries.pop("__metadata__")["trio_ray"])
-        layout = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
-        if not isinstance(header, dict):
+        fields = json.loads(entries.pop("__metadata__")["trio_ray"])
+        if not isinstance(fields, dict):
             raise TypeError("header is no object")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ContainerError(f"header cannot be read: {type(error).__name__} {error}") from None
-    return header, layout
+    return fields, entries
+
+
+def _check_origin(fields: Mapping[str, Any], codec: Codec, key: str | None, fingerprint: str | None) -> None:
+    if fields["version"] != CONTAINER_VERSION:
+        raise ContainerError(f"container version {fields['version']!r}; this program reads {CONTAINER_VERSION}")
+    if key is not None and fields["key"] != key:
+        raise ContainerError(f"it holds the prefix of {fields['key']!r}")
+    if fingerprint is not None and fields["fingerprint"] != fingerprint:
+        raise FingerprintMismatch("fingerprint", fields["fingerprint"], fingerprint)
+    stored, wanted = fields["codec"], codec.spec
+    for name in ["name", *sorted({*stored, *wanted})]:
+        ours, theirs = wanted.get(name), stored.get(name)
+        if json.dumps(ours, sort_keys=True) != json.dumps(theirs, sort_keys=True):  # text, as Python holds 1 == True
+            raise FingerprintMismatch(f"codec.{name}", theirs, ours)
+
+
+def _parse_header(fields: Mapping[str, Any]) -> Header:
+    segments = fields["segments"]
+    names = ("first_layer", "layers", "rows", "images", "lead")
+    if any(set(segment) != set(names) for segment in segments):
+        raise ValueError(f"segments {segments}")
+    numbers = [fields[name] for name in ("length", "kv_heads", "head_dim", "top_k")]
+    numbers += [segment[name] for segment in segments for name in names] + [*fields["kept"]]
+    if any(type(number) is not int for number in numbers):  # JSON's 30.0 and true would compare equal to whole numbers
+        raise TypeError("sizes are no whole numbers")
+    if not all(0 <= number < MAX_NUMBER for number in numbers):
+        raise ValueError("sizes are out of range")
+    common = {"kv_heads": fields["kv_heads"], "head_dim": fields["head_dim"], "dtype": DTYPES[fields["dtype"]]}
+    shapes = tuple(SegmentShape(**segment, **common) for segment in segments)
+    layer = 0
+    for shape in shapes:
+        texts = shape.rows - shape.images
+        if (
+            shape.first_layer != layer
+            or not shape.layers
+            or not 0 <= shape.lead <= texts
+            or shape.rows > fields["length"]
+        ):
+            raise ValueError(f"segments {segments}")
+        layer += shape.layers
+    if not shapes:
+        raise ValueError("no segments")
+    return Header(fields["length"], shapes, tuple(fields["kept"]), fields["top_k"])
+
+
+def _layout(header: Header, codec: Codec) -> dict[str, TensorSpec]:
+    """Every tensor before its lossless stage."""
+    rows = sum(shape.rows for shape in header.shapes)
+    layout = {
+        "position": TensorSpec(torch.int32, (rows,)),
+        "text": TensorSpec(torch.uint8, (-(-rows // 8),)),
+        "top_ids": TensorSpec(torch.int32, (header.top_k,)),
+        "top_logprobs": TensorSpec(torch.float32, (header.top_k,)),
+    }
+    if header.kept:
+        layout["kept"] = TensorSpec(torch.int32, (sum(header.kept),))
+    for number, shape in enumerate(header.shapes):
+        layout |= {f"{number}.{name}": tensor for name, tensor in codec.layout(shape).items()}
+    return layout
+
+
+def _check_entries(entries: Mapping[str, Any], layout: Mapping[str, TensorSpec], has_lossless: bool) -> None:
+    """Names, types and sizes of the stored tensors against what the codec would store."""
+    if set(entries) != set(layout):
+        raise ValueError("tensors do not have the names that the header promises")
+    for name, tensor in layout.items():
+        dtype, shape = entries[name]["dtype"], tuple(entries[name]["shape"])
+        size = prod(tensor.shape) * tensor.dtype.itemsize
+        if not has_lossless:
+            fits = dtype == SAFETENSORS_NAMES[tensor.dtype] and shape == tensor.shape
+        else:
+            fits = dtype == "U8" and len(shape) == 1 and (shape[0] == size or is_shrunk(shape[0], size))
+        if not fits:
+            raise ValueError(f"tensor {name!r} is {dtype} {shape}, which cannot stand for {tensor}")
+
+
+def _load(data: bytes, layout: Mapping[str, TensorSpec], has_lossless: bool) -> dict[str, Tensor]:
+    """All tensors as the codec left them."""
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError) as error:
+        raise ContainerError(f"not a readable safetensors file: {error}") from None
+    if not has_lossless:
+        return tensors
+    return {name: expand(tensors[name], tensor.dtype, tensor.shape) for name, tensor in layout.items()}
+
+
+def _decode(header: Header, codec: Codec, tensors: Mapping[str, Tensor], device: torch.device) -> Prefix:
+    rows = [shape.rows for shape in header.shapes]
+    texts = np.unpackbits(tensors["text"].numpy(), count=sum(rows), bitorder="little")
+    segments = []
+    for number, (shape, differences, text) in enumerate(
+        zip(header.shapes, tensors["position"].split(rows), torch.from_numpy(texts).bool().split(rows), strict=True)
+    ):
+        position = _ascending(differences, header.length)
+        if int(text.sum()) != shape.rows - shape.images:
+            raise ValueError(f"segment {number} has not as many text rows as its header says")
+        own = {name: tensors[f"{number}.{name}"].to(device) for name in codec.layout(shape)}
+        segments.append(codec.decode(own, shape, position.to(device), text.to(device)))
+    kept = tensors["kept"].split(header.kept) if header.kept else ()
+    return Prefix(
+        length=header.length,
+        segments=tuple(segments),
+        kept=tuple(_ascending(differences, MAX_NUMBER) for differences in kept),
+        top_ids=tensors["top_ids"],
+        top_logprobs=tensors["top_logprobs"],
+    )
+
+
+def _ascending(differences: Tensor, end: int) -> Tensor:
+    """int32 numbers from 0 to below `end` from their differences."""
+    numbers = differences.cumsum(0)
+    if bool((differences[:1] < 0).any() or (differences[1:] <= 0).any() or (numbers[-1:] >= end).any()):
+        raise ValueError("row numbers do not ascend within their range")
+    return numbers.int()

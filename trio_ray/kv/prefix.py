@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trio_ray.errors import TrioRayError
+
+
+class NoFirstToken(TrioRayError):
+    """An answer was wanted from a prefix of scope image, behind which nothing has been asked."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -13,13 +19,17 @@ class Segment:
 
     Attributes:
         first_layer: number of its first layer.
-        keys, values: (layers, rows, kv_heads, head_dim). Keys are rotated, each at its row's position: right-aligned,
-            or where the row was in the unpruned prompt (`Selector.positions`).
+        keys, values: (layers, rows, kv_heads, head_dim). Keys are rotated, each at its row's position.
+        position: (rows,) int32, ascending: right-aligned, or where the row was in the unpruned prompt
+            (`Selector.positions`).
+        text: (rows,) bool, True for text rows, which are never dropped.
     """
 
     first_layer: int
     keys: Tensor
     values: Tensor
+    position: Tensor
+    text: Tensor
 
     @property
     def layers(self) -> int:
@@ -41,7 +51,8 @@ class Prefix:
             has this position in every layer.
         segments: in order, covering all layers.
         kept: per prune point (K,) int32, indices into the sample's original image tokens, ascending.
-        top_ids: (k,) int32, the first answer token's most likely values, best first.
+        top_ids: (k,) int32, the first answer token's most likely values, best first; k is 0 where the prefix ends with
+            the image and a question has yet to follow.
         top_logprobs: (k,) fp32, their log-probabilities.
     """
 
@@ -53,7 +64,9 @@ class Prefix:
 
     @property
     def first_token(self) -> int:
-        """The greedy first answer token."""
+        """The greedy first answer token. Raises `NoFirstToken` where a question has yet to follow."""
+        if not len(self.top_ids):
+            raise NoFirstToken("the prefix ends with its image: ask a question behind it (Replica.ask)")
         return int(self.top_ids[0])
 
     @property

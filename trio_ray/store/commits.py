@@ -15,6 +15,7 @@ from trio_ray.store.layout import (
     FAILURES,
     FileKind,
     commit_name,
+    commit_prefix,
     failure_name,
     parse_commit_name,
     parse_failure_name,
@@ -60,7 +61,8 @@ class RunRecord:
 class CommitRecord:
     """A committed part. `last`: the shard ends with it. `stored` and `quarantined` count its samples.
 
-    `files` has `samples` always, `kv` if anything is stored, `quarantine` if anything is quarantined.
+    `files` has `samples` always, `tar` if anything is stored beside their rows, `quarantine` if anything is
+    quarantined.
     """
 
     schema_version: int
@@ -116,12 +118,14 @@ def read_commit(store: ObjectStore, shard: str, part: int) -> CommitRecord:
     return record
 
 
-def read_commits(store: ObjectStore, threads: int) -> list[CommitRecord]:
-    """All commit records, by shard and part.
+def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None = None) -> list[CommitRecord]:
+    """All commit records, or those of some shards, by shard and part.
 
     Raises `ObjectDamaged` at the first that is not as it was written.
     """
-    names = sorted(parsed for info in store.list(COMMITS) if (parsed := parse_commit_name(info.name)))
+    prefixes = [COMMITS] if shards is None else [commit_prefix(shard) for shard in sorted(set(shards))]
+    listed = (info.name for prefix in prefixes for info in store.list(prefix))
+    names = sorted(parsed for name in listed if (parsed := parse_commit_name(name)))
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda name: read_commit(store, *name), names))
 

@@ -15,7 +15,7 @@ from trio_ray.store.layout import DATASET
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.record import canonical_json, dump_record, load_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ABSENT = "(absent)"
 
 

@@ -10,10 +10,11 @@ DATASET = "dataset.json"
 COMMITS = "commits/"
 DATA = "data/"
 FAILURES = "failures/"
+BASES = "codec/"
 
-FileKind = Literal["samples", "kv", "quarantine"]
+FileKind = Literal["samples", "tar", "quarantine"]
 
-_ENDINGS: dict[FileKind, str] = {"samples": ".parquet", "kv": ".tar", "quarantine": ".quarantine.parquet"}
+_ENDINGS: dict[FileKind, str] = {"samples": ".parquet", "tar": ".tar", "quarantine": ".quarantine.parquet"}
 _KINDS = {ending: kind for kind, ending in _ENDINGS.items()}
 
 _SHARD = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}"
@@ -55,6 +56,13 @@ def data_name(shard: str, part: int, attempt: str, kind: FileKind) -> str:
 def failure_name(shard: str) -> str:
     """The record of a shard that was given up."""
     return f"{FAILURES}{_checked_shard(shard)}.json"
+
+
+def basis_name(digest: str) -> str:
+    """A codec's calibrated basis, by the xxh3-128 of its bytes."""
+    if not re.fullmatch(r"[0-9a-f]{32}", digest):
+        raise ValueError(f"{digest!r} is no xxh3-128 in hexadecimal")
+    return f"{BASES}{digest}.safetensors"
 
 
 def parse_commit_name(name: str) -> tuple[str, int] | None:

@@ -1,4 +1,4 @@
-"""Writing one part: prefixes stream into a tar, rows gather in memory, one commit record makes both count."""
+"""Writing one part: members stream into a tar, rows gather in memory, one commit record makes both count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc
 from trio_ray.store.hashing import HashingWriter
 from trio_ray.store.layout import FileKind, data_name
 from trio_ray.store.objects import BytesLike, ObjectStore
-from trio_ray.store.tables import QUARANTINE, SAMPLES, column_faults, stamped
+from trio_ray.store.tables import (
+    PLACE_COLUMNS,
+    QUARANTINE,
+    SAMPLES,
+    MemberKind,
+    column_faults,
+    place_columns,
+    stamped,
+)
 from trio_ray.store.tar_members import END, member_header, padding
 
 
@@ -64,12 +72,17 @@ class PartWriter:
         return len(self._bad)
 
     @property
-    def kv_bytes(self) -> int:
+    def tar_bytes(self) -> int:
         """Bytes of the tar so far."""
         return self._tar.size if self._tar else 0
 
-    def add(self, row: Mapping[str, Any], kv: BytesLike) -> None:
-        """Append a sample: its row (`SAMPLES` without the four columns that place the prefix) and its prefix.
+    def add(self, row: Mapping[str, Any], data: BytesLike | None, kind: MemberKind = "kv") -> None:
+        """Append a sample: its row (`SAMPLES` without the columns that place members) and what is stored beside it.
+
+        Args:
+            row: all columns but `PLACE_COLUMNS`.
+            data: the sample's member of the tar; None stores the row alone.
+            kind: what it is.
 
         Raises:
             ValueError: the row lacks a column or has an unknown one.
@@ -78,15 +91,23 @@ class PartWriter:
         faults = column_faults(row)
         if faults:
             raise ValueError(f"row of sample {row.get('key')!r} {faults}")
-        name = self._name("kv")
+        places: dict[str, Any] = dict.fromkeys(PLACE_COLUMNS)
+        if data is not None:
+            place = self._append(row["key"], kind, data)
+            places |= dict(zip(place_columns(kind), (*place, xxhash.xxh3_128_hexdigest(data)), strict=True))
+        self._rows.append({**row, **places})
+
+    def _append(self, key: str, kind: MemberKind, data: BytesLike) -> tuple[str, int, int]:
+        """Write a member; returns the tar's name, the member's first byte and its length."""
+        name = self._name("tar")
         if self._tar is None:
             self._tar = HashingWriter(self._store.writer(name))
-        length = memoryview(kv).nbytes
-        self._tar.write(member_header(row["key"], length))
-        place = {"kv_object": name, "kv_offset": self._tar.size, "kv_length": length}
-        self._tar.write(kv)
+        length = memoryview(data).nbytes
+        self._tar.write(member_header(key, kind, length))
+        start = self._tar.size
+        self._tar.write(data)
         self._tar.write(bytes(padding(length)))
-        self._rows.append({**row, **place, "kv_checksum": xxhash.xxh3_128_hexdigest(kv)})
+        return name, start, length
 
     def quarantine(self, key: str, index: int, reason: str, detail: str) -> None:
         """Note a sample that cannot be stored, and why."""
@@ -147,10 +168,10 @@ class PartWriter:
             files["quarantine"] = self._put_table("quarantine", QUARANTINE, self._bad)
         if self._tar is not None:
             self._tar.write(END)
-            name = self._name("kv")
+            name = self._name("tar")
             self._visible.append(name)
             self._tar.writer.close()
-            files["kv"] = FileRecord(name, self._tar.size, self._tar.checksum)
+            files["tar"] = FileRecord(name, self._tar.size, self._tar.checksum)
         return files
 
     def _put_table(self, kind: FileKind, schema: pa.Schema, rows: list[dict[str, Any]]) -> FileRecord:

@@ -6,14 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import pyarrow as pa
 
 IDENTITY_KEY = b"trio_ray.identity_hash"
 VERSION_KEY = b"trio_ray.schema_version"
 
-KV_COLUMNS = ("kv_object", "kv_offset", "kv_length", "kv_checksum")
-"""Columns that the part writer fills; all others come with the row."""
+MemberKind = Literal["kv", "embeds"]
+"""What a sample's member of the tar holds: its prefix, or its retained input embeddings."""
+
+MEMBER_KINDS: tuple[MemberKind, ...] = get_args(MemberKind)
+
+
+def place_columns(kind: MemberKind) -> tuple[str, str, str, str]:
+    """Columns that say where a sample's member lies, and its checksum. The part writer fills them."""
+    return f"{kind}_object", f"{kind}_offset", f"{kind}_length", f"{kind}_checksum"
+
+
+PLACE_COLUMNS = tuple(column for kind in MEMBER_KINDS for column in place_columns(kind))
+"""All that the part writer fills; all others come with the row."""
 
 
 def _column(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -28,6 +40,18 @@ def _struct(**fields: pa.DataType) -> pa.DataType:
     return pa.struct([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
+def _place_of(kind: MemberKind, what: str) -> list[pa.Field]:
+    where, offset, length, checksum = place_columns(kind)
+    return [
+        _column(
+            where, pa.string(), f"Name of the tar with the {what}, below the cache's root, if stored.", nullable=True
+        ),
+        _column(offset, pa.int64(), f"First byte of the {what} in the tar.", nullable=True),
+        _column(length, pa.int64(), f"Bytes of the {what}.", nullable=True),
+        _column(checksum, pa.string(), "xxh3-128 (hex) of these bytes.", nullable=True),
+    ]
+
+
 _IMAGE = _struct(
     hash=pa.string(),
     width=pa.int32(),
@@ -36,6 +60,7 @@ _IMAGE = _struct(
     grid_columns=pa.int16(),
     tokens=pa.int32(),
 )
+_TURN = _struct(role=pa.string(), text=pa.string())
 _SEGMENT = _struct(first_layer=pa.int16(), layers=pa.int16(), rows=pa.int32())
 
 SAMPLES = pa.schema(
@@ -48,10 +73,16 @@ SAMPLES = pa.schema(
             "Per image: xxh3-128 (hex) of the encoded bytes, size in pixels after EXIF rotation, tile grid "
             "without the base view, and the image tokens it takes in the unpruned prompt.",
         ),
-        _column("prompt", pa.string(), "The prompt's text as the tokenizer got it."),
+        _column("prompt", pa.string(), "The prompt's text as the tokenizer got it, as far as the prefix covers it."),
+        _column(
+            "turns",
+            pa.list_(pa.field("element", _TURN, nullable=False)),
+            "With scope image: the sample's own turns, which the prefix does not cover, without image markers.",
+            nullable=True,
+        ),
         _column("answer", pa.string(), "The true answer, where the corpus has one.", nullable=True),
-        _column("prompt_ids", _list(pa.int32()), "Token ids of the prompt, one image placeholder per image."),
-        _column("prompt_tokens", pa.int32(), "Rows of the unpruned prompt, image tokens included."),
+        _column("prompt_ids", _list(pa.int32()), "Token ids of `prompt`, one image placeholder per image."),
+        _column("prompt_tokens", pa.int32(), "Rows of `prompt` without pruning, image tokens included."),
         _column("image_tokens", pa.int32(), "Image tokens of the unpruned prompt, of all images."),
         _column(
             "kept",
@@ -64,15 +95,35 @@ SAMPLES = pa.schema(
             "Runs of layers that hold the same rows, from layer 0 up, and how many.",
         ),
         _column("retention", pa.float32(), "Image tokens held, mean over all layers, as a share of image_tokens."),
-        _column("codec", pa.string(), "How K and V are coded in the prefix."),
-        _column("kv_object", pa.string(), "Name of the tar with the prefix, below the cache's root."),
-        _column("kv_offset", pa.int64(), "First byte of the prefix in the tar."),
-        _column("kv_length", pa.int64(), "Bytes of the prefix."),
-        _column("kv_checksum", pa.string(), "xxh3-128 (hex) of these bytes."),
-        _column("first_token", pa.int32(), "The most likely token after the prompt."),
-        _column("first_logprob", pa.float32(), "Its natural-log probability."),
-        _column("top_ids", _list(pa.int32()), "The most likely tokens after the prompt, most likely first."),
+        _column("codec", pa.string(), "How K and V are coded in the prefix, where it is stored.", nullable=True),
+        *_place_of("kv", "prefix"),
+        *_place_of("embeds", "retained input embeddings"),
+        _column(
+            "first_token", pa.int32(), "The most likely token after the prompt; none with scope image.", nullable=True
+        ),
+        _column("first_logprob", pa.float32(), "Its natural-log probability.", nullable=True),
+        _column(
+            "top_ids",
+            _list(pa.int32()),
+            "The most likely tokens after the prompt, most likely first; none with scope image.",
+        ),
         _column("top_logprobs", _list(pa.float32()), "Their natural-log probabilities."),
+        _column(
+            "answer_ids",
+            _list(pa.int32()),
+            "With targets: token ids of `answer` as they stand behind the prompt, the stop token last. Null where "
+            "there is no answer, no room for it in the model's context, or no way to write it behind the prompt's "
+            "own tokens.",
+            nullable=True,
+        ),
+        _column(
+            "target_ids",
+            _list(_list(pa.int32())),
+            "With targets: per token of `answer_ids`, the tokens that the model, given the pruned prompt and the "
+            "answer so far, holds most likely in its place, most likely first.",
+            nullable=True,
+        ),
+        _column("target_logprobs", _list(_list(pa.float32())), "Their natural-log probabilities.", nullable=True),
         _column(
             "prefill_ms",
             pa.float32(),
@@ -104,7 +155,7 @@ def stamped(schema: pa.Schema, schema_version: int, identity_hash: str) -> pa.Sc
 
 def column_faults(given: Iterable[str]) -> str | None:
     """What a row's columns lack or have too many; None if they are exactly those a caller provides."""
-    wanted = set(SAMPLES.names) - set(KV_COLUMNS)
+    wanted = set(SAMPLES.names) - set(PLACE_COLUMNS)
     missing, unknown = wanted - set(given), set(given) - wanted
     faults = [f"lacks {sorted(missing)}"] * bool(missing) + [f"has unknown {sorted(unknown)}"] * bool(unknown)
     return " and ".join(faults) or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -16,16 +16,37 @@ from trio_ray.store.commits import CommitRecord, FileRecord
 from trio_ray.store.findings import Finding, FindingKind, kind_of
 from trio_ray.store.layout import DataName, FileKind, commit_name, parse_data_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
-from trio_ray.store.tables import IDENTITY_KEY, QUARANTINE, SAMPLES, VERSION_KEY
+from trio_ray.store.tables import (
+    IDENTITY_KEY,
+    MEMBER_KINDS,
+    PLACE_COLUMNS,
+    QUARANTINE,
+    SAMPLES,
+    VERSION_KEY,
+    MemberKind,
+    place_columns,
+)
 from trio_ray.store.tar_members import END, MAX_HEADER, header_fault, padding
 
 _CHUNK = 4 << 20
 _TABLE_COLUMNS: dict[FileKind, list[str]] = {
-    "samples": ["key", "index", "kv_object", "kv_offset", "kv_length", "kv_checksum"],
+    "samples": ["key", "index", *PLACE_COLUMNS],
     "quarantine": ["key"],
 }
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of the tar as its row describes it."""
+
+    key: str
+    kind: MemberKind
+    object: str
+    offset: int
+    length: int
+    checksum: str
 
 
 @dataclass(slots=True)
@@ -49,9 +70,9 @@ class ShardCheck:
 def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> None:
     """Check every file of a committed part, in one pass over its bytes. Never raises `StoreError`."""
     name = commit_name(record.shard.name, record.part)
-    wanted = {"samples", *["kv"] * bool(record.stored), *["quarantine"] * bool(record.quarantined)}
-    if set(record.files) != wanted:
-        check.add(FindingKind.RECORD, name, f"lists files {sorted(record.files)}, should be {sorted(wanted)}")
+    wanted = {"samples", *["quarantine"] * bool(record.quarantined)}
+    if set(record.files) - {"tar"} != wanted:
+        check.add(FindingKind.RECORD, name, f"lists files {sorted(record.files)}, should have {sorted(wanted)}")
     for kind, file in record.files.items():
         check.explained.add(file.name)
         if parse_data_name(file.name) != DataName(record.shard.name, record.part, record.attempt, kind):
@@ -63,8 +84,12 @@ def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, O
     check.samples += len(rows or ())
     check.quarantined += len(bad or ())
     _check_unique(rows or [], record.files.get("samples"), check)
-    if "kv" in intact:
-        _check_tar(store, intact["kv"], rows, check)
+    members = None if rows is None else _members(rows, record.files["samples"], check)
+    if members is not None and bool(members) != ("tar" in record.files):
+        listed = "lists" if "tar" in record.files else "lists no"
+        check.add(FindingKind.RECORD, name, f"{listed} tar, and its rows place {len(members)} members")
+    if "tar" in intact:
+        _check_tar(store, intact["tar"], members, check)
 
 
 def _has_size(store: ObjectStore, file: FileRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> bool:
@@ -137,12 +162,32 @@ def _check_unique(rows: list[Row], file: FileRecord | None, check: ShardCheck) -
         check.indices.add(row["index"])
 
 
-def _check_tar(store: ObjectStore, file: FileRecord, rows: list[Row] | None, check: ShardCheck) -> None:
+def _members(rows: list[Row], file: FileRecord, check: ShardCheck) -> list[_Member]:
+    """What the rows say is in the tar, in its order. A part stores one kind of member for all of its rows, or none."""
+    members = [_Member(row["key"], kind, *place) for row in rows for kind, place in _places(row)]
+    broken = [member for member in members if None in (member.offset, member.length, member.checksum)]
+    if broken:
+        check.add(FindingKind.TABLE, file.name, "does not say where all of the member lies", broken[0].key)
+        return []
+    kinds = {member.kind for member in members}
+    if len(kinds) > 1 or len(members) not in (0, len(rows)):
+        check.add(FindingKind.MEMBER, file.name, f"{len(rows)} rows place {len(members)} members of {sorted(kinds)}")
+    return sorted(members, key=lambda member: member.offset)
+
+
+def _places(row: Row) -> Iterator[tuple[MemberKind, tuple[str, int, int, str]]]:
+    for kind in MEMBER_KINDS:
+        where, offset, length, checksum = (row[column] for column in place_columns(kind))
+        if where is not None:
+            yield kind, (where, offset, length, checksum)
+
+
+def _check_tar(store: ObjectStore, file: FileRecord, members: list[_Member] | None, check: ShardCheck) -> None:
     try:
         with store.open(file.name) as stream:
             tar = _HashedStream(stream)
-            if rows is not None:
-                _check_members(tar, file, rows, check)
+            if members is not None:
+                _check_members(tar, file, members, check)
             tar.skip_rest()
     except StoreError as error:
         check.add(kind_of(error), file.name, str(error))
@@ -151,20 +196,20 @@ def _check_tar(store: ObjectStore, file: FileRecord, rows: list[Row] | None, che
         check.add(FindingKind.CHECKSUM, file.name, "its bytes are not the ones that were committed")
 
 
-def _check_members(tar: _HashedStream, file: FileRecord, rows: list[Row], check: ShardCheck) -> None:
+def _check_members(tar: _HashedStream, file: FileRecord, members: list[_Member], check: ShardCheck) -> None:
     """Walk the tar along the rows; stops where it cannot know any more where the next member begins."""
-    for row in sorted(rows, key=lambda row: row["kv_offset"]):
-        key, length = row["key"], row["kv_length"]
-        gap = row["kv_offset"] - tar.position
-        if row["kv_object"] != file.name:
-            return check.add(FindingKind.MEMBER, file.name, f"its row points to {row['kv_object']!r}", key)
-        if not 0 < gap <= MAX_HEADER or not 0 <= length <= file.size - row["kv_offset"]:
-            detail = f"its row points to bytes {row['kv_offset']} + {length}, where no member of its own can be"
+    for member in members:
+        key, length = member.key, member.length
+        gap = member.offset - tar.position
+        if member.object != file.name:
+            return check.add(FindingKind.MEMBER, file.name, f"its row points to {member.object!r}", key)
+        if not 0 < gap <= MAX_HEADER or not 0 <= length <= file.size - member.offset:
+            detail = f"its row points to bytes {member.offset} + {length}, where no member of its own can be"
             return check.add(FindingKind.MEMBER, file.name, detail, key)
-        fault = header_fault(tar.read(gap), key, length)
+        fault = header_fault(tar.read(gap), key, member.kind, length)
         if fault is not None:
             check.add(FindingKind.MEMBER, file.name, fault, key)
-        if tar.hash_of(length) != row["kv_checksum"]:
+        if tar.hash_of(length) != member.checksum:
             check.add(FindingKind.MEMBER, file.name, "the sample's bytes do not fit its checksum", key)
         if any(tar.read(padding(length))):
             check.add(FindingKind.MEMBER, file.name, "the padding behind the sample is not zero", key)

@@ -1,0 +1,1 @@
+"""Bases for the transform codec, fitted to a sample of a corpus."""

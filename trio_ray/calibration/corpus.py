@@ -1,0 +1,115 @@
+"""Calibration samples: evenly from the shards of a job, and the prefixes that the job would make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from trio_ray.config import JobConfig
+from trio_ray.errors import ConfigError
+from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.pipeline.packing import pack
+from trio_ray.source.reader import read_shard
+from trio_ray.source.sample import Opener, Shard
+from trio_ray.source.shards import split_file
+from trio_ray.store.inputs import StoreOpener, expand_inputs
+
+T = TypeVar("T")
+
+STRIDE = 8
+"""Of a shard every so-manieth sample is drawn first, then those behind them: questions about one image follow each
+other."""
+
+
+@dataclass(frozen=True)
+class DrawnPrefix:
+    """A sample's prefix in host memory, without its prompt's last row, and the token of that row."""
+
+    prefix: Prefix
+    last_token: int
+
+
+def draw_samples(config: JobConfig, replica: Replica, count: int) -> list[PreparedSample]:
+    """Up to `count` samples that the job would store, as many from each shard as can be.
+
+    Raises:
+        ConfigError: no input, or no good sample in it.
+        StoreError: the input cannot be read.
+    """
+    if not config.input:
+        raise ConfigError("input", "names no shards; give paths or s3:// URIs")
+    opener = StoreOpener(config.s3)
+    files = _evenly([file for file in expand_inputs(config.input, config.s3) if file.readable], count)
+    shards = [shard for file in files for shard in split_file(file.uri, file.size, file.etag, config.source, opener)]
+    # Round after round over the shards, so that both ends of the list come from all of them.
+    open_ones = [_draw(shard, config, replica, opener) for shard in _evenly(shards, count)]
+    samples: list[PreparedSample] = []
+    while open_ones and len(samples) < count:
+        drawn = [(source, next(source, None)) for source in open_ones]
+        open_ones = [source for source, sample in drawn if sample is not None]
+        samples += [sample for _, sample in drawn if sample is not None]
+    samples = samples[:count]
+    if not samples:
+        raise ConfigError("input", "holds no sample that could be used; run the job to see why in its quarantine")
+    return samples
+
+
+def prefixes_of(
+    samples: list[PreparedSample], config: JobConfig, replica: Replica, on_sample: Callable[[], None] = lambda: None
+) -> Iterator[DrawnPrefix]:
+    """The samples' pruned prefixes, in order; `on_sample` is called behind each."""
+    schedule = make_schedule(config.method, replica.decoder.depth)
+    selector, zipper = make_selector(config.method), make_zipper(config.method)
+    for batch in pack(samples, config.pipeline.token_budget):
+        good = [sample for sample in batch if isinstance(sample, PreparedSample)]
+        prefixes = replica.prefill(good, schedule, selector, zipper=zipper)
+        for sample, prefix in zip(good, prefixes, strict=True):
+            yield DrawnPrefix(_on_host(prefix), sample.input_ids[-1])
+            on_sample()
+
+
+def _evenly(items: list[T], most: int) -> list[T]:
+    return items if len(items) <= most else [items[number * len(items) // most] for number in range(most)]
+
+
+def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> Iterator[PreparedSample]:
+    prepare = replica.preparer(config.source.max_pixels).prepare
+    for first in range(STRIDE):
+
+        def skip(index: int, first: int = first) -> bool:
+            return index % STRIDE != first
+
+        for item in read_shard(shard, config.source, opener, skip):
+            sample = prepare(item)
+            if isinstance(sample, PreparedSample):
+                yield sample
+
+
+def _on_host(prefix: Prefix) -> Prefix:
+    """In host memory and without the last row, which is text, so that every segment holds it."""
+
+    def move(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+        return tensor.narrow(-3 if tensor.dim() == 4 else 0, 0, rows).cpu().clone()
+
+    segments = tuple(
+        Segment(
+            s.first_layer,
+            move(s.keys, s.rows - 1),
+            move(s.values, s.rows - 1),
+            move(s.position, s.rows - 1),
+            move(s.text, s.rows - 1),
+        )
+        for s in prefix.segments
+    )
+    return Prefix(
+        prefix.length - 1,
+        segments,
+        tuple(kept.cpu() for kept in prefix.kept),
+        prefix.top_ids.cpu(),
+        prefix.top_logprobs.cpu(),
+    )

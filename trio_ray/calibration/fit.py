@@ -1,0 +1,234 @@
+"""A basis fitted to prefixes: what rows of each kind look like, and then the integers for a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from trio_ray.calibration.principal import principal_components
+from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.transform_bands import BANDS
+from trio_ray.kv.transform_basis import (
+    FOLD_BITS,
+    INPUT_LIMIT,
+    MAX_FOLD,
+    MAX_MULTIPLIER,
+    ROTATION_BITS,
+    STEP_BITS,
+    Basis,
+    Components,
+    Group,
+)
+from trio_ray.kv.transform_integers import folded, sums_of_products, symbols, whole_rows
+
+GROUP_CHANNELS = 32768
+"""Most channels that are transformed together: 4 layers of LLaVA-NeXT-7B."""
+
+HEADROOM = 4.0
+"""Inputs up to this many times the largest one seen are not clipped."""
+
+IMAGE_ROWS = 16384
+"""Most image rows of a segment that are looked at; they are taken at even steps."""
+
+FINENESS = 32
+"""Integers a step, before the matrix."""
+
+FAINT = 0.25
+"""Components that vary by less than this many steps are left out."""
+
+BAND_LIMITS = (100, 5, 1)
+"""Largest symbols seen of components that go into the bands behind the first: each holds more than that."""
+
+WEAKEST = 1e-2
+"""Least weight of a channel, relative to the root mean square of all: nothing is ever taken to be worth nothing."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the rows of one kind in a group of layers look like.
+
+    Attributes:
+        rows: (n, C) int32, `whole_rows` of the calibration rows.
+        means: (n,) int64, which mean each has.
+        weight: (C,) fp32, square root of the information in a channel.
+        mean: (means, C) fp32.
+        peak: largest weighted difference from the mean.
+        components: (R, C) fp32 of the weighted differences.
+        deviations: (R,) fp32.
+        spread: mean square norm of the weighted differences.
+        count: rows of the calibration set that differ from the kind's own mean, those not looked at included.
+    """
+
+    rows: Tensor
+    means: Tensor
+    weight: Tensor
+    mean: Tensor
+    peak: float
+    components: Tensor
+    deviations: Tensor
+    spread: float
+    count: int
+
+    def distortion(self, step: float) -> float:
+        """Expected square error of a row's weighted differences, components that are left out counted whole."""
+        variances = self.deviations.double().square()
+        return self.spread - float((variances - step**2 / 12).clamp_min(0).sum())
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A group of layers before a step is chosen."""
+
+    first_layer: int
+    layers: int
+    exponent: Tensor
+    kinds: tuple[Kind, Kind]
+
+
+def groups_of(first_layer: int, layers: int, layer_channels: int) -> list[tuple[int, int]]:
+    """(first layer, layers) of the groups of a segment, as even as can be, each of `GROUP_CHANNELS` at most where one
+    layer has not more.
+    """
+    count = -(-layers // max(1, GROUP_CHANNELS // layer_channels))
+    edges = [first_layer + layers * number // count for number in range(count + 1)]
+    return [(start, stop - start) for start, stop in pairwise(edges)]
+
+
+def analyse(
+    batch: SegmentBatch, first: int, layers: int, tables: Basis, information: tuple[Tensor, Tensor], most: int
+) -> Analysis:
+    """What a group's rows look like.
+
+    Args:
+        batch: a segment of all calibration prefixes.
+        first: first layer of the group.
+        layers: how many it has.
+        tables: a basis with rotary tables and leads; its groups are not read.
+        information: (C,) fp32 of image rows and text rows.
+        most: components of each kind at most.
+    """
+    part = slice(first - batch.first_layer, first - batch.first_layer + layers)
+    chosen = _thinned(batch.text)
+    keys, values = batch.keys[part].index_select(1, chosen), batch.values[part].index_select(1, chosen)
+    position, text = batch.position[chosen], batch.text[chosen]
+    number = torch.cat([torch.arange(length) for length in batch.lengths]).to(keys.device)
+    lead = torch.repeat_interleave(torch.tensor(batch.leads), torch.tensor(batch.lengths)).to(keys.device)
+    means = torch.where(batch.text & (number < lead.clamp_max(tables.leads)), number + 1, 0)
+    usual = [int(((means == 0) & mask).sum()) for mask in (~batch.text, batch.text)]
+    means = means[chosen]
+    exponent = _exponents(keys, values, means == 0)
+    whole = whole_rows(exponent, tables, keys, values, position)
+    # Rows ahead of the image may be far larger than the others (sinks): their own means are not clipped.
+    roomy = _exponents(keys, values, torch.ones_like(text))
+    clear = whole_rows(roomy, tables, keys, values, position)
+    kinds = []
+    for kind, (mask, count) in enumerate(((~text, 1), (text, 1 + tables.leads))):
+        mean = _means(clear[mask], means[mask], count) / _size(roomy)
+        found = _analyse_kind(whole[mask], means[mask], mean.float(), _size(exponent), information[kind], most)
+        kinds.append(replace(found, count=usual[kind]))
+    return Analysis(first, layers, exponent, (kinds[0], kinds[1]))
+
+
+def quantise(analysis: Analysis, step: float, rounding: int) -> Group:
+    """The integers of a group for a step, in units of the square root of the answer's divergence."""
+    image, text = (_components(kind, analysis.exponent, step, rounding) for kind in analysis.kinds)
+    return Group(analysis.first_layer, analysis.layers, analysis.exponent, image, text)
+
+
+def rotary_tables(inverse_frequency: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """(positions, head_dim / 2) int16 cosine and sine times 2 ** ROTATION_BITS, rounded in float64."""
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * inverse_frequency.double().cpu()
+    cosine, sine = ((table * 2.0**ROTATION_BITS).round().to(torch.int16) for table in (angle.cos(), angle.sin()))
+    return cosine, sine
+
+
+def _thinned(text: Tensor) -> Tensor:
+    """Ascending numbers of the text rows, and of `IMAGE_ROWS` image rows at most."""
+    images = (~text).nonzero().flatten()
+    if len(images) > IMAGE_ROWS:
+        images = images[torch.arange(IMAGE_ROWS, device=images.device) * len(images) // IMAGE_ROWS]
+    return torch.cat([images, text.nonzero().flatten()]).sort().values
+
+
+def _exponents(keys: Tensor, values: Tensor, usual: Tensor) -> Tensor:
+    """(C,) int8. A key's two halves, which rotate into each other, share theirs."""
+    largest = torch.stack([x[:, usual].abs().amax(1).float() for x in (keys, values)], 1)  # (layers, 2, heads, dim)
+    low, high = largest[:, 0].chunk(2, -1)
+    largest[:, 0] = torch.cat([torch.maximum(low, high)] * 2, -1) * 2**0.5
+    room = INPUT_LIMIT / (HEADROOM * largest.clamp_min(1e-12))
+    return (torch.frexp(room).exponent - 1).clamp(-60, 60).to(torch.int8).flatten()
+
+
+def _size(exponent: Tensor) -> Tensor:
+    """(C,) fp32, what 1 is in integers."""
+    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent.int())
+
+
+def _means(rows: Tensor, means: Tensor, count: int) -> Tensor:
+    """(count, C) fp64, the mean of the rows (n, C) that have each number in `means` (n,); the first where none has."""
+    found = torch.zeros((count, rows.shape[1]), dtype=torch.float64, device=rows.device)
+    for number in range(count):
+        mine = rows[means == number]
+        found[number] = mine.double().mean(0) if len(mine) else found[0]
+    return found
+
+
+def _analyse_kind(rows: Tensor, means: Tensor, mean: Tensor, size: Tensor, information: Tensor, most: int) -> Kind:
+    """`rows` (n, C) int32, `means` (n,) which row of `mean` (means, C) fp32 is theirs, `size` see `_size`."""
+    weight = information.to(rows.device).sqrt()
+    weight = weight.clamp_min(WEAKEST * weight.square().mean().sqrt()).clamp_min(torch.finfo(torch.float32).tiny)
+    usual = rows[means == 0]
+    weighted = (usual.float() / size - mean[0]) * weight
+    if len(usual):
+        components, deviations = principal_components(weighted, most)
+    else:
+        components, deviations = weighted.new_zeros(0, len(size)), weighted.new_zeros(0)
+    peak = float(weighted.abs().max()) if len(usual) else 0.0
+    spread = float(weighted.double().square().sum(1).mean()) if len(usual) else 0.0
+    return Kind(rows, means, weight, mean, peak, components, deviations, spread, len(usual))
+
+
+def _components(kind: Kind, exponent: Tensor, step: float, rounding: int) -> Components:
+    chosen = kind.components[kind.deviations > FAINT * step]
+    unit = min(max(step / FINENESS, 2 * kind.peak / INPUT_LIMIT), step / 2)
+    size = _size(exponent)
+    fold = (kind.weight / (unit * size) * 2.0**FOLD_BITS).round().clamp(1, MAX_FOLD).int()
+    scale = chosen.abs().amax(1) / 127
+    multiplier = (unit * scale.double() / step * 2.0**STEP_BITS).round().clamp(1, MAX_MULTIPLIER).int()
+    center = (kind.mean[0] * size).round().clamp(-INPUT_LIMIT, INPUT_LIMIT).int()
+    matrix = (chosen / scale[:, None]).round().to(torch.int8)
+    sums = sums_of_products(folded(kind.rows, center, fold), matrix)
+    offset = _means(sums, kind.means, len(kind.mean)).round().long()
+    part = Components((0, 0, 0, 0), center, fold, matrix, multiplier, offset, kind.mean)
+    return _sorted(part, symbols(kind.rows, part, kind.means, rounding))
+
+
+def _sorted(part: Components, found: Tensor) -> Components:
+    """Components by the largest symbol that was found, widest first, without those that never had one but 0."""
+    largest = found.abs().amax(0) if len(found) else found.new_zeros(found.shape[1])
+    order = largest.argsort(descending=True, stable=True)
+    order = order[largest[order] > 0]
+    ordered = largest[order].tolist()
+    ends = [sum(value > limit for value in ordered) for limit in (*BAND_LIMITS, 0)]
+    counts = [stop - start for start, stop in pairwise([0, *ends])]
+    return Components(
+        counts=tuple(counts),
+        center=part.center,
+        fold=part.fold,
+        matrix=part.matrix[order],
+        multiplier=part.multiplier[order],
+        offset=part.offset[:, order],
+        mean=part.mean,
+    )
+
+
+def component_count(groups: Sequence[Group]) -> dict[str, int]:
+    """By band the components of all groups."""
+    return {
+        band.name: sum(part.counts[number] for group in groups for part in group.kinds)
+        for number, band in enumerate(BANDS)
+    }

@@ -1,0 +1,71 @@
+"""Measure how fast the codecs are on the GPU or CPU at hand, and how small they make prefixes of well-known shapes.
+
+Keys and values are made up (trio_ray/benchmark/codec_states.py), so sizes are near those of real states and quality is
+not measured here: `trio-ray evaluate --codecs` does that. Prints a table; --out DIR gets codecs.json and codecs.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from trio_ray.errors import ConfigError
+
+CODECS = ("raw", "fp8", "int8", "int4", "int3", "int2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    shapes = ("vicuna-7b", "mistral-7b", "bundled")
+    parser.add_argument("--shapes", default="vicuna-7b", choices=shapes, help="decoder (default vicuna-7b)")
+    parser.add_argument(
+        "--codecs", nargs="+", default=list(CODECS), metavar="CODEC",
+        help=f"names, or mappings as in YAML: '{{name: int2, sinks: 8}}' (default {' '.join(CODECS)})",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="samples a batch on a GPU (default 16)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="timed rounds of each (default 5)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    import torch
+    import yaml
+
+    from trio_ray.benchmark.codec_states import GEOMETRIES
+    from trio_ray.benchmark.codecs import CodecBenchmark, markdown, records
+    from trio_ray.kv.codecs import make_codec
+    from trio_ray.kv.spec import full_spec
+
+    for name in ("samples", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name}", f"{getattr(arguments, name)} must be at least 1")
+    try:
+        codecs = {text: make_codec(full_spec(yaml.safe_load(text))) for text in arguments.codecs}
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError("--codecs", str(error)) from None
+    started = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    benchmark = CodecBenchmark.make(GEOMETRIES[arguments.shapes], arguments.samples, device, arguments.rounds)
+    speeds = []
+    for name, codec in codecs.items():
+        print(f"{time.monotonic() - started:6.1f} s  {name}", file=sys.stderr, flush=True)
+        speeds.append(benchmark.measure(name, codec))
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
+    heading = (
+        f"{arguments.shapes}, {where}, batches of {len(benchmark.batch.lengths)}, medians of {arguments.rounds} "
+        "rounds; rates in GB/s of 16-bit keys and values, zstd of coded bytes on one core; made-up states"
+    )
+    table = f"{heading}\n\n{markdown(speeds)}"
+    print(table)
+    if arguments.out:
+        folder = Path(arguments.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = {"shapes": arguments.shapes, "device": where, "rounds": arguments.rounds, "codecs": records(speeds)}
+        (folder / "codecs.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (folder / "codecs.md").write_text(table + "\n", encoding="utf-8")
+        print(f"written: {folder}/codecs.json, codecs.md")
+    return 0

@@ -1,0 +1,177 @@
+"""From the prefixes of a batch on the device to coded prefixes on the host, ready for their containers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from trio_ray.kv.batch import PrefixBatch, SegmentBatch
+from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape
+from trio_ray.method.fusion import on_device
+from trio_ray.method.rows import select_rows
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""(shape, dtype) -> a tensor in host memory, contents undefined."""
+
+
+@dataclass(frozen=True)
+class CodedPrefix:
+    """One sample's prefix as its container takes it, in host memory.
+
+    Attributes:
+        length: rows of the prompt as it entered the decoder.
+        shapes: of the segments as they are stored.
+        segments: per segment the codec's tensors by name; none where keys and values are not stored.
+        positions, texts: per segment (rows,) int32 and bool, see `Segment`.
+        kept: per prune point (K,) int32, see `Prefix`.
+        top_ids, top_logprobs: (k,) int32 and fp32, see `Prefix`.
+    """
+
+    length: int
+    shapes: tuple[SegmentShape, ...]
+    segments: tuple[dict[str, Tensor], ...]
+    positions: tuple[Tensor, ...]
+    texts: tuple[Tensor, ...]
+    kept: tuple[Tensor, ...]
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+
+@dataclass(frozen=True)
+class CodedBatch:
+    """A coded `PrefixBatch`; `shapes` holds per segment those of the B samples, the rest is as there."""
+
+    lengths: tuple[int, ...]
+    shapes: tuple[tuple[SegmentShape, ...], ...]
+    segments: tuple[CodedSegments, ...]
+    positions: tuple[Tensor, ...]
+    texts: tuple[Tensor, ...]
+    kept: tuple[Tensor, ...]
+    kept_counts: tuple[tuple[int, ...], ...]
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of its tensors."""
+        for segment in self.segments:
+            yield from segment.tensors.values()
+        yield from (*self.positions, *self.texts, *self.kept, self.top_ids, self.top_logprobs)
+
+    def on_host(self, allocate: Allocate) -> CodedBatch:
+        """The same in host memory from `allocate`, one copy a tensor.
+
+        The copies from a GPU are only queued (on the current stream, and truly so where the memory is pinned): nothing
+        may be read before the stream has come past them.
+        """
+
+        def copy(tensor: Tensor) -> Tensor:
+            return allocate(tuple(tensor.shape), tensor.dtype).copy_(tensor, non_blocking=True)
+
+        def copies(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(copy(tensor) for tensor in tensors)
+
+        return replace(
+            self,
+            segments=tuple(
+                replace(segment, tensors={name: copy(tensor) for name, tensor in segment.tensors.items()})
+                for segment in self.segments
+            ),
+            positions=copies(self.positions),
+            texts=copies(self.texts),
+            kept=copies(self.kept),
+            top_ids=copy(self.top_ids),
+            top_logprobs=copy(self.top_logprobs),
+        )
+
+    def split(self) -> list[CodedPrefix]:
+        """The samples' prefixes; their tensors are views."""
+        segments = [segment.split() for segment in self.segments]
+        rows = [[shape.rows for shape in shapes] for shapes in self.shapes]
+        positions = [tensor.split(counts) for tensor, counts in zip(self.positions, rows, strict=True)]
+        texts = [tensor.split(counts) for tensor, counts in zip(self.texts, rows, strict=True)]
+        kept = [tensor.split(list(counts)) for tensor, counts in zip(self.kept, self.kept_counts, strict=True)]
+        return [
+            CodedPrefix(
+                length=length,
+                shapes=tuple(of_samples[sample] for of_samples in self.shapes),
+                segments=tuple(of_samples[sample] for of_samples in segments),
+                positions=tuple(of_samples[sample] for of_samples in positions),
+                texts=tuple(of_samples[sample] for of_samples in texts),
+                kept=tuple(of_samples[sample] for of_samples in kept),
+                top_ids=self.top_ids[sample],
+                top_logprobs=self.top_logprobs[sample],
+            )
+            for sample, length in enumerate(self.lengths)
+        ]
+
+
+@torch.no_grad()
+def code_batch(batch: PrefixBatch, codec: Codec) -> CodedBatch:
+    """Code a batch on the device that it is on, without waiting for it.
+
+    Raises:
+        CodecError: the codec cannot code keys and values of this shape.
+    """
+    segments = list(batch.segments)
+    if codec.settings.first_segment == "kept" and len(batch.kept) == len(segments) - 1 > 0:
+        segments[0] = _kept_rows(segments[0], batch.kept[0], batch.kept_counts[0])
+    return CodedBatch(
+        lengths=batch.lengths,
+        shapes=tuple(tuple(SegmentShape.of(segment)) for segment in segments),
+        segments=tuple(codec.encode(segment) for segment in segments),
+        positions=tuple(segment.position for segment in segments),
+        texts=tuple(segment.text for segment in segments),
+        kept=batch.kept,
+        kept_counts=batch.kept_counts,
+        top_ids=batch.top_ids,
+        top_logprobs=batch.top_logprobs,
+    )
+
+
+def frame_of(batch: PrefixBatch) -> CodedBatch:
+    """All of a batch but its keys and values."""
+    return CodedBatch(
+        lengths=batch.lengths,
+        shapes=tuple(tuple(SegmentShape.of(segment)) for segment in batch.segments),
+        segments=(),
+        positions=tuple(segment.position for segment in batch.segments),
+        texts=tuple(segment.text for segment in batch.segments),
+        kept=batch.kept,
+        kept_counts=batch.kept_counts,
+        top_ids=batch.top_ids,
+        top_logprobs=batch.top_logprobs,
+    )
+
+
+def _kept_rows(segment: SegmentBatch, kept: Tensor, counts: Sequence[int]) -> SegmentBatch:
+    """Of an unpruned segment the text rows and the image rows that a prune point keeps; positions stay as they were.
+
+    Args:
+        segment: with all image rows of its samples.
+        kept: (sum of counts,) int32, indices into each sample's image rows.
+        counts: of each sample.
+    """
+    images = sum(segment.image_counts)
+    device = segment.text.device
+    starts = list(accumulate(segment.image_counts, initial=0))[:-1]
+    first = torch.repeat_interleave(on_device(starts, device), on_device(counts, device), output_size=sum(counts))
+    stays = segment.text.index_fill(0, select_rows(~segment.text, images)[first + kept], True)
+    lengths = tuple(
+        rows - before + after for rows, before, after in zip(segment.lengths, segment.image_counts, counts, strict=True)
+    )
+    rows = select_rows(stays, sum(lengths))
+    leads = tuple(lead if count else length for lead, count, length in zip(segment.leads, counts, lengths, strict=True))
+    return SegmentBatch(
+        first_layer=segment.first_layer,
+        keys=segment.keys.index_select(1, rows),
+        values=segment.values.index_select(1, rows),
+        lengths=lengths,
+        image_counts=tuple(counts),
+        leads=leads,
+        position=segment.position[rows],
+        text=segment.text[rows],
+    )

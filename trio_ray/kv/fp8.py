@@ -1,0 +1,49 @@
+"""Eight-bit floats (e4m3): one float16 scale a row, head and group of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from trio_ray.kv.arithmetic import arithmetic
+from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape, TensorSpec
+from trio_ray.kv.prefix import Segment
+from trio_ray.kv.spec import Fp8Spec
+
+
+@dataclass(frozen=True)
+class Fp8(Codec):
+    """Tensors `k` and `v`, (rows, layers, kv_heads, head_dim) e4m3 as bytes; `k.scale` and `v.scale`, float16."""
+
+    settings: Fp8Spec
+
+    def encode(self, batch: SegmentBatch) -> CodedSegments:
+        """See `Codec`."""
+        encode_floats = arithmetic(batch.keys.device).encode_floats
+        tensors = {}
+        for name, source in (("k", batch.keys), ("v", batch.values)):
+            tensors[name], tensors[f"{name}.scale"] = encode_floats(source, self._group(source.shape[-1]))
+        return CodedSegments(tensors, dict.fromkeys(tensors, batch.lengths))
+
+    def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
+        """See `Codec`."""
+        rows = (shape.rows, shape.layers, shape.kv_heads)
+        codes = TensorSpec(torch.uint8, (*rows, shape.head_dim))
+        scales = TensorSpec(torch.float16, (*rows, shape.head_dim // self._group(shape.head_dim)))
+        return {"k": codes, "k.scale": scales, "v": codes, "v.scale": scales}
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
+        """See `Codec`."""
+        keys, values = (torch.empty(shape.size, dtype=shape.dtype, device=position.device) for _ in range(2))
+        decode_floats = arithmetic(position.device).decode_floats
+        for name, out in (("k", keys), ("v", values)):
+            decode_floats(tensors[name], tensors[f"{name}.scale"], self._group(shape.head_dim), out)
+        return Segment(shape.first_layer, keys, values, position, text)
+
+    def _group(self, dim: int) -> int:
+        return gcd(self.settings.group, dim)

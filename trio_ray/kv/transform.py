@@ -1,0 +1,242 @@
+"""Keys and values of several layers in the components of a calibrated basis, quantised with one step: after KVTC
+(arXiv 2511.01815).
+
+Keys have their rotation undone, so that what is alike looks alike at every position. All channels of a group of layers,
+each weighed by how much an answer depends on it, are expressed in the principal components of a calibration set, of
+image rows and of text rows apart; text rows ahead of the image, the same in every sample, by their differences from a
+mean of their own. One step for all weighted components is the rate-distortion optimum: those that vary less than it
+vanish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec
+from trio_ray.kv.prefix import Segment
+from trio_ray.kv.spec import TransformSpec
+from trio_ray.kv.transform_bands import BANDS, pack, unpack
+from trio_ray.kv.transform_basis import FOLD_BITS, ROTATION_BITS, STEP_BITS, TENSORS, Basis, Components, Group
+from trio_ray.kv.transform_integers import symbols, whole_rows
+from trio_ray.method.fusion import on_device
+from trio_ray.method.rows import select_rows
+
+CHUNK = 8192
+"""Rows coded at once, which bounds the memory of their integers."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one kind in a segment of B samples.
+
+    Attributes:
+        index: (n,) int64, where they are.
+        mean: (n,) int64, which mean each differs from, see `Components.offset`.
+        counts: how many of them each sample has.
+    """
+
+    index: Tensor
+    mean: Tensor
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """From symbols back to rows of one kind, in floats: `symbols @ matrix + mean`. `matrix` (R, C) fp32."""
+
+    matrix: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, part: Components, exponent: Tensor) -> Synthesis:
+        """The least-squares inverse of the integers' way."""
+        forward = part.matrix.double()
+        inverse = torch.linalg.solve(forward @ forward.T, forward)
+        size = 2.0**STEP_BITS / part.multiplier.double()
+        gain = torch.ldexp(part.fold.double(), exponent.int() - FOLD_BITS)
+        return cls((inverse * size[:, None] / gain).float(), part.mean)
+
+
+class Transform(Codec):
+    """One tensor a segment: of each sample, of image rows and then of text rows, by band (`transform_bands`) the packed
+    symbols of all groups of layers, row by row.
+
+    Args:
+        settings: parameters.
+        basis: the one that the settings name.
+    """
+
+    settings: TransformSpec
+
+    def __init__(self, settings: TransformSpec, basis: Basis) -> None:
+        self.settings = settings
+        self._basis = basis
+        self._bases: dict[torch.device, Basis] = {}
+        self._syntheses: dict[torch.device, list[tuple[Synthesis, Synthesis]]] = {}
+
+    def encode(self, batch: SegmentBatch) -> CodedSegments:
+        """See `Codec`."""
+        shapes = SegmentShape.of(batch)
+        numbers = self._groups(shapes[0])
+        basis = self._basis_on(batch.keys.device)
+        groups = [basis.groups[number] for number in numbers]
+        blocks: list[list[Tensor]] = [[] for _ in shapes]
+        for kind, rows in enumerate(_rows_of_kinds(batch.text, shapes, basis.leads)):
+            for packed in self._encode_rows(basis, groups, kind, batch, rows):
+                for block, piece in zip(blocks, packed.split(list(rows.counts)), strict=True):
+                    block.append(piece.flatten())
+        pieces = [torch.cat(block) if block else batch.text.new_empty(0, dtype=torch.uint8) for block in blocks]
+        return CodedSegments({TENSOR: torch.cat(pieces)}, {TENSOR: tuple(len(piece) for piece in pieces)})
+
+    def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
+        """See `Codec`."""
+        groups = [self._basis.groups[number] for number in self._groups(shape)]
+        size = sum(rows * sum(_widths(groups, kind)) for kind, rows in enumerate(_row_counts(shape)))
+        return {TENSOR: TensorSpec(torch.uint8, (size,))}
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
+        """See `Codec`."""
+        numbers = self._groups(shape)
+        basis, syntheses = self._basis_on(position.device), self._syntheses_on(position.device)
+        groups = [basis.groups[number] for number in numbers]
+        stored, start = tensors[TENSOR], 0
+        out = torch.empty((shape.rows, shape.layers, 2, shape.kv_heads, shape.head_dim), device=position.device)
+        for kind, rows in enumerate(_rows_of_kinds(text, [shape], basis.leads)):
+            widths, count = _widths(groups, kind), rows.counts[0]
+            stop = start + count * sum(widths)
+            blocks = stored[start:stop].split([count * width for width in widths])
+            bands = [block.view(count, width) for block, width in zip(blocks, widths, strict=True)]
+            out[rows.index] = torch.cat(
+                [
+                    (
+                        unpack(mine, group.kinds[kind].counts).float() @ synthesis.matrix + synthesis.mean[rows.mean]
+                    ).view(count, group.layers, *out.shape[2:])
+                    for group, mine, synthesis in zip(
+                        groups, _split_groups(bands, groups, kind), [syntheses[n][kind] for n in numbers], strict=True
+                    )
+                ],
+                1,
+            )
+            start = stop
+        both = out.permute(1, 2, 0, 3, 4)
+        keys = _rotate(both[:, 0], basis, position).to(shape.dtype)
+        return Segment(shape.first_layer, keys, both[:, 1].to(shape.dtype), position, text)
+
+    @staticmethod
+    def _encode_rows(basis: Basis, groups: Sequence[Group], kind: int, batch: SegmentBatch, rows: Rows) -> list[Tensor]:
+        """By band (n, bytes) uint8 packed symbols of rows of one kind, the groups side by side."""
+        chunks = []
+        for index, mean in zip(rows.index.split(CHUNK), rows.mean.split(CHUNK), strict=True):
+            packed = []
+            for group in groups:
+                first = group.first_layer - batch.first_layer
+                layers = slice(first, first + group.layers)
+                whole = whole_rows(
+                    group.exponent,
+                    basis,
+                    batch.keys[layers].index_select(1, index),
+                    batch.values[layers].index_select(1, index),
+                    batch.position[index],
+                )
+                part = group.kinds[kind]
+                packed.append(pack(symbols(whole, part, mean, basis.rounding), part.counts))
+            chunks.append([torch.cat(bands, 1) for bands in zip(*packed, strict=True)])
+        return [torch.cat(bands) for bands in zip(*chunks, strict=True)]
+
+    def _groups(self, shape: SegmentShape) -> list[int]:
+        """Numbers of the groups that make up a segment. Raises `CodecError` if none do."""
+        basis, stop = self._basis, shape.first_layer + shape.layers
+        if (shape.kv_heads, shape.head_dim) != (basis.kv_heads, basis.head_dim):
+            raise CodecError(
+                f"codec.basis: made for {basis.kv_heads} heads of {basis.head_dim}, "
+                f"not for {shape.kv_heads} of {shape.head_dim}"
+            )
+        numbers = [n for n, group in enumerate(basis.groups) if shape.first_layer <= group.first_layer < stop]
+        groups = [basis.groups[number] for number in numbers]
+        if not groups or groups[0].first_layer != shape.first_layer or sum(g.layers for g in groups) != shape.layers:
+            raise CodecError(
+                f"codec.basis: its groups of layers do not make up layers {shape.first_layer} to {stop - 1}, which "
+                "hold the same rows; calibrate with the job's own prune points"
+            )
+        return numbers
+
+    def _basis_on(self, device: torch.device) -> Basis:
+        """The basis on a device; moved there once."""
+        if device not in self._bases:
+            self._bases[device] = _moved(self._basis, device)
+        return self._bases[device]
+
+    def _syntheses_on(self, device: torch.device) -> list[tuple[Synthesis, Synthesis]]:
+        """By group the ways back, of both kinds of rows, on a device; made once for each."""
+        if device not in self._syntheses:
+            groups = self._basis_on(device).groups
+            self._syntheses[device] = [
+                (Synthesis.of(g.image, g.exponent), Synthesis.of(g.text, g.exponent)) for g in groups
+            ]
+        return self._syntheses[device]
+
+
+TENSOR = "symbols"
+
+
+def _row_counts(shape: SegmentShape) -> tuple[int, int]:
+    """Rows of each kind, in the order of `KINDS`."""
+    return shape.images, shape.rows - shape.images
+
+
+def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> list[Rows]:
+    """The rows of each kind, in the order of `KINDS`; `text` (T,) bool."""
+    lengths = [shape.rows for shape in shapes]
+    starts = list(accumulate(lengths, initial=0))[:-1]
+    device, total = text.device, sum(lengths)
+    sample = torch.repeat_interleave(
+        torch.arange(len(shapes), device=device), on_device(lengths, device), output_size=total
+    )
+    number = torch.arange(total, device=device) - on_device(starts, device)[sample]
+    own = on_device([min(shape.lead, leads) for shape in shapes], device)[sample]
+    mean = torch.where(text & (number < own), number + 1, 0)
+    kinds = []
+    for kind, mask in enumerate((~text, text)):
+        counts = tuple(_row_counts(shape)[kind] for shape in shapes)
+        index = select_rows(mask, sum(counts))
+        kinds.append(Rows(index, mean[index], counts))
+    return kinds
+
+
+def _widths(groups: Sequence[Group], kind: int) -> list[int]:
+    """Bytes a row in each band, all groups together."""
+    return [sum(band.width(group.kinds[kind].counts[number]) for group in groups) for number, band in enumerate(BANDS)]
+
+
+def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -> list[list[Tensor]]:
+    """By group the bands of each, from bands in which the groups lie side by side."""
+    cut = [
+        tensor.split([band.width(group.kinds[kind].counts[number]) for group in groups], 1)
+        for number, (band, tensor) in enumerate(zip(BANDS, bands, strict=True))
+    ]
+    return [list(mine) for mine in zip(*cut, strict=True)]
+
+
+def _rotate(keys: Tensor, basis: Basis, position: Tensor) -> Tensor:
+    """Keys (layers, n, heads, dim) at their positions again."""
+    place = position.long().clamp(0, len(basis.cosine) - 1)
+    cosine, sine = (table[place][:, None].float() * 2.0**-ROTATION_BITS for table in (basis.cosine, basis.sine))
+    low, high = keys.chunk(2, -1)
+    return torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
+
+
+def _moved(basis: Basis, device: torch.device) -> Basis:
+    def move(part: Components) -> Components:
+        return Components(part.counts, **{name: getattr(part, name).to(device) for name in TENSORS})
+
+    groups = tuple(
+        replace(group, exponent=group.exponent.to(device), image=move(group.image), text=move(group.text))
+        for group in basis.groups
+    )
+    return replace(basis, cosine=basis.cosine.to(device), sine=basis.sine.to(device), groups=groups)

@@ -1,0 +1,76 @@
+"""Small integers packed by how large they get, so that what zstd sees is alike and no symbol costs it a whole bit.
+
+Components are sorted from wide to narrow; each of four consecutive bands has its own packing:
+
+- `wide`: two bytes an integer, lowest bytes first, up to 32,767 either way;
+- `byte`: one byte, up to 127;
+- `nibble`: two to a byte, up to 7;
+- `trit`: five to a byte, -1, 0 or 1.
+
+What is larger than its band takes is stored as the band's largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trio_ray.method.fusion import on_device
+
+
+@dataclass(frozen=True)
+class Band:
+    """A packing: `per_byte` symbols of up to `limit` either way; where `per_byte` is 0, two bytes for each symbol."""
+
+    name: str
+    limit: int
+    per_byte: int
+
+    @property
+    def base(self) -> int:
+        """Number of values that a symbol can have."""
+        return 2 * self.limit + 1
+
+    def width(self, components: int) -> int:
+        """Bytes a row."""
+        return -(-components // self.per_byte) if self.per_byte else 2 * components
+
+
+BANDS = (Band("wide", 32767, 0), Band("byte", 127, 1), Band("nibble", 7, 2), Band("trit", 1, 5))
+
+
+def pack(symbols: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """(n, components) int64 -> by band (n, `Band.width`) uint8. `counts`: components of each band."""
+    return [_pack(part, band) for part, band in zip(symbols.split(list(counts), 1), BANDS, strict=True)]
+
+
+def unpack(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Undo `pack`: (n, components) int64. Any byte stands for some symbols within the limits."""
+    return torch.cat([_unpack(*each) for each in zip(packed, BANDS, counts, strict=True)], 1)
+
+
+def _pack(symbols: Tensor, band: Band) -> Tensor:
+    symbols = symbols.clamp(-band.limit, band.limit)
+    if not band.per_byte:
+        unsigned = symbols + (band.limit + 1)
+        return torch.cat([unsigned & 255, unsigned >> 8], 1).to(torch.uint8)
+    padded = F.pad(symbols, (0, -symbols.shape[1] % band.per_byte)) + band.limit
+    return (padded.unflatten(1, (-1, band.per_byte)) * _places(band, symbols)).sum(2).to(torch.uint8)
+
+
+def _unpack(packed: Tensor, band: Band, count: int) -> Tensor:
+    packed = packed.long()
+    if not band.per_byte:
+        low, high = packed.chunk(2, 1)
+        return low + (high << 8) - (band.limit + 1)
+    digits = (packed[..., None] // _places(band, packed)) % band.base - band.limit
+    return digits.flatten(1)[:, :count]
+
+
+def _places(band: Band, like: Tensor) -> Tensor:
+    """(per_byte,) int64, what a symbol in each place of a byte counts."""
+    return on_device([band.base**place for place in range(band.per_byte)], like.device)
