@@ -6,11 +6,23 @@ sentence a person reads at night is enough to act on. `exit_code` is what the co
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TrioRayError(Exception):
-    """Base of all typed errors."""
+    """Base of all typed errors. They keep their sentence and their fields when they pass between processes."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default the finished message would go into a constructor that makes one of other arguments, and fail.
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[TrioRayError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> TrioRayError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(fields)
+    return error
 
 
 class ConfigError(TrioRayError):

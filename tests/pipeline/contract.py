@@ -62,9 +62,21 @@ def _assert_tables(store: ObjectStore, commit: CommitRecord) -> None:
 def _assert_prefixes(store: ObjectStore, commit: CommitRecord) -> None:
     encoder = load_dataset(store).identity["method"]["encoder"]
     for row in pq.read_table(io.BytesIO(store.read(commit.files["samples"].name))).to_pylist():
+        if row["kv_object"] is None:
+            _assert_embeds(store, row)
+            continue
         header = prefix_header(store.read_range(row["kv_object"], row["kv_offset"], row["kv_length"]))
         assert_valid(header, "prefix")
         dropped_before = row["image_tokens"] - header["kept"][0] if encoder else 0
         assert (header["key"], header["length"]) == (row["key"], row["prompt_tokens"] - dropped_before)
         assert header["kept"] == [len(kept) for kept in row["kept"]]
-        assert header["segments"] == row["segments"]
+        sizes = [{name: segment[name] for name in ("first_layer", "layers", "rows")} for segment in header["segments"]]
+        assert sizes == row["segments"]
+
+
+def _assert_embeds(store: ObjectStore, row: dict[str, Any]) -> None:
+    if row["embeds_object"] is not None:
+        header = prefix_header(store.read_range(row["embeds_object"], row["embeds_offset"], row["embeds_length"]))
+        assert_valid(header, "embeds")
+        assert (header["key"], header["length"]) == (row["key"], row["prompt_tokens"])
+        assert header["rows"] == row["prompt_tokens"] - row["image_tokens"] + len(row["kept"][0])

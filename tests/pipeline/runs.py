@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from trio_ray.config import JobConfig, load_config
+from trio_ray.identity import codec_of
 from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.plan import JobPlan, plan_job
-from trio_ray.pipeline.shard_run import PartReport, ShardRunner
+from trio_ray.pipeline.shard_run import InputRead, PartReport, ShardRunner
 from trio_ray.store.commits import read_commits
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.objects import ObjectStore
@@ -35,11 +38,16 @@ def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, 
 def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunner:
     """The runner that a replica's actor would make."""
     return ShardRunner(
-        replica=replica,
+        stage=ModelStage(
+            replica=replica,
+            schedule=plan.schedule,
+            selector=make_selector(config.method),
+            zipper=make_zipper(config.method),
+            codec=codec_of(plan.dataset.identity, plan.store),
+            cache=config.cache,
+            token_budget=config.pipeline.token_budget,
+        ),
         config=config,
-        schedule=plan.schedule,
-        selector=make_selector(config.method),
-        zipper=make_zipper(config.method),
         store=plan.store,
         dataset=plan.dataset,
         opener=StoreOpener(config.s3),
@@ -51,7 +59,12 @@ def run_here(config: JobConfig, replica: Replica, /, **changed: Any) -> list[Par
     """Plan and run all that is left to do; `changed` replaces attributes of the runner."""
     plan = plan_job(config, with_gpu=False)
     runner = replace(make_runner(config, replica, plan), **changed)
-    return [report for task in plan.tasks for report in runner.run(task.shard, task.committed)]
+    return [report for task in plan.tasks for report in part_reports(runner.run(task.shard, task.committed))]
+
+
+def part_reports(reports: Iterator[PartReport | InputRead]) -> Iterator[PartReport]:
+    """A run's reports of parts alone."""
+    return (report for report in reports if isinstance(report, PartReport))
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,18 @@ def test_the_part_size_follows_from_the_wanted_bytes(tiny_model: Path, corpus: P
     assert plan_job(config, with_gpu=False).dataset.part_samples == (1 << 20) // ((grid + 64) * 8 * 2 * 64 * 4)
 
 
+@pytest.mark.parametrize(("level", "samples"), [("embeds", (1 << 20) // ((16 + 64) * 64 * 4)), ("indices", 4096)])
+def test_the_part_size_follows_from_the_level(
+    tiny_model: Path, corpus: Path, tmp_path: Path, level: str, samples: int
+) -> None:
+    """Embeddings: 16 image rows at the first prune point and 64 of text, 64 floats each; indices: the most."""
+    config = job_config(
+        tiny_model, corpus, tmp_path / "cache", method__retention=None, method__prune_points=[1, 3],
+        method__keep=[16, 4], cache__part_samples=None, cache__part_bytes=1 << 20, cache__level=level,
+    )  # fmt: skip
+    assert plan_job(config, with_gpu=False).dataset.part_samples == samples
+
+
 def test_changed_input_is_lost_with_the_reason_and_the_rest_goes_on(
     tiny_model: Path, corpus: Path, tmp_path: Path, llama: Replica
 ) -> None:

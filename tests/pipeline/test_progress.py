@@ -27,7 +27,7 @@ def play(progress: Progress) -> None:
     progress.update(PoolEvent(replica_ready="cpu float32 sdpa"), summary)
     time.sleep(0.05)
     summary.stored, summary.quarantined = 6, 2
-    progress.update(PoolEvent(report=PartReport("name", 0, 6, 2, 100, True)), summary)
+    progress.update(PoolEvent(report=PartReport("name", 0, 6, 2, 100, True, 5.0)), summary)
     progress.update(PoolEvent(shard_done=task), summary)
     progress.update(PoolEvent(replica_lost="killed by [signal] 9"), summary)
 
@@ -58,7 +58,7 @@ def test_a_log_stays_short_while_nothing_special_happens(capsys: pytest.CaptureF
     progress = LogProgress()
     summary = JobSummary("cache", "run", shards=1, shards_before=0)
     for part in range(50):
-        progress.update(PoolEvent(report=PartReport("name", part, 1, 0, 1, False)), summary)
+        progress.update(PoolEvent(report=PartReport("name", part, 1, 0, 1, False, 5.0)), summary)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

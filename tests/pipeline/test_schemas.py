@@ -8,10 +8,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.corpora import sample, samples, write_parquet, write_tar
+from tests.kv.prefixes import codec_of, contained
 from tests.pipeline.contract import assert_follows_the_contract, assert_valid, described, prefix_header
 from tests.pipeline.runs import job_config, run_here
-from trio_ray.kv.codec import CODECS
-from trio_ray.kv.container import CONTAINER_VERSION, DTYPES, encode_prefix
+from trio_ray.kv.container import CONTAINER_VERSION, DTYPES
 from trio_ray.model.replica import Replica, make_schedule, make_selector
 from trio_ray.source.sample import Sample, Turn
 from trio_ray.store.local import LocalStore
@@ -34,7 +34,7 @@ def header(llama: Replica) -> dict[str, object]:
     prepared = llama.preparer(10**6).prepare(asked)
     config = job_config(Path(), [], "").method
     (prefix,) = llama.prefill([prepared], make_schedule(config, 8), make_selector(config))  # type: ignore[list-item]
-    return prefix_header(encode_prefix(prefix, CODECS["raw"], "a key", "0" * 64))
+    return prefix_header(contained(prefix, codec_of("int4"), "a key", "0" * 64))
 
 
 def test_a_prefix_has_the_described_header_and_no_other_field(header: dict[str, object]) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.corpora import noise, photo, sample, samples, tar_bytes, write_jsonl, write_parquet, write_tar
-from tests.pipeline.runs import account, job_config, make_runner, run_here
+from tests.pipeline.runs import account, job_config, make_runner, part_reports, run_here
 from tests.source.corpus import FailingFile
 from trio_ray.cache import PrunedCache
 from trio_ray.errors import StoreError
@@ -128,7 +128,7 @@ def test_resume_decodes_nothing_of_committed_parts(
     )
     plan = plan_job(config, with_gpu=False)
     interrupted = make_runner(config, llama, plan).run(plan.tasks[0].shard, frozenset())
-    assert next(interrupted).part == 0
+    assert next(part_reports(interrupted)).part == 0
     interrupted.close()
     before = {commit.part for commit in read_commits(plan.store, 1)}
     assert before
@@ -146,7 +146,7 @@ def test_a_part_that_another_run_commits_first_counts_for_that_run_alone(
 ) -> None:
     config = job_config(tiny_model, write_tar(tmp_path / "a.tar", samples(10)), tmp_path / "cache")
     plan = plan_job(config, with_gpu=False)
-    slow = make_runner(config, llama, plan).run(plan.tasks[0].shard, frozenset())
+    slow = part_reports(make_runner(config, llama, plan).run(plan.tasks[0].shard, frozenset()))
     assert next(slow).stored == 4  # its one batch has committed parts 0 and 1, and part 2 is open
     fast = run_here(config, llama)
     assert [(report.part, report.stored) for report in fast] == [(2, 2)]
@@ -251,6 +251,7 @@ def test_questions_about_one_image_that_follow_each_other_encode_it_once(
         tiny_model, write_tar(tmp_path / "a.tar", members), tmp_path / "cache", pipeline__token_budget=token_budget
     )
     vision: Any = CountingVision(llama.vision)
-    run_here(config, llama, replica=replace(llama, vision=vision, _last_image=None))
+    stage = make_runner(config, llama, plan_job(config, with_gpu=False)).stage
+    run_here(config, llama, stage=replace(stage, replica=replace(llama, vision=vision, _last_image=None)))
     grid = PrunedCache(str(tmp_path / "cache")).table.column("images")[0].as_py()[0]
     assert vision.tiles == 1 + grid["grid_rows"] * grid["grid_columns"]

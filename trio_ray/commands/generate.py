@@ -1,17 +1,24 @@
-"""Answer from stored prefixes: no image is opened and no prompt is prefilled.
+"""Answer from what is stored: nothing of an image is looked at but what the cache holds of it.
 
 The model must be the one that made the cache; any other is refused by the name of the file that differs. Without keys,
-the first --limit samples are answered. With --json each line is a JSON object.
+the first --limit samples are answered. Of a cache of scope image, --question is put to every image; without it each
+sample's own. A cache of level indices has its input read and prefilled again. With --json each line is a JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+from typing import TYPE_CHECKING, Any
 
 from trio_ray.commands.s3_options import add_s3_options, s3_config
-from trio_ray.config import BUNDLED_MODEL, ModelConfig
+from trio_ray.config import BUNDLED_MODEL, ModelConfig, PromptConfig
+from trio_ray.errors import ConfigError
+from trio_ray.source.sample import Turn
+
+if TYPE_CHECKING:
+    from trio_ray.kv.prefix import Prefix
+    from trio_ray.model.replica import Replica
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="samples answered without keys (default 8)")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="prefixes decoded together (default 16)")
+    parser.add_argument("--question", metavar="TEXT", help="what to ask of each image (caches of scope image)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     add_s3_options(parser)
 
@@ -32,11 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print question, answer and, where the corpus has one, the true answer."""
     from trio_ray.cache import PrunedCache
+    from trio_ray.commands.stored_prefixes import prefixes_of
     from trio_ray.model.loading import model_folder
     from trio_ray.model.replica import Replica
 
-    cache = PrunedCache(arguments.cache, s3_config(arguments))
-    dtype = cache.dataset.identity["model"]["dtype"]
+    s3 = s3_config(arguments)
+    cache = PrunedCache(arguments.cache, s3)
+    identity = cache.dataset.identity
+    if arguments.question is not None and cache.method.scope != "image":
+        raise ConfigError(
+            "--question", "the prefixes of this cache end with questions of their own (cache.scope: prompt)"
+        )
+    dtype = identity["model"]["dtype"]
     config = ModelConfig(name=arguments.model, dtype=dtype)
     if arguments.keys:
         shards = {commit.shard.name for commit in cache.commits}
@@ -44,18 +59,36 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         rows = cache.table.slice(0, arguments.limit).to_pylist()
     cache.check_model(model_folder(config), dtype)
-    replica = Replica.load(config)
-    stored = cache.load_many(rows)
+    replica = Replica.load(config, PromptConfig.model_validate(identity["prompt"]))
     known = right = 0
-    while batch := list(itertools.islice(stored, arguments.batch)):
-        answers = replica.generate([item.prefix for item in batch], arguments.max_new_tokens)
-        for item, answer in zip(batch, answers, strict=True):
-            _show(item.row, answer, arguments.json)
-            known += item.row["answer"] is not None
-            right += item.row["answer"] == answer
+    for start in range(0, len(rows), arguments.batch):
+        batch = rows[start : start + arguments.batch]
+        prefixes = prefixes_of(cache, replica, batch, s3)
+        for row, answer in zip(batch, _answers(replica, prefixes, batch, arguments), strict=True):
+            truth = row["answer"] if arguments.question is None else None
+            _show(row, _question(row, arguments), answer, truth, arguments.json)
+            known += truth is not None
+            right += truth is not None and truth == answer
     if known and not arguments.json:
         print(f"{right} of {known} answers equal the true ones")
     return 0
+
+
+def _answers(
+    replica: Replica, prefixes: list[Prefix], rows: list[dict[str, Any]], arguments: argparse.Namespace
+) -> list[str]:
+    if rows[0]["turns"] is None:
+        return replica.generate(prefixes, arguments.max_new_tokens)
+    own = [[Turn(**turn) for turn in row["turns"]] for row in rows]
+    questions = own if arguments.question is None else [arguments.question] * len(rows)
+    return replica.ask(prefixes, [row["prompt"] for row in rows], questions, arguments.max_new_tokens)
+
+
+def _question(row: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """What is answered: the prompt, or behind an image the question."""
+    if arguments.question is not None:
+        return str(arguments.question)
+    return "\n".join(turn["text"] for turn in row["turns"]) if row["turns"] else row["prompt"]
 
 
 def _key_and_shard(argument: str, shards: set[str]) -> tuple[str, str | None]:
@@ -64,10 +97,10 @@ def _key_and_shard(argument: str, shards: set[str]) -> tuple[str, str | None]:
     return (key, shard) if shard in shards else (argument, None)
 
 
-def _show(row: dict[str, object], answer: str, as_json: bool) -> None:
+def _show(row: dict[str, Any], question: str, answer: str, truth: str | None, as_json: bool) -> None:
     if as_json:
-        shown = {name: row[name] for name in ("shard", "key", "prompt")}
-        print(json.dumps({**shown, "answer": answer, "truth": row["answer"]}, ensure_ascii=False))
+        shown = {"shard": row["shard"], "key": row["key"], "prompt": question}
+        print(json.dumps({**shown, "answer": answer, "truth": truth}, ensure_ascii=False))
         return
-    truth = f"   (true: {row['answer']})" if row["answer"] is not None else ""
-    print(f"{row['key']}: {row['prompt']}\n    -> {answer}{truth}")
+    shown_truth = f"   (true: {truth})" if truth is not None else ""
+    print(f"{row['key']}: {question}\n    -> {answer}{shown_truth}")

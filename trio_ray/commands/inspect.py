@@ -52,9 +52,8 @@ def _print_cache(cache: Any) -> None:
     print(f"{cache.uri}: made {dataset.created} with trio-ray {dataset.package_version}")
     for section, values in sorted(dataset.identity.items()):
         print(f"  {section}: {values}")
-    kv = sum(table.column("kv_length").to_pylist())
     parts = f"{len(cache.commits)} parts of up to {dataset.part_samples} samples"
-    print(f"  {parts}, {len(table)} samples, {kv:,} bytes of KV")
+    print(f"  {parts}, {len(table)} samples, {_stored(cache)}")
     if len(table):
         image_tokens = sum(table.column("image_tokens").to_pylist())
         retention = sum(table.column("retention").to_pylist()) / len(table)
@@ -71,29 +70,58 @@ def _print_cache(cache: Any) -> None:
 
 
 def _print_sample(cache: Any, row: dict[str, Any]) -> None:
-    prefix = cache.load(row).prefix  # reads and checks the stored bytes
     for name in ("key", "shard", "index", "prompt", "answer", "prompt_tokens", "image_tokens"):
         print(f"{name:14s} {row[name]}")
+    for turn in row["turns"] or ():
+        print(f"{'own ' + turn['role']:14s} {turn['text']}")
     for image in row["images"]:
         grid = f"{image['grid_rows']} x {image['grid_columns']} tiles"
         size = f"{image['width']} x {image['height']} pixels"
         print(f"{'image':14s} {size}, {grid}, {image['tokens']} tokens, {image['hash']}")
     for layer, kept in zip(cache.schedule.prune_points, row["kept"], strict=True):
         print(f"{'kept':14s} before layer {layer}: {len(kept)}: {' '.join(map(str, kept))}")
-    for segment in prefix.segments:
-        last = segment.first_layer + segment.layers - 1
-        shape = tuple(segment.keys.shape[2:])
-        print(f"{'segment':14s} layers {segment.first_layer}..{last}: {segment.rows} rows of {shape}")
+    for segment in row["segments"]:
+        last = segment["first_layer"] + segment["layers"] - 1
+        print(f"{'segment':14s} layers {segment['first_layer']}..{last}: {segment['rows']} rows")
     print(f"{'retention':14s} {row['retention']:.4f} of {row['image_tokens']} image tokens, mean over layers")
-    place = f"{row['kv_object']} bytes {row['kv_offset']}..{row['kv_offset'] + row['kv_length'] - 1}"
-    print(f"{'kv':14s} {place}, codec {row['codec']}, checksum {row['kv_checksum']} (read and equal)")
-    first = ", ".join(
-        f"{token} ({logprob:.3f})" for token, logprob in zip(row["top_ids"], row["top_logprobs"], strict=True)
+    print(f"{cache.level:14s} {_read(cache, row)}")
+    print(f"{'first token':14s} {_distribution(row['top_ids'], row['top_logprobs']) or 'none: scope image'}")
+    for token, ids, logprobs in zip(
+        row["answer_ids"] or (), row["target_ids"] or (), row["target_logprobs"] or (), strict=True
+    ):
+        print(f"{'target':14s} {token} <- {_distribution(ids, logprobs)}")
+
+
+def _stored(cache: Any) -> str:
+    """What is stored beside the rows of all samples."""
+    if cache.level == "indices":
+        return "nothing beside their rows (level indices)"
+    size = sum(cache.table.column(f"{cache.level}_length").to_pylist())
+    return f"{size:,} bytes of {'KV' if cache.level == 'kv' else 'embeddings'}"
+
+
+def _read(cache: Any, row: dict[str, Any]) -> str:
+    """What is stored beside a row; its bytes are read and checked."""
+    if cache.level == "indices":
+        return "nothing beside this row"
+    if cache.level == "kv":
+        segment = cache.load(row).prefix.segments[0]
+        what = f"heads {tuple(segment.keys.shape[2:])}, codec {row['codec']}"
+    else:
+        embeds = cache.load_embeds(row)
+        what = f"{tuple(embeds.rows.shape)} {str(embeds.rows.dtype).removeprefix('torch.')}"
+    where, start, length, checksum = (
+        row[f"{cache.level}_{name}"] for name in ("object", "offset", "length", "checksum")
     )
-    print(f"{'first token':14s} {first}")
+    return f"{where} bytes {start}..{start + length - 1}, {what}, checksum {checksum} (read and equal)"
+
+
+def _distribution(ids: list[int], logprobs: list[float]) -> str:
+    return ", ".join(f"{token} ({logprob:.3f})" for token, logprob in zip(ids, logprobs, strict=True))
 
 
 def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3Config) -> None:
+    from trio_ray.commands.input_samples import read_again
     from trio_ray.model.loading import load_processor, model_folder, read_model_config
     from trio_ray.model.tiles import Tiler
     from trio_ray.overlay import draw_overlay
@@ -103,7 +131,8 @@ def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3
     cache.check_model(folder, cache.dataset.identity["model"]["dtype"])  # another model's grid would be a wrong picture
     tiler = Tiler.from_processor(load_processor(folder)[1], read_model_config(folder).vision_config.patch_size)
     out, start = Path(arguments.png), 0
-    for number, (data, image) in enumerate(zip(_read_images(cache, row, s3), row["images"], strict=True)):
+    (sample,) = read_again(cache, [row], s3)
+    for number, (data, image) in enumerate(zip(sample.images, row["images"], strict=True)):
         stop = start + image["tokens"]
         kept = [[token - start for token in point if start <= token < stop] for point in row["kept"]]
         pixels = decode_image(data, max_pixels=cache.dataset.identity["source"]["max_pixels"])
@@ -117,25 +146,3 @@ def _save(picture: Any, out: Path) -> None:
         picture.save(out)
     except (OSError, ValueError) as error:
         raise ConfigError("--png", f"{out} cannot be written: {error}") from None
-
-
-def _read_images(cache: Any, row: dict[str, Any], s3: S3Config) -> tuple[bytes, ...]:
-    """The sample's images again, from its input shard, held against the stored hashes."""
-    import xxhash
-
-    from trio_ray.config import SourceConfig
-    from trio_ray.source.reader import read_shard
-    from trio_ray.source.sample import Sample
-    from trio_ray.source.shards import split_file
-    from trio_ray.store.inputs import StoreOpener
-
-    record = next(commit.shard for commit in cache.commits if commit.shard.name == row["shard"])
-    source = SourceConfig.model_validate(cache.dataset.identity["source"])
-    opener = StoreOpener(s3)
-    shards = split_file(record.uri, record.size, record.etag, source, opener)
-    shard = next(shard for shard in shards if shard.name == record.name)
-    wanted = [image["hash"] for image in row["images"]]
-    for sample in read_shard(shard, source, opener, skip=lambda index: index != row["index"]):
-        if isinstance(sample, Sample) and [xxhash.xxh3_128_hexdigest(data) for data in sample.images] == wanted:
-            return sample.images
-    raise ConfigError("--png", f"{record.uri} no longer holds the image that {row['key']!r} was made from")

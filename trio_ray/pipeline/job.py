@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-
-import ray
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
+from trio_ray.pipeline.metrics import JobMetrics
 from trio_ray.pipeline.plan import JobPlan, plan_job
 from trio_ray.pipeline.pool import PoolEvent, ReplicaPool
 from trio_ray.pipeline.progress import Progress
+from trio_ray.pipeline.ray_session import cluster_given, gpus_per_replica, ray_session
 from trio_ray.pipeline.replica_actor import ReplicaOrder
 from trio_ray.pipeline.rows import shard_input
 from trio_ray.source.sample import Shard
@@ -80,9 +78,10 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
         JobFailed: no replica can be started, or too many samples are bad. What was committed stays.
     """
     started = time.monotonic()
-    with _ray_if(wanted=_cluster_given(), settings=config):
+    cpus = config.pipeline.replicas_max * config.pipeline.cpus_per_replica
+    with ray_session(cpus) if cluster_given() else nullcontext():
         # On a cluster, whether there are GPUs decides what is stored, so Ray is asked first; alone, this machine is.
-        with_gpu = _gpus_per_replica(config) > 0
+        with_gpu = gpus_per_replica(config.pipeline.gpus_per_replica) > 0
         plan = plan_job(config, with_gpu)
         summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete))
         run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
@@ -91,7 +90,7 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
             summary.failed[_label(shard)] = reason
             _record_failure(plan, run, shard, 1, reason)
         if plan.tasks:
-            with _ray_if(wanted=not ray.is_initialized(), settings=config):
+            with ray_session(cpus):
                 _work(config, plan, run, summary, progress, started)
     summary.seconds = time.monotonic() - started
     return summary
@@ -109,12 +108,14 @@ def _work(
     # The cache's identity names the arithmetic, so a replica must not choose another on the device that it happens on.
     model = config.model.model_copy(update={"dtype": str(plan.dtype).removeprefix("torch.")})
     order = ReplicaOrder(config.model_copy(update={"model": model}), plan.schedule, plan.dataset, plan.run_id, threads)
-    pool = ReplicaPool(order, config.pipeline, _gpus_per_replica(config))
+    pool = ReplicaPool(order, config.pipeline, gpus_per_replica(config.pipeline.gpus_per_replica))
     # Two runs on one cache begin at different shards, so that they rarely do the same work.
     turn = int(plan.run_id, 16) % len(plan.tasks)
-    with closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
+    metrics = JobMetrics(config.output, len(plan.tasks), len(plan.lost))
+    with metrics, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
         for event in events:
             _account(event, summary)
+            metrics.update(event)
             if event.shard_done:
                 clear_failure(plan.store, event.shard_done.shard.name)
             if event.shard_failed:
@@ -166,38 +167,3 @@ def _record_failure(plan: JobPlan, run: RunRecord, shard: Shard, attempts: int, 
     ended = RunRecord(run.run_id, run.host, run.started, utc_now(), run.package_version)
     identity = plan.dataset.identity_hash
     write_failure(plan.store, FailureRecord(SCHEMA_VERSION, identity, shard_input(shard), attempts, why, ended))
-
-
-def _cluster_given() -> bool:
-    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
-
-
-def _gpus_per_replica(config: JobConfig) -> float:
-    if config.pipeline.gpus_per_replica is not None:
-        return config.pipeline.gpus_per_replica
-    if ray.is_initialized():
-        return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-    import torch
-
-    return 1.0 if torch.cuda.is_available() else 0.0
-
-
-@contextmanager
-def _ray_if(wanted: bool, settings: JobConfig) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine; leave an existing connection
-    alone.
-    """
-    if not wanted or ray.is_initialized():
-        yield
-        return
-    options: dict[str, object] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        pipeline = settings.pipeline
-        needed = math.ceil(pipeline.replicas_max * pipeline.cpus_per_replica)
-        # Named, because Ray would otherwise join whatever was last started here with `ray start`.
-        options = {"address": "local", "num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level="warning", **options)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -109,10 +109,15 @@ def _part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtyp
     text, vision = model_config.get_text_config(), model_config.vision_config
     patches = max(height * width for height, width in model_config.image_grid_pinpoints) // vision.patch_size**2
     image_tokens = patches + (vision.image_size // vision.patch_size) ** 2
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    row_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * dtype.itemsize
-    sample_bytes = row_bytes * (schedule.mean_tokens(image_tokens) + TEXT_ROWS)
-    return max(1, min(MAX_PART_SAMPLES, int(config.cache.part_bytes / sample_bytes)))
+    if config.cache.level == "indices":
+        return MAX_PART_SAMPLES
+    if config.cache.level == "embeds":
+        rows, row_bytes = float(schedule.counts(image_tokens)[0]), text.hidden_size * dtype.itemsize
+    else:
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        row_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * dtype.itemsize
+        rows = schedule.mean_tokens(image_tokens)
+    return max(1, min(MAX_PART_SAMPLES, int(config.cache.part_bytes / (row_bytes * (rows + TEXT_ROWS)))))
 
 
 def _find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:

@@ -14,34 +14,54 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from trio_ray.config import PipelineConfig
 from trio_ray.errors import JobFailed
 from trio_ray.pipeline.plan import Task
+from trio_ray.pipeline.ray_session import in_one_line
 from trio_ray.pipeline.replica_actor import ReplicaActor, ReplicaOrder
-from trio_ray.pipeline.shard_run import PartReport
+from trio_ray.pipeline.shard_run import InputRead, PartReport
 
 POLL_S = 0.5
+SHARDS_AT_ONCE = 2
+"""Shards on a replica: without the second, its GPU would wait while the first is being stored."""
 MAX_FAILED_STARTS = 3
 """Replicas in a row that may fail to load before the job gives up: the next would fail as well."""
 
 
 @dataclass
 class PoolEvent:
-    """Something the job wants to know: exactly one of the fields is set beside `replica`."""
+    """Something the job wants to know: exactly one of the fields is set, beside the number of the `replica`."""
 
     report: PartReport | None = None
     shard_done: Task | None = None
     shard_failed: tuple[Task, int, str] | None = None
     replica_ready: str | None = None
     replica_lost: str | None = None
+    replica: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
+class _Run:
+    """A shard on a replica. `stream` brings its reports; `reading` until all of its input is read."""
+
+    task: Task
+    stream: Any
+    reading: bool = True
+
+
+@dataclass(eq=False)
 class _Replica:
-    """An actor and what it is at. `pending` is the start or the shard's stream of reports."""
+    """An actor and what it is at: its `start` until that is over, then up to two shards, of which one is being stored
+    while the next is read.
+    """
 
+    number: int
     actor: Any
-    pending: Any
-    task: Task | None = None
-    ready: bool = False
+    start: Any
+    runs: list[_Run] = field(default_factory=list)
     last_seen: float = field(default_factory=time.monotonic)
+
+    @property
+    def wants_work(self) -> bool:
+        """Whether the model would soon be idle."""
+        return self.start is None and len(self.runs) < SHARDS_AT_ONCE and not any(run.reading for run in self.runs)
 
 
 class ReplicaPool:
@@ -63,6 +83,7 @@ class ReplicaPool:
         self._replicas: list[_Replica] = []
         self._failed_starts = 0
         self._ever_ready = 0
+        self._started_so_far = 0
 
     def run(self, tasks: list[Task]) -> Generator[PoolEvent, None, None]:
         """Work through `tasks`; events come as they happen. Closing the generator ends the replicas.
@@ -76,11 +97,12 @@ class ReplicaPool:
         deadline = time.monotonic() + self._settings.start_timeout_s
         needed = min(self._settings.replicas_min, len(tasks))  # more than one a shard are never started
         try:
-            while waiting or any(replica.task for replica in self._replicas):
+            while waiting or any(replica.runs for replica in self._replicas):
                 self._match_size(len(waiting))
                 self._hand_out(waiting)
-                for replica in self._changed():
-                    yield from self._advance(replica, waiting, attempts)
+                for replica, run in self._changed():
+                    if replica in self._replicas:  # an event before may have shown that it died
+                        yield from self._advance(replica, run, waiting, attempts)
                 yield from self._kill_silent(waiting, attempts)
                 if self._ever_ready < needed and time.monotonic() > deadline:
                     raise JobFailed(self._start_problem())
@@ -91,9 +113,9 @@ class ReplicaPool:
 
     def _match_size(self, waiting: int) -> None:
         """Start replicas that are missing; end those that have no work left."""
-        busy = sum(replica.task is not None for replica in self._replicas)
+        busy = sum(bool(replica.runs) for replica in self._replicas)
         wanted = min(self._settings.replicas_max, busy + waiting)
-        for replica in [r for r in self._replicas if r.task is None][max(0, wanted - busy) :]:
+        for replica in [r for r in self._replicas if not r.runs][max(0, wanted - busy) :]:
             self._replicas.remove(replica)
             ray.kill(replica.actor)
         while len(self._replicas) < wanted:
@@ -103,67 +125,89 @@ class ReplicaPool:
                 num_gpus=self._gpus,
                 max_restarts=0,
                 max_task_retries=0,
+                max_concurrency=SHARDS_AT_ONCE,
             ).remote(self._order)
-            self._replicas.append(_Replica(actor, actor.ready.remote()))
+            self._replicas.append(_Replica(self._started_so_far, actor, actor.ready.remote()))
+            self._started_so_far += 1
 
     def _hand_out(self, waiting: deque[Task]) -> None:
-        for replica in self._replicas:
-            if replica.ready and replica.task is None and waiting:
-                replica.task = waiting.popleft()
-                replica.pending = replica.actor.run_shard.options(num_returns="streaming").remote(replica.task)
+        # Idle replicas first: a second shard for a busy one is worth less than a first one.
+        for replica in sorted(self._replicas, key=lambda replica: len(replica.runs)):
+            if replica.wants_work and waiting:
+                task = waiting.popleft()
+                stream = replica.actor.run_shard.options(num_returns="streaming").remote(task)
+                replica.runs.append(_Run(task, stream))
                 replica.last_seen = time.monotonic()
 
-    def _changed(self) -> list[_Replica]:
-        by_pending = {replica.pending: replica for replica in self._replicas if replica.pending is not None}
-        if not by_pending:
+    def _changed(self) -> list[tuple[_Replica, _Run | None]]:
+        pending: dict[Any, tuple[_Replica, _Run | None]] = {}
+        for replica in self._replicas:
+            if replica.start is not None:
+                pending[replica.start] = (replica, None)
+            pending.update({run.stream: (replica, run) for run in replica.runs})
+        if not pending:
             time.sleep(POLL_S)
             return []
-        changed, _ = ray.wait(list(by_pending), num_returns=len(by_pending), timeout=POLL_S, fetch_local=False)
+        changed, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL_S, fetch_local=False)
         if not changed:
             return []
-        return [by_pending[pending] for pending in changed]
+        return [pending[reference] for reference in changed]
 
-    def _advance(self, replica: _Replica, waiting: deque[Task], attempts: dict[str, int]) -> Iterator[PoolEvent]:
+    def _advance(
+        self, replica: _Replica, run: _Run | None, waiting: deque[Task], attempts: dict[str, int]
+    ) -> Iterator[PoolEvent]:
         replica.last_seen = time.monotonic()
-        if replica.task is None:
+        if run is None:
             yield from self._started(replica)
             return
         try:
-            yield PoolEvent(report=ray.get(next(replica.pending)))
+            report = ray.get(next(run.stream))
+            if isinstance(report, InputRead):
+                run.reading = False
+            else:
+                yield PoolEvent(report=report, replica=replica.number)
         except StopIteration:
-            yield PoolEvent(shard_done=replica.task)
-            replica.task, replica.pending = None, None
+            replica.runs.remove(run)
+            yield PoolEvent(shard_done=run.task, replica=replica.number)
         except RayTaskError as error:  # the actor lives; the shard raised
-            yield from self._attempt_failed(replica, waiting, attempts, _sentence(error))
+            replica.runs.remove(run)
+            yield from self._attempt_failed(run.task, waiting, attempts, in_one_line(error))
         except RayError as error:
-            self._replicas.remove(replica)
-            yield PoolEvent(replica_lost=_sentence(error))
-            if getattr(error, "preempted", False) and replica.task is not None:
-                waiting.appendleft(replica.task)  # a spot machine was taken back: not the shard's doing
-                return
-            yield from self._attempt_failed(replica, waiting, attempts, f"its replica died: {_sentence(error)}")
+            # A spot machine that was taken back is no shard's doing.
+            innocent = bool(getattr(error, "preempted", False))
+            yield from self._lost(replica, waiting, attempts, in_one_line(error), innocent)
 
     def _started(self, replica: _Replica) -> Iterator[PoolEvent]:
         try:
-            where = ray.get(replica.pending)
+            where = ray.get(replica.start)
         except (RayActorError, RayTaskError) as error:
             self._replicas.remove(replica)
             self._failed_starts += 1
-            yield PoolEvent(replica_lost=_sentence(error))
+            yield PoolEvent(replica_lost=in_one_line(error), replica=replica.number)
             if self._failed_starts >= MAX_FAILED_STARTS:
-                raise JobFailed(f"{MAX_FAILED_STARTS} replicas in a row failed to load: {_sentence(error)}") from None
+                raise JobFailed(f"{MAX_FAILED_STARTS} replicas in a row failed to load: {in_one_line(error)}") from None
             return
-        replica.ready, replica.pending = True, None
+        replica.start = None
         self._failed_starts = 0
         self._ever_ready += 1
-        yield PoolEvent(replica_ready=where)
+        yield PoolEvent(replica_ready=where, replica=replica.number)
+
+    def _lost(
+        self, replica: _Replica, waiting: deque[Task], attempts: dict[str, int], why: str, innocent: bool = False
+    ) -> Iterator[PoolEvent]:
+        """A replica is gone. The shard that its model was at is to blame; one that was only being stored is not."""
+        self._replicas.remove(replica)
+        yield PoolEvent(replica_lost=why, replica=replica.number)
+        reading = [run for run in replica.runs if run.reading]
+        for run in replica.runs:
+            if innocent or (reading and run not in reading):
+                waiting.appendleft(run.task)
+            else:
+                yield from self._attempt_failed(run.task, waiting, attempts, f"its replica died: {why}")
 
     def _attempt_failed(
-        self, replica: _Replica, waiting: deque[Task], attempts: dict[str, int], why: str
+        self, task: Task, waiting: deque[Task], attempts: dict[str, int], why: str
     ) -> Iterator[PoolEvent]:
-        task = replica.task
-        assert task is not None
-        replica.task, replica.pending = None, None
         attempts[task.shard.name] = attempts.get(task.shard.name, 0) + 1
         if attempts[task.shard.name] >= self._settings.shard_attempts:
             yield PoolEvent(shard_failed=(task, attempts[task.shard.name], why))
@@ -173,12 +217,9 @@ class ReplicaPool:
     def _kill_silent(self, waiting: deque[Task], attempts: dict[str, int]) -> Iterator[PoolEvent]:
         limit = self._settings.shard_timeout_s
         for replica in list(self._replicas):
-            if limit is not None and replica.task is not None and time.monotonic() - replica.last_seen > limit:
+            if limit is not None and replica.runs and time.monotonic() - replica.last_seen > limit:
                 ray.kill(replica.actor)
-                self._replicas.remove(replica)
-                why = f"no part was done for {limit:g} s"
-                yield PoolEvent(replica_lost=why)
-                yield from self._attempt_failed(replica, waiting, attempts, why)
+                yield from self._lost(replica, waiting, attempts, f"no part was done for {limit:g} s")
 
     def _start_problem(self) -> str:
         settings, cluster = self._settings, ray.cluster_resources()
@@ -188,13 +229,3 @@ class ReplicaPool:
             f"and the cluster has {cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}: see "
             "pipeline.cpus_per_replica, pipeline.gpus_per_replica and pipeline.start_timeout_s"
         )
-
-
-def _sentence(error: Exception) -> str:
-    """An error in one line: Ray puts the remote traceback into the message, the cause has the sentence."""
-    cause = getattr(error, "cause", None)
-    if isinstance(error, RayTaskError) and cause is not None:
-        return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # Where loading failed, the message is the remote traceback, which ends with the cause; otherwise it begins with it.
-    return lines[-1 if isinstance(error, RayActorError) and error.actor_init_failed else 0]

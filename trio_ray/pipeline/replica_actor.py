@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from trio_ray.config import JobConfig
+from trio_ray.identity import codec_of
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.pipeline.metrics import ReplicaMetrics
+from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.plan import Task
-from trio_ray.pipeline.shard_run import PartReport, ShardRunner
+from trio_ray.pipeline.shard_run import InputRead, PartReport, ShardRunner
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.opening import open_store
@@ -32,27 +36,42 @@ class ReplicaActor:
     """Hosts a LLaVA-NeXT replica. Pixels and KV never leave it by Ray: only shards come in and small reports go out."""
 
     def __init__(self, order: ReplicaOrder) -> None:
+        started = time.monotonic()
         torch.set_num_threads(order.threads)
         config = order.config
+        store = open_store(config.output, config.s3)
         self._runner = ShardRunner(
-            replica=Replica.load(config.model, config.prompt),
+            stage=ModelStage(
+                replica=Replica.load(config.model, config.prompt),
+                schedule=order.schedule,
+                selector=make_selector(config.method),
+                zipper=make_zipper(config.method),
+                codec=codec_of(order.dataset.identity, store),
+                cache=config.cache,
+                token_budget=config.pipeline.token_budget,
+            ),
             config=config,
-            schedule=order.schedule,
-            selector=make_selector(config.method),
-            zipper=make_zipper(config.method),
-            store=open_store(config.output, config.s3),
+            store=store,
             dataset=order.dataset,
             opener=StoreOpener(config.s3),
             run_id=order.run_id,
         )
+        self._metrics = ReplicaMetrics(config.output, time.monotonic() - started)
 
     def ready(self) -> str:
         """Returns, once the model is loaded, what it runs on."""
-        replica = self._runner.replica
+        replica = self._runner.stage.replica
         return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
 
-    def run_shard(self, task: Task) -> Iterator[PartReport]:
-        """Process a shard; a report comes as each part is done."""
+    def run_shard(self, task: Task) -> Iterator[PartReport | InputRead]:
+        """Process a shard; a report comes as each part is done, and a word when its input is read.
+
+        Then the next shard may be given: it fills the device while this one is still being stored.
+        """
+        started = time.monotonic()
         # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
-        for report in self._runner.run(task.shard, task.committed):  # noqa: UP028
+        for report in self._runner.run(task.shard, task.committed):
+            if isinstance(report, PartReport):
+                self._metrics.part_done(time.monotonic() - started)
+                started = time.monotonic()
             yield report

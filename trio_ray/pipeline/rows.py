@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
-from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.prepare import PreparedImage, PreparedSample
+from trio_ray.pipeline.model_stage import StoredSample
 from trio_ray.source.sample import Shard
 from trio_ray.store.commits import ShardInput
 
@@ -18,43 +18,59 @@ def shard_input(shard: Shard) -> ShardInput:
 
 def sample_row(
     sample: PreparedSample,
-    prefix: Prefix,
+    stored: StoredSample,
     schedule: Schedule,
-    codec: str,
+    codec: str | None,
     prefill_ms: float,
     encode_ms: float,
 ) -> dict[str, Any]:
-    """All columns of `store.tables.SAMPLES` but those that say where the prefix lies."""
+    """All columns of `store.tables.SAMPLES` but those that say where its member of the tar lies."""
+    coded, part = stored.coded, sample.image_part
+    covered = part or sample
+    has_first_token = len(coded.top_ids) > 0
     return {
         "key": sample.key,
         "index": sample.index,
-        "images": [
-            {
-                "hash": image.hash,
-                "width": image.width,
-                "height": image.height,
-                "grid_rows": image.grid[0],
-                "grid_columns": image.grid[1],
-                "tokens": image.tokens,
-            }
-            for image in sample.images
-        ],
-        "prompt": sample.prompt,
+        "images": [_image_fields(image) for image in sample.images],
+        "prompt": covered.prompt,
+        "turns": [{"role": turn.role, "text": turn.text} for turn in part.turns] if part else None,
         "answer": sample.answer,
-        "prompt_ids": list(sample.prompt_ids),
-        "prompt_tokens": sample.rows,
+        "prompt_ids": list(covered.prompt_ids),
+        "prompt_tokens": sample.rows - (len(sample.prompt_ids) - len(covered.prompt_ids)),
         "image_tokens": sample.image_tokens,
-        "kept": [kept.tolist() for kept in prefix.kept],
+        "kept": [kept.tolist() for kept in coded.kept],
         "segments": [
-            {"first_layer": segment.first_layer, "layers": segment.layers, "rows": segment.rows}
-            for segment in prefix.segments
+            {"first_layer": shape.first_layer, "layers": shape.layers, "rows": shape.rows} for shape in coded.shapes
         ],
         "retention": schedule.mean_tokens(sample.image_tokens) / sample.image_tokens,
         "codec": codec,
-        "first_token": prefix.first_token,
-        "first_logprob": float(prefix.top_logprobs[0]),
-        "top_ids": prefix.top_ids.tolist(),
-        "top_logprobs": prefix.top_logprobs.tolist(),
+        "first_token": int(coded.top_ids[0]) if has_first_token else None,
+        "first_logprob": float(coded.top_logprobs[0]) if has_first_token else None,
+        "top_ids": coded.top_ids.tolist(),
+        "top_logprobs": coded.top_logprobs.tolist(),
+        **_target_fields(sample, stored),
         "prefill_ms": prefill_ms,
         "encode_ms": encode_ms,
+    }
+
+
+def _image_fields(image: PreparedImage) -> dict[str, Any]:
+    return {
+        "hash": image.hash,
+        "width": image.width,
+        "height": image.height,
+        "grid_rows": image.grid[0],
+        "grid_columns": image.grid[1],
+        "tokens": image.tokens,
+    }
+
+
+def _target_fields(sample: PreparedSample, stored: StoredSample) -> dict[str, Any]:
+    answer, targets = sample.answer_tokens, stored.targets
+    if answer is None or targets is None:
+        return dict.fromkeys(("answer_ids", "target_ids", "target_logprobs"))
+    return {
+        "answer_ids": list(answer.ids),
+        "target_ids": targets.ids.tolist(),
+        "target_logprobs": targets.logprobs.tolist(),
     }

@@ -1,40 +1,45 @@
-"""One shard through one replica: read, prepare, prefill, encode, commit part by part. Knows nothing of Ray."""
+"""One shard through one replica: read, prepare, prefill, code, commit part by part. Knows nothing of Ray."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import ObjectMissing
-from trio_ray.kv.codec import Codec, codec_named
-from trio_ray.kv.container import encode_prefix
-from trio_ray.kv.prefix import Prefix
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.visionzip import VisionZip
+from trio_ray.kv.container import write_container
+from trio_ray.kv.embeds import write_embeds
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
+from trio_ray.pipeline.model_stage import ModelStage, StoredGroup, StoredSample
 from trio_ray.pipeline.packing import Outcome, pack
 from trio_ray.pipeline.rows import sample_row, shard_input
 from trio_ray.source.reader import read_shard
-from trio_ray.source.sample import BadSample, Opener, Shard
+from trio_ray.source.sample import BadSample, Opener, Reason, Shard
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.layout import commit_name
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
 
 BATCHES_IN_FLIGHT = 2
-"""Batches that may wait for encoding and upload while the model is at the next one."""
+"""Batches that may wait for the host's share of the work while the model is at the next one."""
+
+
+@dataclass(frozen=True)
+class InputRead:
+    """All samples of a shard are prepared: the model has work for little longer, and the next shard may begin."""
+
+    shard: str
 
 
 @dataclass(frozen=True)
 class PartReport:
     """A part that is done. `stored` and `quarantined` count what this attempt committed: 0 where another had been
-    faster.
+    faster. `device_ms` is the time that the device took for its samples.
     """
 
     shard: str
@@ -43,49 +48,47 @@ class PartReport:
     quarantined: int
     bytes: int
     last: bool
+    device_ms: float
 
 
 @dataclass(frozen=True)
-class PrefilledBatch:
-    """Outcomes of a group with the prefixes of the good ones, and the milliseconds that the model took."""
+class ModelledBatch:
+    """Outcomes of a group, and what is stored of its good ones, in order, as it comes to the host."""
 
     outcomes: list[Outcome]
-    prefixes: list[Prefix]
+    groups: list[StoredGroup]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A good sample with what is stored of it, and the device's time for it."""
+
+    sample: PreparedSample
+    stored: StoredSample
     milliseconds: float
 
 
 @dataclass(frozen=True)
 class ShardRunner:
-    """Runs shards, one after the other, on one replica.
+    """Runs shards on one replica; a shard may begin while the one before is still being stored.
 
     Attributes:
-        replica: the loaded model.
+        stage: the replica and all that it is told.
         config: the job.
-        schedule: the solved budget.
-        selector: which tokens stay.
-        zipper: the reduction behind the vision tower, if any.
         store: the cache.
         dataset: its identity and part size.
         opener: reads the input.
         run_id: names this run in the records.
     """
 
-    replica: Replica
+    stage: ModelStage
     config: JobConfig
-    schedule: Schedule
-    selector: Selector
-    zipper: VisionZip | None
     store: ObjectStore
     dataset: Dataset
     opener: Opener
     run_id: str
 
-    @property
-    def codec(self) -> Codec:
-        """How keys and values are stored."""
-        return codec_named(self.config.cache.codec)
-
-    def run(self, shard: Shard, committed: frozenset[int]) -> Iterator[PartReport]:
+    def run(self, shard: Shard, committed: frozenset[int]) -> Iterator[PartReport | InputRead]:
         """Process what is not committed yet and yield a report as each part is done.
 
         Raises:
@@ -94,37 +97,57 @@ class ShardRunner:
         done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
         items = read_shard(shard, self.config.source, self.opener, skip=done.holds)
         settings = self.config.pipeline
-        prepare = self.replica.preparer(self.config.source.max_pixels).prepare
+        cache = self.config.cache
+        prepare = self.stage.replica.preparer(
+            self.config.source.max_pixels, cache.selected_under, with_answers=cache.targets != "none"
+        ).prepare
         outcomes = ordered_map(prepare, items, settings.decode_threads, settings.lookahead)
         writer = _ShardWriter(self, shard)
         with ThreadPoolExecutor(1) as thread:
             try:
-                yield from self._through_model(pack(outcomes, settings.token_budget), writer, thread)
+                batches = pack(outcomes, settings.token_budget)
+                yield from self._through_model(batches, shard, writer, thread)
                 yield from thread.submit(writer.finish, done.highest).result()
             finally:
                 outcomes.close()
                 thread.submit(writer.abort).result()
 
     def _through_model(
-        self, batches: Iterable[list[Outcome]], writer: _ShardWriter, thread: ThreadPoolExecutor
-    ) -> Iterator[PartReport]:
-        """Prefill batch after batch while one thread encodes and uploads those before."""
+        self, batches: Iterator[list[Outcome]], shard: Shard, writer: _ShardWriter, thread: ThreadPoolExecutor
+    ) -> Iterator[PartReport | InputRead]:
+        """Prefill batch after batch while one thread stores those before."""
         writing: list[Future[list[PartReport]]] = []
-        for batch in batches:
-            writing.append(thread.submit(writer.add, self._prefill(batch)))
+        batch = next(batches, None)
+        while batch is not None:
+            following = next(batches, None)
+            if following is None:
+                yield InputRead(shard.name)
+            writing.append(thread.submit(writer.add, self._model(batch)))
             while len(writing) > BATCHES_IN_FLIGHT or (writing and writing[0].done()):
                 yield from writing.pop(0).result()
+            batch = following
         for future in writing:
             yield from future.result()
 
-    def _prefill(self, outcomes: list[Outcome]) -> PrefilledBatch:
+    def _model(self, outcomes: list[Outcome]) -> ModelledBatch:
         good = [outcome for outcome in outcomes if isinstance(outcome, PreparedSample)]
-        if not good:
-            return PrefilledBatch(outcomes, [], 0.0)
-        started = time.perf_counter()
-        top_k = self.config.cache.top_k
-        prefixes = self.replica.prefill(good, self.schedule, self.selector, top_k, on_host=True, zipper=self.zipper)
-        return PrefilledBatch(outcomes, prefixes, 1e3 * (time.perf_counter() - started))
+        groups = self.stage.run(good)
+        if None not in groups:
+            return ModelledBatch(outcomes, [group for group in groups if group])
+        return ModelledBatch(_without_too_large(outcomes, groups), [group for group in groups if group])
+
+
+def _without_too_large(outcomes: Sequence[Outcome], groups: Sequence[StoredGroup | None]) -> list[Outcome]:
+    """The outcomes, with a `BadSample` in the place of each good one that had no room on the device even alone."""
+    fits = iter([fit for group in groups for fit in ([True] * len(group.lengths) if group else [False])])
+    return [
+        outcome
+        if isinstance(outcome, BadSample) or next(fits)
+        else BadSample(
+            outcome.key, outcome.index, Reason.OUT_OF_MEMORY, f"{outcome.rows} rows do not fit into the device's memory"
+        )
+        for outcome in outcomes
+    ]
 
 
 class _CommittedParts:
@@ -165,8 +188,9 @@ class _ShardWriter:
         self._part = -1
         self._open: PartWriter | None = None
         self._broken = False
+        self._device_ms = 0.0
 
-    def add(self, batch: PrefilledBatch) -> list[PartReport]:
+    def add(self, batch: ModelledBatch) -> list[PartReport]:
         """Store a batch; returns the parts that this completes. After a failure nothing more is stored."""
         if self._broken:
             return []  # it waited behind the failure; the part it begins in lacks the samples of the failed batch
@@ -176,21 +200,42 @@ class _ShardWriter:
             self._broken = True
             raise
 
-    def _sort(self, batch: PrefilledBatch) -> list[PartReport]:
+    def _sort(self, batch: ModelledBatch) -> list[PartReport]:
         reports = []
-        prefixes = iter(batch.prefixes)
-        rows = sum(prefix.length for prefix in batch.prefixes)
-        for outcome in batch.outcomes:
-            part = outcome.index // self._runner.dataset.part_samples
-            if self._open is None or part != self._part:
-                reports += self._commit(last=False)
-                self._begin(part)
-            if isinstance(outcome, BadSample):
-                self._writer.quarantine(outcome.key, outcome.index, outcome.reason, outcome.detail)
-            else:
-                prefix = next(prefixes)
-                self._store_sample(outcome, prefix, batch.milliseconds * prefix.length / rows)
+        good = [outcome for outcome in batch.outcomes if isinstance(outcome, PreparedSample)]
+        threads = self._runner.config.pipeline.encode_threads
+        contained = ordered_map(self._contain, _place(good, batch.groups), threads, lookahead=2 * threads)
+        with closing(contained):
+            for outcome in batch.outcomes:
+                part = outcome.index // self._runner.dataset.part_samples
+                if self._open is None or part != self._part:
+                    reports += self._commit(last=False)
+                    self._begin(part)
+                if isinstance(outcome, BadSample):
+                    self._writer.quarantine(outcome.key, outcome.index, outcome.reason, outcome.detail)
+                else:
+                    row, data = next(contained)
+                    self._writer.add(row, data, kind="kv" if self._runner.stage.codec else "embeds")
+                    self._device_ms += row["prefill_ms"]
         return reports
+
+    def _contain(self, placed: _Placed) -> tuple[dict[str, Any], bytes | None]:
+        """A sample's row and its member of the tar; runs in threads."""
+        started = time.perf_counter()
+        data = self._member(placed)
+        encode_ms = 1e3 * (time.perf_counter() - started)
+        stage = self._runner.stage
+        codec = None if stage.codec is None else stage.codec.name
+        return sample_row(placed.sample, placed.stored, stage.schedule, codec, placed.milliseconds, encode_ms), data
+
+    def _member(self, placed: _Placed) -> bytes | None:
+        key, fingerprint = placed.sample.key, self._runner.dataset.identity_hash
+        codec = self._runner.stage.codec
+        if codec is not None:
+            return write_container(placed.stored.coded, codec, key, fingerprint)
+        if placed.stored.embeds is not None:
+            return write_embeds(placed.stored.embeds, key, fingerprint)
+        return None
 
     def finish(self, highest_elsewhere: int) -> list[PartReport]:
         """Commit what is open, at the end of the shard; `highest_elsewhere` is the highest part committed by others,
@@ -220,14 +265,18 @@ class _ShardWriter:
         if self._open is None:
             return []
         writer, self._open = self._open, None
-        size = writer.kv_bytes
+        size = writer.tar_bytes
         won = writer.commit(last) is not None
         counts = (writer.stored, writer.quarantined, size) if won else (0, 0, 0)
-        return [PartReport(self._shard.name, self._part, *counts, last)]
+        device_ms, self._device_ms = self._device_ms, 0.0
+        return [PartReport(self._shard.name, self._part, *counts, last, device_ms)]
 
-    def _store_sample(self, sample: PreparedSample, prefix: Prefix, prefill_ms: float) -> None:
-        started = time.perf_counter()
-        data = encode_prefix(prefix, self._runner.codec, sample.key, self._runner.dataset.identity_hash)
-        encode_ms = 1e3 * (time.perf_counter() - started)
-        row = sample_row(sample, prefix, self._runner.schedule, self._runner.codec.name, prefill_ms, encode_ms)
-        self._writer.add(row, data)
+
+def _place(samples: Sequence[PreparedSample], groups: Sequence[StoredGroup]) -> Iterator[_Placed]:
+    """Samples with what is stored of them; waits for each group's copy. A group's time is shared out by rows."""
+    waiting = iter(samples)
+    for group in groups:
+        stored = group.samples()
+        per_row = group.milliseconds / sum(item.coded.length for item in stored)
+        for item in stored:
+            yield _Placed(next(waiting), item, per_row * item.coded.length)

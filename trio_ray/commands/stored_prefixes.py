@@ -1,0 +1,35 @@
+"""Prefixes of stored samples, whatever the cache holds of them: read, or computed from what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_ray.cache import PrunedCache
+from trio_ray.commands.input_samples import InputChanged, read_again
+from trio_ray.config import S3Config
+from trio_ray.kv.prefix import Prefix
+from trio_ray.model.replica import Replica
+from trio_ray.source.sample import BadSample
+
+
+def prefixes_of(cache: PrunedCache, replica: Replica, rows: list[dict[str, Any]], s3: S3Config) -> list[Prefix]:
+    """The prefixes of these rows: of level kv as they are stored; of level embeds from the stored embeddings, so that
+    all layers hold the tokens of the first prune point; of level indices by prefilling the input again, unscored.
+
+    Raises:
+        PrefixError: something stored, or the input, is not what it was.
+        StoreError: the cache or the input cannot be read.
+    """
+    method = cache.method
+    if cache.level == "kv":
+        return [item.prefix for item in cache.load_many(rows)]
+    if cache.level == "embeds":
+        top_k = 0 if method.scope == "image" else method.top_k
+        return replica.prefill_embeds([cache.load_embeds(row) for row in rows], top_k, method.positions)
+    preparer = replica.preparer(cache.dataset.identity["source"]["max_pixels"], method.instruction)
+    samples = [preparer.prepare(sample) for sample in read_again(cache, rows, s3)]
+    good = [sample for sample in samples if not isinstance(sample, BadSample)]
+    if len(good) < len(samples):
+        bad = next(sample for sample in samples if isinstance(sample, BadSample))
+        raise InputChanged(bad.key, cache.uri, f"it was sound, and now: {bad.detail}")
+    return replica.prefill_known(good, [row["kept"] for row in rows], method)

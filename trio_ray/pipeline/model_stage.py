@@ -1,0 +1,237 @@
+"""The device's share of the work: prefill, code, copy to the host. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from trio_ray.config import CacheConfig
+from trio_ray.kv.codec import Codec
+from trio_ray.kv.embeds import Embeds, EmbedsBatch
+from trio_ray.kv.encode import Allocate, CodedBatch, CodedPrefix, code_batch, frame_of
+from trio_ray.method.schedule import Schedule
+from trio_ray.method.selector import Selector
+from trio_ray.method.suppression import Haste
+from trio_ray.method.visionzip import VisionZip
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.replica import Replica
+from trio_ray.model.targets import Targets, TargetsBatch, answer_targets
+from trio_ray.pipeline.packing import pack
+
+Mark = torch.cuda.Event | float
+"""A point in a device's work, or where there is no GPU, in seconds."""
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """What is stored of a sample, in host memory. `coded` has no segments where keys and values are not stored."""
+
+    coded: CodedPrefix
+    embeds: Embeds | None = None
+    targets: Targets | None = None
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """What is stored of a batch, as the device leaves it or on its way to the host."""
+
+    coded: CodedBatch
+    embeds: EmbedsBatch | None = None
+    targets: TargetsBatch | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of its tensors."""
+        for part in (self.coded, self.embeds, self.targets):
+            if part is not None:
+                yield from part.tensors()
+
+    def on_host(self, allocate: Allocate) -> StoredBatch:
+        """The same in host memory; see `CodedBatch.on_host`."""
+
+        def copy(tensor: Tensor) -> Tensor:
+            return allocate(tuple(tensor.shape), tensor.dtype).copy_(tensor, non_blocking=True)
+
+        return StoredBatch(
+            self.coded.on_host(allocate),
+            None if self.embeds is None else self.embeds.copied(copy),
+            None if self.targets is None else self.targets.copied(copy),
+        )
+
+    def split(self) -> list[StoredSample]:
+        """The samples' shares; their tensors are views."""
+        coded = self.coded.split()
+        embeds = self.embeds.split() if self.embeds else [None] * len(coded)
+        targets = self.targets.split() if self.targets else [None] * len(coded)
+        return [StoredSample(*parts) for parts in zip(coded, embeds, targets, strict=True)]
+
+
+@dataclass(frozen=True)
+class StoredGroup:
+    """A batch on its way to the host, when the device began and ended with it, and when it is copied.
+
+    Attributes:
+        batch: in host memory once `copied` has come.
+        started, ended: marks of time.
+        copied: when all is in host memory.
+        settled: () bool beside the batch, whether nothing has to be made again; see `Haste`.
+        again: makes it again.
+    """
+
+    batch: StoredBatch
+    started: Mark
+    ended: Mark
+    copied: torch.cuda.Event | None = None
+    settled: Tensor | None = None
+    again: Callable[[], StoredGroup] | None = None
+
+    def samples(self) -> list[StoredSample]:
+        """The samples in host memory, as soon as they are there."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if self.settled is not None and self.again is not None and not self.settled:
+            return self.again().samples()
+        return self.batch.split()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows of each sample's prompt, as far as it is stored."""
+        return self.batch.coded.lengths
+
+    @property
+    def milliseconds(self) -> float:
+        """What the device needed for them; ask when they are there."""
+        if isinstance(self.started, float) or isinstance(self.ended, float):
+            assert isinstance(self.started, float)
+            assert isinstance(self.ended, float)
+            return 1e3 * (self.ended - self.started)
+        return self.started.elapsed_time(self.ended)
+
+
+@dataclass
+class ModelStage:
+    """A replica's model with all that it is told, used by one thread at a time.
+
+    Between the prune points of a batch the device is not asked whether suppression has settled (`Haste`): the host
+    goes on, and finds out when the results arrive. What had not settled is made again, exactly, and the batches after
+    it look further ahead.
+
+    Attributes:
+        replica: the loaded model.
+        schedule: how many image tokens stay where.
+        selector: which ones.
+        zipper: the reduction behind the vision tower, if any.
+        codec: how keys and values are stored; None where they are not.
+        cache: what is stored of a sample.
+        token_budget: most rows of a batch of several samples. It is halved whenever the device runs out of memory.
+    """
+
+    replica: Replica
+    schedule: Schedule
+    selector: Selector
+    zipper: VisionZip | None
+    codec: Codec | None
+    cache: CacheConfig
+    token_budget: int
+    _haste: Haste = field(default_factory=Haste)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _copies: torch.cuda.Stream | None = None
+
+    def __post_init__(self) -> None:
+        if self.replica.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.replica.device)
+
+    def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
+        """What is stored of the samples, in order: one group, or several where the device's memory is too small.
+
+        None stands for a sample that does not fit even alone.
+        """
+        with self._lock:
+            # A budget that was halved since these samples were packed holds for them, too.
+            return [group for fitting in pack(samples, self.token_budget) for group in self._run(fitting)]
+
+    def _run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
+        try:
+            return [self._group(samples)]
+        except torch.OutOfMemoryError:
+            pass  # outside of the handler, whose traceback keeps the batch's tensors alive
+        if self.replica.device.type == "cuda":
+            torch.cuda.synchronize(self.replica.device)  # copies under way hold memory, too
+            torch.cuda.empty_cache()
+        if len(samples) == 1:
+            return [self._alone(samples[0])]
+        self.token_budget = max(1, self.token_budget // 2)
+        half = len(samples) // 2
+        return self._run(samples[:half]) + self._run(samples[half:])
+
+    def _alone(self, sample: PreparedSample) -> StoredGroup | None:
+        try:
+            return self._group([sample])
+        except torch.OutOfMemoryError:
+            return None
+
+    def _group(self, samples: Sequence[PreparedSample]) -> StoredGroup:
+        haste = replace(self._haste, unchecked=[])
+        started = self._mark()
+        stored = self._stored(samples, replace(self.selector, haste=haste))
+        settled = torch.stack(haste.unchecked).all() if haste.unchecked else None
+        return self._copied(stored, started, settled, partial(self._again, samples))
+
+    def _again(self, samples: Sequence[PreparedSample]) -> StoredGroup:
+        """A batch that had not settled, waiting for the device as often as it takes."""
+        with self._lock:
+            self._haste = Haste(2 * self._haste.window, 2 * self._haste.rounds)
+            return self._copied(self._stored(samples, self.selector), self._mark())
+
+    def _copied(
+        self,
+        stored: StoredBatch,
+        started: Mark,
+        settled: Tensor | None = None,
+        again: Callable[[], StoredGroup] | None = None,
+    ) -> StoredGroup:
+        ended = self._mark()
+        if self._copies is None or isinstance(ended, float):
+            return StoredGroup(stored, started, ended, None, settled, again)
+        with torch.cuda.stream(self._copies):
+            self._copies.wait_event(ended)
+            on_host = stored.on_host(_pinned)
+            if settled is not None:
+                settled.record_stream(self._copies)
+                settled = _pinned((), torch.bool).copy_(settled, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        for tensor in stored.tensors():
+            tensor.record_stream(self._copies)  # or its memory would be given away while it is still being copied
+        return StoredGroup(on_host, started, ended, copied, settled, again)
+
+    def _stored(self, samples: Sequence[PreparedSample], selector: Selector) -> StoredBatch:
+        cache, replica = self.cache, self.replica
+        arguments = (samples, self.schedule, selector, cache.top_k, self.zipper, cache.scope)
+        embeds = targets = None
+        if cache.level == "embeds":
+            batch, embeds = replica.prefill_with_embeds(*arguments)
+        else:
+            batch = replica.prefill_batch(*arguments)
+        if cache.targets == "top_k":
+            answers = [sample.answer_tokens for sample in samples]
+            targets = answer_targets(replica.decoder, batch, answers, cache.top_k)
+        coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec)
+        return StoredBatch(coded, embeds, targets)
+
+    def _mark(self) -> Mark:
+        if self._copies is None:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    # torch keeps pinned blocks and hands them out again, so only a job's first batches pay for them.
+    return torch.empty(shape, dtype=dtype, pin_memory=True)

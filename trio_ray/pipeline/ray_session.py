@@ -1,0 +1,59 @@
+"""A job's connection to Ray: the cluster that it was submitted to, or one started for it on this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+
+def cluster_given() -> bool:
+    """Whether there is a cluster to join: a connection, or the RAY_ADDRESS that Ray's job server sets."""
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def ray_session(cpus: float) -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine; leave an existing connection alone.
+
+    Args:
+        cpus: that a Ray started here offers at least, however many the machine has.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, object] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        # Named, because Ray would otherwise join whatever was last started here with `ray start`.
+        number = max(math.ceil(cpus), os.cpu_count() or 1)
+        options = {"address": "local", "num_cpus": number, "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level="warning", **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def gpus_per_replica(setting: float | None) -> float:
+    """GPUs that a replica reserves: as set, else one where the cluster, or without one this machine, has any."""
+    if setting is not None:
+        return setting
+    if ray.is_initialized():
+        return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of Ray's in one line: it puts the remote traceback into the message, the cause has the sentence."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, RayTaskError) and cause is not None:
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Where loading failed, the message is the remote traceback, which ends with the cause; otherwise it begins with it.
+    return lines[-1 if isinstance(error, RayActorError) and error.actor_init_failed else 0]
