@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,15 +15,18 @@ import torch
 import webdataset
 
 from tests.corpora import photo, sample, samples, write_parquet, write_tar
+from tests.kv.prefixes import assert_same
 from tests.pipeline.runs import job_config, run_here
 from tests.seaweed import S3Server
 from trio_ray.cache import AmbiguousKey, PrunedCache, UnknownKey
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, PrefixError
+from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.container import checksum
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import generate
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
+from trio_ray.reading.unreadable import PrefixDamaged, PrefixMissing
 from trio_ray.store.dataset import NotACacheError
 
 KEYS = ["a.b.c", "dir/sub/name", "plain", "ünï"]
@@ -31,20 +35,26 @@ KEYS = ["a.b.c", "dir/sub/name", "plain", "ünï"]
 class Recording(Replica):
     """A replica that keeps what it computes: (key, prefix) in order."""
 
-    def prefill(self, batch: Sequence[PreparedSample], *arguments: Any, **options: Any) -> list[Prefix]:
+    def prefill_batch(self, samples: Sequence[PreparedSample], *arguments: Any, **options: Any) -> PrefixBatch:
         """See `Replica`."""
-        prefixes = super().prefill(batch, *arguments, **options)
-        self.computed += [(prepared.key, prefix) for prepared, prefix in zip(batch, prefixes, strict=True)]
-        return prefixes
+        batch = super().prefill_batch(samples, *arguments, **options)
+        # A batch whose selection had not settled is made once more, and then it is this one that is stored.
+        self.batches[tuple(sample.key for sample in samples)] = batch.split()
+        return batch
 
     @classmethod
     def of(cls, replica: Replica) -> Recording:
         """The same model, recorded."""
         recording = cls(**{field.name: getattr(replica, field.name) for field in fields(Replica)})
-        recording.computed = []
+        recording.batches = {}
         return recording
 
-    computed: list[tuple[str, Prefix]]
+    @property
+    def computed(self) -> list[tuple[str, Prefix]]:
+        """Keys and prefixes, in order."""
+        return [pair for keys, prefixes in self.batches.items() for pair in zip(keys, prefixes, strict=True)]
+
+    batches: dict[tuple[str, ...], list[Prefix]]
 
 
 @dataclass(frozen=True)
@@ -176,11 +186,90 @@ def test_truncated_and_missing_objects_are_noticed_and_named(copy: Path) -> None
     row = cache.row("plain")
     file = copy / row["kv_object"]
     file.write_bytes(file.read_bytes()[: row["kv_offset"] + 10])
-    with pytest.raises(ObjectDamaged, match=re.escape(str(file))):
+    with pytest.raises(PrefixError, match="truncated") as caught:
         cache.prefix("plain")
+    assert (caught.value.key, caught.value.uri) == ("plain", str(file))
     file.unlink()
     with pytest.raises(ObjectMissing, match=re.escape(str(file))):
         cache.prefix("plain")
+
+
+def test_what_is_lost_or_damaged_is_skipped_when_asked_and_never_in_silence(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = PrunedCache(str(copy))
+    lost, hurt = cache.row("s0020"), cache.row("plain")
+    (copy / lost["kv_object"]).unlink()
+    file = copy / hurt["kv_object"]
+    data = bytearray(file.read_bytes())
+    data[hurt["kv_offset"] + 100] ^= 1
+    file.write_bytes(data)
+    gone = [row["key"] for row in cache.table.to_pylist() if row["kv_object"] == lost["kv_object"]]
+    found = [item.row for item in cache.stream(on_bad="skip")]
+    left = [row for row in cache.table.to_pylist() if row["kv_object"] != lost["kv_object"] and row["key"] != "plain"]
+    assert found == left
+    errors = {error.key: error for error in cache.skipped}
+    assert set(errors) == {*gone, "plain"}
+    assert isinstance(errors["s0020"], PrefixMissing)
+    assert isinstance(errors["plain"], PrefixDamaged)
+    assert errors["plain"].uri == str(file)
+    assert [record.args for record in caplog.records] == [(error,) for error in cache.skipped]
+
+
+def test_errors_come_behind_the_samples_before_them(copy: Path) -> None:
+    cache = PrunedCache(str(copy))
+    (copy / cache.rows_at([5])[0]["kv_object"]).unlink()
+    seen = []
+    with pytest.raises(PrefixMissing) as caught:
+        seen.extend(cache.stream())
+    assert [item.row["key"] for item in seen] == cache.keys()[: len(seen)]
+    assert caught.value.key == cache.keys()[len(seen)]
+
+
+def test_neighbours_are_read_by_one_request(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each of the parts here, which are far below the size of a request."""
+    requests: list[str] = []
+    plain = type(cache._store).read_range
+
+    def noted(store: Any, name: str, offset: int, length: int) -> bytes:
+        requests.append(name)
+        return plain(store, name, offset, length)
+
+    monkeypatch.setattr(type(cache._store), "read_range", noted)
+    assert len(list(cache.stream())) == 10
+    assert sorted(requests) == sorted({row["kv_object"] for row in cache.table.to_pylist()})
+
+
+def test_reading_ahead_stays_within_its_bytes(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for nothing, a run waits until the one before is with the consumer; leaving early hangs nothing."""
+    monkeypatch.setattr("trio_ray.cache.AHEAD_BYTES", 0)
+    drawn: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(cache.table.to_pylist()[::-1]):  # backwards, so that each is a run of its own
+            drawn.append(number)
+            yield row
+
+    stored = cache.load_many(rows())
+    for number in range(4):
+        next(stored)
+        assert len(drawn) <= number + 4
+    stored.close()  # type: ignore[attr-defined]
+
+
+def test_bytes_are_fetched_as_they_are_stored_and_decoded_later(cache: PrunedCache) -> None:
+    rows = cache.table.to_pylist()
+    for row, fetched, loaded in zip(rows, cache.fetch_many(rows), cache.load_many(rows), strict=True):
+        assert checksum(fetched.data.numpy().tobytes()) == row["kv_checksum"]
+        assert_same(cache.decode(fetched).prefix, loaded.prefix)
+
+
+def test_a_pickled_cache_reads_the_same_and_takes_no_rows_along(cache: PrunedCache) -> None:
+    small = len(pickle.dumps(cache))
+    assert len(cache.table) == len(list(cache.stream())) == 10
+    data = pickle.dumps(cache)
+    assert len(data) < small + 100
+    assert pickle.loads(data).keys() == cache.keys() == cache.reopened().keys()
 
 
 def test_a_row_that_points_to_another_sample_is_refused(cache: PrunedCache) -> None:
