@@ -12,10 +12,15 @@ from trio_ray.errors import TrioRayError
 
 COMMANDS = {
     "precompute": "run TRIO over shards of image-text data and store the pruned prefixes",
+    "calibrate": "fit a basis of the transform codec to a sample of a corpus",
     "verify": "read a whole cache and name everything that is not as it was written",
     "inspect": "say what is stored; draw which image tokens were kept",
     "generate": "answer from stored prefixes",
     "evaluate": "measure what selections cost in right answers, on rendered scenes",
+    "bench": "measure prefill throughput: unpruned, authors' selection, random, ours",
+    "bench-job": "measure whole jobs on 1, 2, 4 ... GPUs of this machine beside the bare replica",
+    "agreement": "measure how far dtypes, attention kernels and batch sizes agree",
+    "bench-codecs": "measure the codecs: GB/s on GPU and CPU, bytes a sample",
     "fidelity": "ask how faithful the layer-local score is to the whole model",
     "gc": "delete what dead or beaten attempts left in a cache",
     "demo": "render a small corpus, run the whole path on it and show the answers",
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        module = import_module(f"trio_ray.commands.{name}")
+        module = import_module(f"trio_ray.commands.{name.replace('-', '_')}")
         command = subparsers.add_parser(
             name, help=summary, description=module.__doc__, epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,0 +1,126 @@
+"""How far arithmetic, attention kernels and batch sizes agree: kept tokens and answers of one model, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig
+from trio_ray.errors import ConfigError
+from trio_ray.evaluation.accuracy import MAX_NEW_TOKENS, prepared_batches
+from trio_ray.evaluation.questions import HeldOutQuestion, held_out_questions
+from trio_ray.model.replica import Replica, make_schedule, make_selector
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the model: `dtype`, attention backend, matrix products, and questions a batch."""
+
+    dtype: str
+    attention: str
+    matmul: str = "dtype"
+    batch: int = 64
+
+    def __str__(self) -> str:
+        """As the table names it."""
+        fp8 = ", fp8 products" if self.matmul == "fp8" else ""
+        return f"{self.dtype} {self.attention}{fp8}, batches of {self.batch}"
+
+
+WAYS = (
+    Way("float32", "sdpa"),
+    Way("float32", "sdpa", batch=1),
+    Way("bfloat16", "sdpa"),
+    Way("bfloat16", "sdpa", batch=8),
+    Way("bfloat16", "sdpa", batch=1),
+    Way("bfloat16", "varlen"),
+    Way("bfloat16", "fa3"),
+    Way("bfloat16", "flash_attn"),
+    Way("bfloat16", "fa3", matmul="fp8"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a way gave: kept tokens at the first and at the last prune point, and the answer, for each question."""
+
+    first: list[frozenset[int]]
+    last: list[frozenset[int]]
+    answers: list[str]
+
+
+def measure_agreement(
+    questions: int, model: str = BUNDLED_MODEL, ways: Sequence[Way] = WAYS
+) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """Run all ways over the same held-out questions, pruned by `trio` at 11.1 %.
+
+    Returns:
+        A record a way: the share of kept tokens and of answers in common with the first way and with the first of the
+        same dtype, and right answers; then the ways that cannot run here, with the reason.
+    """
+    asked = held_out_questions(questions)
+    outcomes: dict[Way, Outcome] = {}
+    skipped: dict[str, str] = {}
+    for way in ways:
+        try:
+            settings = {"dtype": way.dtype, "attention": way.attention, "matmul": way.matmul}
+            replica = Replica.load(ModelConfig.model_validate({"name": model, **settings}))
+        except ConfigError as error:
+            skipped[str(way)] = str(error)
+            continue
+        outcomes[way] = _run(replica, asked, way.batch)
+    first = next(iter(outcomes))
+    records = []
+    for way, outcome in outcomes.items():
+        kin = next(other for other in outcomes if other.dtype == way.dtype)
+        right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
+        records.append(
+            {
+                "way": str(way),
+                **_against(outcome, outcomes[first], "first"),
+                **_against(outcome, outcomes[kin], "dtype"),
+                "right": sum(right) / len(right),
+            }
+        )
+    return records, skipped
+
+
+def markdown(records: Sequence[dict[str, object]]) -> str:
+    """A table, a line a way; per cent."""
+    whats, whoms = ("kept_early", "kept_late", "answers"), ("first", "dtype")
+    titles = ("kept at the first prune", "kept at the last", "answers")
+    fields = [f"{what}_{whom}" for whom in whoms for what in whats]
+    heads = [f"{title}, as {records[0]['way']}" for title in titles] + [
+        f"{title}, as its dtype's first" for title in titles
+    ]
+    lines = ["| | " + " | ".join(heads) + " | right answers |", "|---|" + "---|" * (len(heads) + 1)]
+    for record in records:
+        cells = [f"{100 * record[field]:.1f}" for field in (*fields, "right")]  # type: ignore[operator]
+        lines.append(f"| {record['way']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _against(outcome: Outcome, other: Outcome, whom: str) -> dict[str, float]:
+    same = [a == b for a, b in zip(outcome.answers, other.answers, strict=True)]
+    return {
+        f"kept_early_{whom}": _in_common(outcome.first, other.first),
+        f"kept_late_{whom}": _in_common(outcome.last, other.last),
+        f"answers_{whom}": sum(same) / len(same),
+    }
+
+
+def _in_common(kept: Sequence[frozenset[int]], other: Sequence[frozenset[int]]) -> float:
+    """Both keep equally many."""
+    return sum(len(a & b) for a, b in zip(kept, other, strict=True)) / sum(map(len, kept))
+
+
+def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int) -> Outcome:
+    config = MethodConfig()
+    schedule, selector = make_schedule(config, replica.decoder.depth), make_selector(config)
+    outcome = Outcome([], [], [])
+    for samples in prepared_batches(replica, questions, batch):
+        prefixes = replica.prefill(samples, schedule, selector)
+        outcome.first.extend(frozenset(prefix.kept[0].tolist()) for prefix in prefixes)
+        outcome.last.extend(frozenset(prefix.kept[-1].tolist()) for prefix in prefixes)
+        outcome.answers.extend(replica.generate(prefixes, MAX_NEW_TOKENS))
+    return outcome

@@ -1,0 +1,37 @@
+"""Where and with what a measurement was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+PACKAGES = ("trio-ray", "torch", "transformers", "triton", "flash-attn", "fa3-fwd", "pillow", "numpy")
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Device, memory, processor."""
+    machine: dict[str, Any] = {
+        "device": platform.processor() or platform.machine(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {"device": properties.name, "device_bytes": properties.total_memory, "cuda": torch.version.cuda}
+    return machine
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what matters for speed, as far as it is installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,41 @@
+"""Measure how far dtypes, attention kernels and batch sizes agree: kept tokens and answers to held-out questions.
+
+One model, pruned by trio at 11.1 %, in every way that this machine can run it; the first is float32. --out DIR gets
+agreement.json and agreement.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from trio_ray.config import BUNDLED_MODEL
+from trio_ray.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--questions", type=int, default=200, metavar="N", help="held-out questions (default 200)")
+    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")
+    parser.add_argument("--out", metavar="DIR", help="folder for results")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    from trio_ray.benchmark.agreement import markdown, measure_agreement
+
+    if arguments.questions < 1:
+        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
+    records, skipped = measure_agreement(arguments.questions, arguments.model)
+    table = markdown(records)
+    print(table)
+    for way, reason in skipped.items():
+        print(f"not run: {way}: {reason}")
+    if arguments.out:
+        folder = Path(arguments.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"questions": arguments.questions, "ways": records, "skipped": skipped}
+        (folder / "agreement.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (folder / "agreement.md").write_text(table + "\n", encoding="utf-8")
+    return 0

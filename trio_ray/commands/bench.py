@@ -1,0 +1,100 @@
+"""Measure prefill throughput on the GPU or CPU at hand: unpruned, the authors' selection, random selection and ours.
+
+The contestants take turns in one process; ratios are within the run. Weights are random (throughput does not depend on
+them) unless --shapes bundled. Prints two tables and the packing budget to set; --out DIR gets bench.json, bench.md and
+the model's folder, which a job takes as model.name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from trio_ray.benchmark.settings import CONTESTANTS, WORKLOADS, BenchSettings
+from trio_ray.config import BUNDLED_MODEL, ModelConfig
+from trio_ray.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    shapes = "model: bundled (default), or random weights in the shapes of vicuna-7b, mistral-7b, tiny"
+    parser.add_argument("--shapes", default=BUNDLED_MODEL, metavar="NAME", help=shapes)
+    workloads = "pope: COCO's sizes, 6 questions an image (default); web: a crawl's sizes, one text each"
+    parser.add_argument("--workload", default="pope", choices=WORKLOADS, help=workloads)
+    parser.add_argument("--samples", type=int, default=96, metavar="N", help="samples a pass (default 96)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="timed passes of each (default 3)")
+    parser.add_argument(
+        "--contestants", nargs="+", default=list(CONTESTANTS), metavar="NAME", help=f"of: {', '.join(CONTESTANTS)}"
+    )
+    parser.add_argument("--retention", type=float, default=0.111, metavar="R", help="default 0.111")
+    parser.add_argument("--budget", type=int, metavar="N", help="prompt rows a batch; by default the best is searched")
+    parser.add_argument(
+        "--memory-limit", type=float, default=40.0, metavar="GB", help="of the device, for that search (default 40)"
+    )
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--attention", default="auto", choices=("auto", "flash_attn", "fa3", "varlen", "sdpa"))
+    matmul = "of our prefill; the unpruned one is always in --dtype"
+    parser.add_argument("--matmul", default="dtype", choices=("dtype", "fp8"), help=matmul)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and workload (default 0)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for results and model")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    _check(arguments)
+    from trio_ray.benchmark.comparison import compare
+    from trio_ray.benchmark.report import markdown
+    from trio_ray.model.replica import Replica
+    from trio_ray.model.shapes import SHAPES, write_model
+
+    if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
+        raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
+    started = time.monotonic()
+
+    def show(what: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    show(f"load {arguments.shapes}")
+    name = arguments.shapes
+    if name != BUNDLED_MODEL:
+        name = str(write_model(folder / "model", arguments.shapes, arguments.seed))
+    model = ModelConfig(name=name, dtype=arguments.dtype, attention=arguments.attention, matmul=arguments.matmul)
+    replica = Replica.load(model)
+    settings = BenchSettings(
+        workload=arguments.workload,
+        samples=arguments.samples,
+        rounds=arguments.rounds,
+        contestants=tuple(arguments.contestants),
+        retention=arguments.retention,
+        token_budget=arguments.budget,
+        memory_limit=int(arguments.memory_limit * 1e9),
+        seed=arguments.seed,
+    )
+    record = {"shapes": arguments.shapes, "matmul": arguments.matmul, **compare(replica, settings, show)}
+    record["seconds"] = time.monotonic() - started
+    table = markdown(record)
+    (folder / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "bench.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    print(f"\nPacking budget for this model here: --set pipeline.token_budget={record['token_budget']}")
+    print(f"written: {folder}/bench.json, bench.md; {record['seconds']:.0f} s")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in arguments.contestants:
+        if name not in CONTESTANTS:
+            raise ConfigError("--contestants", f"{name!r} is none of {', '.join(CONTESTANTS)}")
+    for option in ("samples", "rounds", "budget"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{option}", f"{value} must be at least 1")
+    if not 0 < arguments.retention < 1:
+        raise ConfigError("--retention", f"{arguments.retention} must be above 0 and below 1")
+    if not arguments.memory_limit > 0:
+        raise ConfigError("--memory-limit", f"{arguments.memory_limit} must be above 0")

@@ -1,0 +1,86 @@
+"""Measure whole jobs on the GPUs of this machine: real Ray, one replica a GPU, a real store.
+
+Writes a corpus, measures one bare replica that has its samples in memory and stores nothing, then runs the job on each
+number of replicas, each on as many times more shards, and deletes what it stored. Weights are random unless --shapes
+bundled. For S3 give an s3:// output and the usual AWS environment.
+
+example:
+  trio-ray bench-job --shapes mistral-7b --replicas 1 2 4 --output s3://bench/out --out runs/job
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+
+from trio_ray.benchmark.settings import WORKLOADS
+from trio_ray.config import BUNDLED_MODEL, load_config
+from trio_ray.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    shapes = "model: bundled (default), or random weights in the shapes of vicuna-7b, mistral-7b, tiny"
+    parser.add_argument("--shapes", default=BUNDLED_MODEL, metavar="NAME", help=shapes)
+    parser.add_argument("--workload", default="pope", choices=WORKLOADS, help="images and prompts (default pope)")
+    parser.add_argument("--shards", type=int, default=8, metavar="N", help="for each replica (default 8)")
+    parser.add_argument("--per-shard", type=int, default=512, metavar="N", help="samples a shard (default 512)")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1], metavar="N", help="one run each (default 1)")
+    parser.add_argument("--kill", action="store_true", help="a further run that loses a replica on the way")
+    parser.add_argument("--output", required=True, metavar="URI", help="where the jobs write, emptied after each")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings of the job")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of the job")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for results, model and corpus")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    from trio_ray.benchmark.job_report import markdown
+    from trio_ray.benchmark.machine import describe_machine, describe_versions
+    from trio_ray.benchmark.whole_job import JobBench, run_bench
+    from trio_ray.model.decoder import default_device
+    from trio_ray.model.shapes import SHAPES, write_model
+
+    if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
+        raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
+    for option in ("shards", "per_shard"):
+        if getattr(arguments, option) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')}", "must be at least 1")
+    if min(arguments.replicas) < 1:
+        raise ConfigError("--replicas", "must be at least 1")
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = arguments.shapes
+    if name != BUNDLED_MODEL:
+        name = str(write_model(folder / "model", name).absolute())
+    values = {"model.name": name, "output": arguments.output, "input": "set by each run"}
+    bench = JobBench(
+        config=load_config(arguments.config, arguments.set, values),
+        workload=arguments.workload,
+        shards=arguments.shards,
+        per_shard=arguments.per_shard,
+        replicas=tuple(arguments.replicas),
+        kill=arguments.kill,
+    )
+    started = time.monotonic()
+
+    def show(what: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(default_device()),
+        "versions": describe_versions(),
+        "shapes": arguments.shapes,
+        "config": bench.config.model_dump(mode="json", exclude={"input", "output", "s3"}),
+        **run_bench(bench, folder, show),
+    }
+    table = markdown(record)
+    (folder / "bench-job.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "bench-job.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    return 0
