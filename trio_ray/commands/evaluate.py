@@ -1,7 +1,11 @@
-"""Measure what a selection costs in right answers, on rendered scenes that the bundled model was not trained on.
+"""Measure what a selection, or a codec, costs in right answers, on rendered scenes that the bundled model never saw.
 
 Each method answers the same questions at each retention; the model with all its tokens answers nearly all of them, so
 what is lost is the selection's fault. Prints a table; --out DIR writes accuracy.json, accuracy.md and accuracy.png.
+
+With --codecs each codec stores and loads the same prefixes instead, and answers are compared with those from the same
+16-bit states that never left memory; text continued by a pretrained language model is measured as well, where that is
+installed. Prints the tables; --out DIR writes codecs.json, codecs.md and codecs.png.
 """
 
 from __future__ import annotations
@@ -20,9 +24,19 @@ from trio_ray.evaluation.methods import METHODS, RETENTIONS, method_config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--questions", type=int, default=500, metavar="N", help="held-out questions (default 500)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"of: {', '.join(METHODS)}")
     parser.add_argument(
-        "--retentions", nargs="+", type=float, default=list(RETENTIONS), metavar="R", help="shares of the image tokens"
+        "--methods", nargs="+", metavar="NAME", help=f"of: {', '.join(METHODS)} (default all; trio with --codecs)"
+    )
+    parser.add_argument(
+        "--retentions", nargs="+", type=float, metavar="R",
+        help="shares of the image tokens (default 1 0.333 0.222 0.111 0.056; 1 0.111 with --codecs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--codecs", nargs="*", metavar="CODEC",
+        help="measure codecs: names, or mappings such as '{name: int, keys: 2, values: 4}' (default: one of each kind)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--passages", type=int, metavar="N", help="with --codecs: passages of text continued, 0 for none (default 40)"
     )
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="first test scene (default 0)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="questions packed together (default 64)")
@@ -34,26 +48,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
+    for name in arguments.methods or ():
+        if name not in METHODS:
+            raise ConfigError("--methods", f"{name!r} is none of {', '.join(METHODS)}")
+    for retention in arguments.retentions or ():
+        if not 0 < retention <= 1:
+            raise ConfigError("--retentions", f"{retention} must be above 0 and at most 1")
+    if arguments.questions < 1:
+        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
+    if arguments.codecs is not None:
+        from trio_ray.commands.evaluate_codecs import measure_codecs
+
+        return measure_codecs(arguments)
+    if arguments.passages is not None:
+        raise ConfigError("--passages", "belongs to --codecs")
+    return measure_selections(arguments)
+
+
+def measure_selections(arguments: argparse.Namespace) -> int:
+    """Every method at every retention."""
     from trio_ray.evaluation.accuracy import Setting, measure_accuracy
     from trio_ray.evaluation.questions import held_out_questions
     from trio_ray.evaluation.report import markdown, plot, summarise
     from trio_ray.model.replica import Replica
 
-    for name in arguments.methods:
-        if name not in METHODS:
-            raise ConfigError("--methods", f"{name!r} is none of {', '.join(METHODS)}")
-    for retention in arguments.retentions:
-        if not 0 < retention <= 1:
-            raise ConfigError("--retentions", f"{retention} must be above 0 and at most 1")
-    if arguments.questions < 1:
-        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))
     settings = [
         Setting(name if retention < 1 else "all tokens", retention, method_config(name, retention))
-        for retention in arguments.retentions
-        for name in (arguments.methods if retention < 1 else ["trio"])
+        for retention in arguments.retentions or RETENTIONS
+        for name in (arguments.methods or METHODS if retention < 1 else ["trio"])
     ]
 
     def show(done: int) -> None:

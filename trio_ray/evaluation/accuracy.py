@@ -78,9 +78,16 @@ def measure_accuracy(
 
 
 def interval(
-    right: NDArray[np.bool_], scenes: Sequence[int], level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    right: NDArray[np.bool_] | NDArray[np.float64],
+    scenes: Sequence[int],
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap confidence interval of an accuracy. Draws whole scenes: questions about one image hang together."""
+    """Bootstrap confidence interval of an accuracy, or of another mean over questions.
+
+    Draws whole scenes: questions about one image hang together.
+    """
     _, group = np.unique(np.asarray(scenes), return_inverse=True)
     asked = np.bincount(group)
     hits = np.bincount(group, weights=right)

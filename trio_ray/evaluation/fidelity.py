@@ -115,12 +115,20 @@ def fine_and_coarse(results: Sequence[Result], questions: Sequence[HeldOutQuesti
 def _layer(replica: Replica, hidden: Tensor, rows: PackedRows, number: int) -> Tensor:
     attention = packed_attention("sdpa")
     tables = replica.decoder.tables(hidden, rows.position)
-    return replica.decoder.run_layer(number, hidden, tables, lambda q, k, v, scale: attention(q, k, v, rows, scale))
+    shape = (rows.total, replica.decoder.kv_heads, replica.decoder.head_dim)
+    return replica.decoder.run_layer(
+        number,
+        hidden,
+        tables,
+        lambda q, k, v, scale: attention(q, k, v, rows, scale),
+        hidden.new_empty(shape),
+        hidden.new_empty(shape),
+    )
 
 
 def _logits(replica: Replica, hidden: Tensor, rows: PackedRows) -> Tensor:
     """(B, vocabulary) fp32, for the first answer token."""
-    return replica.decoder.logits(hidden[torch.tensor(rows.offsets[1:], device=hidden.device) - 1]).float()
+    return replica.decoder.logits(hidden[rows.last_rows]).float()
 
 
 def _end_to_end(replica: Replica, hidden: Tensor, rows: PackedRows, depth: int) -> Tensor:

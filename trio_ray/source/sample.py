@@ -20,6 +20,7 @@ class Reason(StrEnum):
     TEXT_MALFORMED = "text_malformed"
     IMAGE_COUNT = "image_count"
     PROMPT_TOO_LONG = "prompt_too_long"
+    OUT_OF_MEMORY = "out_of_memory"
     DUPLICATE_KEY = "duplicate_key"
     SHARD_TRUNCATED = "shard_truncated"
     SHARD_UNREADABLE = "shard_unreadable"
