@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.corpora import photo, sample, samples, write_parquet, write_tar
 from tests.kv.prefixes import assert_same
 from tests.pipeline.runs import job_config, run_here
 from tests.seaweed import S3Server
-from trio_ray.cache import AmbiguousKey, PrunedCache, UnknownKey
+from trio_ray.cache import AmbiguousKey, PrunedCache, StoredPrefix, UnknownKey
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, PrefixError
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.container import checksum
@@ -262,6 +262,21 @@ def test_bytes_are_fetched_as_they_are_stored_and_decoded_later(cache: PrunedCac
     for row, fetched, loaded in zip(rows, cache.fetch_many(rows), cache.load_many(rows), strict=True):
         assert checksum(fetched.data.numpy().tobytes()) == row["kv_checksum"]
         assert_same(cache.decode(fetched).prefix, loaded.prefix)
+
+
+def test_samples_are_decoded_together_each_bad_one_with_its_own_error(cache: PrunedCache) -> None:
+    stored = list(cache.fetch_many(cache.table.to_pylist()))
+    stored[3] = replace(stored[3], data=stored[4].data)
+    outcomes = cache.decode_many(stored)
+    damaged = outcomes.pop(3)
+    assert isinstance(damaged, PrefixDamaged)
+    assert damaged.key == stored[3].row["key"]
+    assert damaged.uri.endswith(stored[3].row["kv_object"])
+    for ours, row in zip(outcomes, [each.row for number, each in enumerate(stored) if number != 3], strict=True):
+        assert isinstance(ours, StoredPrefix)
+        assert ours.row == row
+        assert_same(ours.prefix, cache.load(row).prefix)
+    assert cache.decode_many([]) == []
 
 
 def test_a_pickled_cache_reads_the_same_and_takes_no_rows_along(cache: PrunedCache) -> None:

@@ -18,7 +18,7 @@ from trio_ray.config import S3Config
 from trio_ray.errors import IdentityMismatch, PrefixError, StoreError
 from trio_ray.identity import codec_of, known_method_of, schedule_of
 from trio_ray.kv.codec import Codec
-from trio_ray.kv.container import ContainerError, read_container
+from trio_ray.kv.container import ContainerError, read_containers
 from trio_ray.kv.embeds import Embeds, read_embeds
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
@@ -238,7 +238,20 @@ class PrunedCache:
         Raises:
             PrefixDamaged: it is another sample's or another cache's, or cannot be understood.
         """
-        return self._decode(stored.row, stored.data.numpy().tobytes(), device)
+        (outcome,) = self.decode_many([stored], device)
+        if isinstance(outcome, PrefixDamaged):
+            raise outcome
+        return outcome
+
+    def decode_many(
+        self, stored: Sequence[StoredBytes], device: torch.device | str = "cpu"
+    ) -> list[StoredPrefix | PrefixDamaged]:
+        """`decode` for many samples with an entry for each: its prefix, or the error that says why there is none.
+
+        They are decoded together, on a GPU with a few copies and kernels for all. Their keys and values are views of
+        common tensors, which stay in memory as long as one of them is in use.
+        """
+        return self._decode_many([(each.row, each.data.numpy().tobytes()) for each in stored], device)
 
     def embeds(self, key: str, shard: str | None = None) -> Embeds:
         """A sample's retained input embeddings, by one range read; of a cache of level embeds. Raises as `prefix`
@@ -320,18 +333,28 @@ class PrunedCache:
             raise data
         return data
 
-    def _decode(self, row: Row, data: bytes, device: torch.device | str = "cpu") -> StoredPrefix:
+    def _decode(self, row: Row, data: bytes) -> StoredPrefix | PrefixDamaged:
+        (outcome,) = self._decode_many([(row, data)], "cpu")
+        return outcome
+
+    def _decode_many(
+        self, items: Sequence[tuple[Row, bytes]], device: torch.device | str
+    ) -> list[StoredPrefix | PrefixDamaged]:
+        if not items:
+            return []
         assert self.codec is not None  # there would be no bytes
         identity = self.dataset.identity_hash
-        try:
-            return StoredPrefix(
-                row, read_container(data, self.codec, key=row["key"], fingerprint=identity, device=device)
-            )
-        except ContainerError as error:
-            raise PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(error)) from None
+        keyed = [(row["key"], data) for row, data in items]
+        outcomes = read_containers(keyed, self.codec, fingerprint=identity, device=device)
+        return [
+            PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(outcome))
+            if isinstance(outcome, ContainerError)
+            else StoredPrefix(row, outcome)
+            for (row, _), outcome in zip(items, outcomes, strict=True)
+        ]
 
     def _read_ahead(
-        self, rows: Iterable[Row], threads: int, finish: Callable[[Row, bytes], T]
+        self, rows: Iterable[Row], threads: int, finish: Callable[[Row, bytes], T | PrefixDamaged]
     ) -> Generator[T | UnreadablePrefix, None, None]:
         budget = ByteBudget(AHEAD_BYTES)
         members = (self._place(row, "kv") for row in rows)
@@ -346,15 +369,13 @@ class PrunedCache:
             finished.close()
 
     def _finish_run(
-        self, run: Sequence[Member], finish: Callable[[Row, bytes], T]
+        self, run: Sequence[Member], finish: Callable[[Row, bytes], T | PrefixDamaged]
     ) -> tuple[int, list[T | UnreadablePrefix]]:
         """A run's bytes, and what became of its members."""
-        outcomes: list[T | UnreadablePrefix] = []
-        for member, data in zip(run, read_run(self._store, run), strict=True):
-            try:
-                outcomes.append(data if isinstance(data, UnreadablePrefix) else finish(member.row, data))
-            except PrefixDamaged as error:
-                outcomes.append(error)
+        outcomes = [
+            data if isinstance(data, UnreadablePrefix) else finish(member.row, data)
+            for member, data in zip(run, read_run(self._store, run), strict=True)
+        ]
         return run_bytes(run), outcomes
 
     def _sound(self, outcomes: Generator[T | UnreadablePrefix, None, None], on_bad: OnBad) -> Iterator[T]:

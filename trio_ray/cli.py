@@ -12,6 +12,7 @@ from trio_ray.errors import TrioRayError
 
 COMMANDS = {
     "precompute": "run TRIO over shards of image-text data and store the pruned prefixes",
+    "plan": "estimate a job before it runs, and say whether its cache is worth it",
     "calibrate": "fit a basis of the transform codec to a sample of a corpus",
     "verify": "read a whole cache and name everything that is not as it was written",
     "inspect": "say what is stored; draw which image tokens were kept",

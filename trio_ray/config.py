@@ -21,6 +21,8 @@ BUNDLED_MODEL = "bundled"
 
 DEFAULT_INSTRUCTION = "Describe the image in detail."
 
+DEFAULT_TOKEN_BUDGET = 16384
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -296,8 +298,10 @@ class PipelineConfig(Section):
         description="A replica that commits nothing for this long is killed and its shard tried again.",
     )
     shard_attempts: int = Field(3, ge=1, description="Times a shard may kill its replica before it is given up.")
-    token_budget: int = Field(
-        16384, ge=1, description="Prompt rows packed into one batch; one larger sample runs alone."
+    token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        DEFAULT_TOKEN_BUDGET,
+        description="Prompt rows packed into one batch; one larger sample runs alone. 'auto': each replica tries on "
+        "samples of its first shard what is fastest and fits into its memory, which takes it some seconds.",
     )
     decode_threads: int = Field(2, ge=1, description="Threads a replica decodes and tiles images in.")
     encode_threads: int = Field(
@@ -308,6 +312,11 @@ class PipelineConfig(Section):
         0.2,
         description="The job stops when more than this share of samples is bad (counted from 100 samples on).",
     )
+
+    @property
+    def batch_rows(self) -> int:
+        """Prompt rows packed into one batch as long as nothing has been tried: what is set, for 'auto' the default."""
+        return DEFAULT_TOKEN_BUDGET if self.token_budget == "auto" else self.token_budget
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> PipelineConfig:

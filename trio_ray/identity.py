@@ -11,7 +11,7 @@ import torch
 from trio_ray.config import JobConfig, codec_spec
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.codecs import make_codec
-from trio_ray.kv.container import CONTAINER_VERSION
+from trio_ray.kv.container import CONTAINER_VERSION, checksum
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.known import KnownMethod
@@ -21,7 +21,9 @@ from trio_ray.store.bases import read_basis
 from trio_ray.store.objects import ObjectStore
 
 
-def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule) -> dict[str, Any]:
+def build_identity(
+    config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule, basis: bytes | None = None
+) -> dict[str, Any]:
     """The identity of the cache that a job writes.
 
     It holds contents, not names: a model that moves to another folder keeps it. How the work is spread, and the
@@ -32,6 +34,7 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
         folder: the model's folder.
         dtype: the replicas' arithmetic, which is also the type of raw keys and values.
         schedule: the solved budget.
+        basis: of the codec, which names it by its hash from now on; None for a codec without one.
     """
     zipper = make_zipper(config.method)
     return {
@@ -59,11 +62,17 @@ def build_identity(config: JobConfig, folder: Path, dtype: torch.dtype, schedule
             "scope": config.cache.scope,
             "instruction": config.cache.selected_under,
             "targets": config.cache.targets,
-            "codec": codec_spec(config.cache) if config.cache.level == "kv" else None,
+            "codec": _stored_codec(config, basis),
             "top_k": config.cache.top_k,
         },
         "source": config.source.model_dump(mode="json", exclude={"image_root"}),
     }
+
+
+def _stored_codec(config: JobConfig, basis: bytes | None) -> dict[str, Any] | None:
+    if config.cache.level != "kv":
+        return None
+    return codec_spec(config.cache) | ({} if basis is None else {"basis": checksum(basis)})
 
 
 def codec_of(identity: dict[str, Any], store: ObjectStore) -> Codec | None:

@@ -10,7 +10,7 @@ from trio_ray.errors import ModelError
 from trio_ray.evaluation import language_model
 from trio_ray.evaluation.codecs import IN_MEMORY, UNROUNDED, Trial
 from trio_ray.evaluation.continued_text import (
-    SINKS_ALONE,
+    WITHOUT_PREFIX,
     Passage,
     TextResult,
     measure_text,
@@ -27,6 +27,21 @@ from trio_ray.model.replica import Replica
 PREFIX, FOLLOWING = 40, 12
 
 
+def tiny(replica: Replica) -> LanguageModel:
+    """A random model as a language model."""
+    return LanguageModel("tiny", replica.decoder, None, replica.stop_tokens, replica.device)
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    bos_token_id = 1
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[Passage]:
     """Random words of the tiny models' vocabulary; any model can be asked to predict them."""
@@ -38,7 +53,7 @@ def texts() -> list[Passage]:
 @pytest.fixture(scope="module")
 def results(replicas: dict[str, Replica], texts: list[Passage]) -> dict[str, TextResult]:
     """Mistral's grouped heads, as the real model has them."""
-    model = LanguageModel("tiny", replicas["mistral"].decoder, None)
+    model = tiny(replicas["mistral"])
     trials = [Trial(name, make_codec(full_spec(name))) for name in ("raw", "int8", "int2")]
     told: list[int] = []
     measured = measure_text(model, texts, trials, 2, told.append)
@@ -66,19 +81,19 @@ def test_raw_changes_nothing_and_coarser_codecs_change_more(
     assert results["raw"].surprise == results[IN_MEMORY].surprise
     divergence = {name: sum(sum(one.kl) for one in result.agreement) for name, result in results.items()}
     assert divergence["raw"] == divergence[IN_MEMORY] == 0
-    assert 0 < divergence["int8"] < divergence["int2"] < divergence[SINKS_ALONE]
+    assert 0 < divergence["int8"] < divergence["int2"] < divergence[WITHOUT_PREFIX]
     assert all(len(one.same) == FOLLOWING for one in results["int2"].agreement)
     # Keys and values of 8 layers, 2 heads of 16 channels, in 16 bit.
     assert results[IN_MEMORY].sizes == [2 * PREFIX * 8 * 2 * 2 * 16] * len(texts)
     assert {tuple(result.values) for result in results.values()} == {(PREFIX * 8 * 2 * 2 * 16,) * len(texts)}
 
 
-def test_all_rows_but_the_sinks_are_coded_as_image_rows(replicas: dict[str, Replica], texts: list[Passage]) -> None:
-    batch = prefill_text(LanguageModel("tiny", replicas["llama"].decoder, None), texts[:2])
+def test_all_rows_but_the_first_are_coded_as_image_rows(replicas: dict[str, Replica], texts: list[Passage]) -> None:
+    batch = prefill_text(tiny(replicas["llama"]), texts[:2])
     (segment,) = batch.segments
-    assert segment.leads == (4, 4)
-    assert segment.image_counts == (PREFIX - 4, PREFIX - 4)
-    assert segment.text.tolist() == ([True] * 4 + [False] * (PREFIX - 4)) * 2
+    assert segment.leads == (1, 1)
+    assert segment.image_counts == (PREFIX - 1, PREFIX - 1)
+    assert segment.text.tolist() == ([True] + [False] * (PREFIX - 1)) * 2
 
 
 def test_prose_is_whole_sentences_each_once() -> None:
@@ -90,16 +105,14 @@ def test_prose_is_whole_sentences_each_once() -> None:
 
 
 def test_passages_are_cut_within_a_topic_and_always_the_same() -> None:
-    def letters(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": [ord(letter) for letter in text]}
-
-    found = passages_of(letters, 300, 100)
-    assert found == passages_of(letters, 300, 100)
+    found = passages_of(Letters(), 300, 100)
+    assert found == passages_of(Letters(), 300, 100)
     assert {(len(passage.prefix), len(passage.following)) for passage in found} == {(300, 100)}
+    topics = prose()
     for passage in found:
-        text = "".join(map(chr, [*passage.prefix, *passage.following]))
-        assert any(text in topic for topic in prose())
+        assert passage.prefix[0] == Letters.bos_token_id
+        text = "".join(map(chr, [*passage.prefix[1:], *passage.following]))
+        assert any(text in topic for topic in topics)
     measured, others = spread(found, 40)
     assert len(measured) == 40
     assert len(others) == len(found) - 40

@@ -70,6 +70,28 @@ def test_each_samples_bytes_are_those_it_has_alone(data: st.DataObject) -> None:
         assert_same_frame(read_container(stored, codec), prefix)
 
 
+def test_a_batch_decodes_as_its_samples_do_alone(codec: Codec) -> None:
+    """Bit for bit, with samples of any length beside each other, one of them without image rows."""
+    sizes = [(30, 17, 9), (40, TEXTS, TEXTS), (TEXTS, TEXTS, TEXTS), (33, 33, 20)]
+    prefixes = [random_prefix(torch.bfloat16, rows, seed=seed) for seed, rows in enumerate(sizes)]
+    batch = PrefixBatch.of(prefixes)
+    coded = code_batch(batch, codec)
+    for number, (segment, source) in enumerate(zip(coded.segments, batch.segments, strict=True)):
+        shapes = coded.shapes[number]
+        together = codec.decode(segment.tensors, shapes, source.position, source.text)
+        assert (together.lengths, together.image_counts, together.leads) == (
+            source.lengths,
+            source.image_counts,
+            source.leads,
+        )
+        for ours, piece, shape, own in zip(together.split(), segment.split(), shapes, source.split(), strict=True):
+            alone = codec.decode(piece, [shape], own.position, own.text)
+            assert torch.equal(ours.keys, alone.keys)
+            assert torch.equal(ours.values, alone.values)
+            assert torch.equal(ours.position, own.position)
+            assert torch.equal(ours.text, own.text)
+
+
 def test_a_sample_without_image_rows_is_coded_too(codec: Codec) -> None:
     prefix = random_prefix(rows=(30, TEXTS, TEXTS))
     assert_same_frame(read_container(contained(prefix, codec), codec), prefix)
@@ -106,7 +128,6 @@ def test_raw_is_bit_exact(dtype: torch.dtype) -> None:
     codec = codec_of("raw")
     for segment in random_prefix(dtype).segments:
         batch = SegmentBatch.of([segment])
-        tensors = codec.encode(batch).split()[0]
-        back = codec.decode(tensors, SegmentShape.of(batch)[0], segment.position, segment.text)
+        back = codec.decode(codec.encode(batch).tensors, SegmentShape.of(batch), segment.position, segment.text)
         assert torch.equal(back.keys, segment.keys)
         assert torch.equal(back.values, segment.values)

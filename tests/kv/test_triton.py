@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kv.prefixes import CODECS, codec_of, random_prefix
+from tests.kv.prefixes import CODECS, codec_of, contained, random_prefix
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.classes import RowClass
-from trio_ray.kv.container import read_container, write_container
+from trio_ray.kv.container import read_container, read_containers, write_container
 from trio_ray.kv.encode import code_batch
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.quantise import RowGroups
@@ -32,37 +34,76 @@ def states(dtype: torch.dtype, *shape: int) -> Tensor:
     return numbers.to(dtype)
 
 
-@pytest.mark.parametrize("dim", [12, 32, 64, 96, 128])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_kernel_equals_torch(dtype: torch.dtype, dim: int) -> None:
+@dataclass(frozen=True)
+class Case:
+    """Numbers of a dtype with heads of `dim` channels, in groups of up to `size` rows or channels."""
+
+    dtype: torch.dtype = torch.bfloat16
+    dim: int = 128
+    size: int = 64
+    bits: int = 4
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}-dim{self.dim}-groups{self.size}-int{self.bits}"
+
+
+CASES = [
+    *(Case(bits=bits) for bits in range(2, 9)),
+    *(Case(dtype, bits=bits) for dtype in (torch.float32, torch.float16) for bits in (2, 5, 8)),
+    *(Case(dim=dim, bits=bits) for dim in (12, 32, 64, 96) for bits in (2, 8)),
+    *(Case(dim=96, size=size, bits=bits) for size in (32, 128) for bits in (2, 8)),
+]
+"""Each of them compiles kernels of its own, so not every combination: all widths in one shape, all dtypes in that
+shape, all shapes in the narrowest and the widest.
+"""
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_integer_kernels_equal_torch(case: Case) -> None:
     from trio_ray.kv import quantise, triton_kernels
 
-    source = states(dtype, 2, 300, 3, dim)
+    source = states(case.dtype, 2, 300, 3, case.dim)
     on_gpu = source.cuda()
     rows = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:250].sort().values
-    for size in (32, 64, 128):
-        groups = RowGroups.of(RowClass(rows, (33, 0, 150, 67)), size)
-        groups_on_gpu = RowGroups.of(RowClass(rows.cuda(), (33, 0, 150, 67)), size)
-        vector = math.gcd(size, dim)
-        for bits in range(2, 9):
-            ours = triton_kernels.encode_channels(on_gpu, groups_on_gpu, bits)
-            truth = quantise.encode_channels(source, groups, bits)
-            assert_equal(ours, truth)
-            out, back = torch.zeros_like(on_gpu), torch.zeros_like(source)
-            triton_kernels.decode_channels(*ours, groups_on_gpu, bits, out)
-            quantise.decode_channels(*truth, groups, bits, back)
-            assert_equal([out], [back])
-            ours = triton_kernels.encode_vectors(on_gpu, rows.cuda(), vector, bits)
-            truth = quantise.encode_vectors(source, rows, vector, bits)
-            assert_equal(ours, truth)
-            triton_kernels.decode_vectors(*ours, rows.cuda(), vector, bits, out)
-            quantise.decode_vectors(*truth, rows, vector, bits, back)
-            assert_equal([out], [back])
-        ours, truth = triton_kernels.encode_floats(on_gpu, vector), quantise.encode_floats(source, vector)
-        assert_equal(ours, truth)
-        triton_kernels.decode_floats(*ours, vector, out)
-        quantise.decode_floats(*truth, vector, back)
-        assert_equal([out], [back])
+    groups = RowGroups.of(RowClass(rows, (33, 0, 150, 67)), case.size)
+    groups_on_gpu = RowGroups.of(RowClass(rows.cuda(), (33, 0, 150, 67)), case.size)
+    vector = math.gcd(case.size, case.dim)
+    faults = []
+
+    ours = triton_kernels.encode_channels(on_gpu, groups_on_gpu, case.bits)
+    truth = quantise.encode_channels(source, groups, case.bits)
+    faults += differences(f"encode_channels {case}", ("codes", "grids"), ours, truth)
+    out, back = torch.zeros_like(on_gpu), torch.zeros_like(source)
+    triton_kernels.decode_channels(*(tensor.cuda() for tensor in truth), groups_on_gpu, case.bits, out)
+    quantise.decode_channels(*truth, groups, case.bits, back)
+    faults += differences(f"decode_channels {case}", ("out",), [out], [back])
+
+    ours = triton_kernels.encode_vectors(on_gpu, rows.cuda(), vector, case.bits)
+    truth = quantise.encode_vectors(source, rows, vector, case.bits)
+    faults += differences(f"encode_vectors {case}", ("codes", "grids"), ours, truth)
+    out, back = torch.zeros_like(on_gpu), torch.zeros_like(source)
+    triton_kernels.decode_vectors(*(tensor.cuda() for tensor in truth), rows.cuda(), vector, case.bits, out)
+    quantise.decode_vectors(*truth, rows, vector, case.bits, back)
+    faults += differences(f"decode_vectors {case}", ("out",), [out], [back])
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("group", [4, 32, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_float_kernels_equal_torch(dtype: torch.dtype, group: int) -> None:
+    from trio_ray.kv import quantise, triton_kernels
+
+    source = states(dtype, 2, 300, 3, 12 if group == 4 else 128)
+    name = f"{dtype} groups of {group}"
+    truth = quantise.encode_floats(source, group)
+    assert (truth[0] == 0x80).any()  # negative zero, whose sign must come back
+    ours = triton_kernels.encode_floats(source.cuda(), group)
+    faults = differences(f"encode_floats {name}", ("codes", "scales"), ours, truth)
+    out, back = torch.zeros_like(source).cuda(), torch.zeros_like(source)
+    triton_kernels.decode_floats(*(tensor.cuda() for tensor in truth), group, out)
+    quantise.decode_floats(*truth, group, back)
+    faults += differences(f"decode_floats {name}", ("out",), [out], [back])
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("first_segment", ["all", "kept"])
@@ -83,9 +124,31 @@ def test_a_container_is_the_same_from_both_and_decodes_to_the_same_on_both(name:
         data = write_container(ours, codec, "key", "f")
         assert data == write_container(truth, codec, "key", "f")
         here, there = read_container(data, codec), read_container(data, codec, device="cuda")
-        for a, b in zip(here.segments, there.segments, strict=True):
+        for number, (a, b) in enumerate(zip(here.segments, there.segments, strict=True)):
             assert b.keys.is_cuda
-            assert_equal([b.keys, b.values], [a.keys, a.values])
+            faults = differences(f"{name} segment {number}", FIELDS, _fields(b), _fields(a))
+            assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_containers_are_decoded_together_as_alone(name: str) -> None:
+    codec = codec_of(CODECS[name])
+    sizes = [(300, 70, 20), (150, 40, 8), (45, 45, 45)]
+    prefixes = [random_prefix(torch.bfloat16, rows, (1, 2, 3), 4, 64, seed) for seed, rows in enumerate(sizes)]
+    items = [(str(number), contained(prefix, codec, str(number))) for number, prefix in enumerate(prefixes)]
+    for (key, data), there in zip(items, read_containers(items, codec, device="cuda"), strict=True):
+        here = read_container(data, codec)
+        assert isinstance(there, Prefix)
+        for number, (a, b) in enumerate(zip(here.segments, there.segments, strict=True)):
+            faults = differences(f"{name} sample {key} segment {number}", FIELDS, _fields(b), _fields(a))
+            assert not faults, "\n".join(faults)
+
+
+FIELDS = ("keys", "values", "position", "text")
+
+
+def _fields(segment: Segment) -> list[Tensor]:
+    return [getattr(segment, name) for name in FIELDS]
 
 
 def _moved(prefix: Prefix, device: str) -> Prefix:
@@ -97,7 +160,24 @@ def _moved(prefix: Prefix, device: str) -> Prefix:
     return Prefix(prefix.length, segments, kept, prefix.top_ids.to(device), prefix.top_logprobs.to(device))
 
 
-def assert_equal(ours: object, truth: object) -> None:
-    """Bit for bit."""
-    for a, b in zip(ours, truth, strict=True):  # type: ignore[call-overload]
-        assert torch.equal(a.cpu().contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+BITS_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+SHOWN = 8
+
+
+def differences(work: str, names: Sequence[str], ours: Sequence[Tensor], truth: Sequence[Tensor]) -> list[str]:
+    """What differs bit for bit: of each tensor how many elements, and the first of them with both values."""
+    faults = []
+    for name, a, b in zip(names, ours, truth, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{work}: {name}"
+        a, b = a.cpu().contiguous(), b.cpu().contiguous()
+        a_bits, b_bits = (tensor.view(BITS_OF[tensor.element_size()]) for tensor in (a, b))
+        places = (a_bits != b_bits).nonzero().tolist()
+        if places:
+            shown = [f"{p}: {_element(a, a_bits, p)} for {_element(b, b_bits, p)}" for p in places[:SHOWN]]
+            faults.append(f"{work}: {len(places)} of {a.numel()} in {name} differ; " + "; ".join(shown))
+    return faults
+
+
+def _element(tensor: Tensor, bits: Tensor, place: Sequence[int]) -> str:
+    width = 8 * tensor.element_size()
+    return f"{tensor[tuple(place)].item()!r} ({int(bits[tuple(place)]) & (1 << width) - 1:#x})"

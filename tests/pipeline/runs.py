@@ -45,7 +45,7 @@ def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunn
             zipper=make_zipper(config.method),
             codec=codec_of(plan.dataset.identity, plan.store),
             cache=config.cache,
-            token_budget=config.pipeline.token_budget,
+            token_budget=config.pipeline.batch_rows,
         ),
         config=config,
         store=plan.store,

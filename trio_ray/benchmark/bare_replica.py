@@ -27,7 +27,7 @@ def main() -> int:
     load_s = time.perf_counter() - started
     samples = make_workload(replica, order["workload"], order["samples"]).samples
     schedule = make_schedule(config.method, replica.decoder.depth)
-    contestant = Pruned(replica, samples, config.pipeline.token_budget, schedule, make_selector(config.method))
+    contestant = Pruned(replica, samples, config.pipeline.batch_rows, schedule, make_selector(config.method))
     timings = run_rounds({"bare": contestant}, ROUNDS, replica.device, lambda: 0.0)
     rates = [len(samples) / seconds for seconds in timings.seconds["bare"]]
     peak_bytes = timings.peak_bytes["bare"]

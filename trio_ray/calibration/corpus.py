@@ -65,7 +65,7 @@ def prefixes_of(
     """The samples' pruned prefixes, in order; `on_sample` is called behind each."""
     schedule = make_schedule(config.method, replica.decoder.depth)
     selector, zipper = make_selector(config.method), make_zipper(config.method)
-    for batch in pack(samples, config.pipeline.token_budget):
+    for batch in pack(samples, config.pipeline.batch_rows):
         good = [sample for sample in batch if isinstance(sample, PreparedSample)]
         prefixes = replica.prefill(good, schedule, selector, zipper=zipper)
         for sample, prefix in zip(good, prefixes, strict=True):

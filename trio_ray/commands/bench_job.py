@@ -5,7 +5,7 @@ number of replicas, each on as many times more shards, and deletes what it store
 bundled. For S3 give an s3:// output and the usual AWS environment.
 
 example:
-  trio-ray bench-job --shapes mistral-7b --replicas 1 2 4 --output s3://bench/out --out runs/job
+  trio-ray bench-job --shapes mistral-7b --runs 1 2 4 1:raw --output s3://bench/out --out runs/job
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from trio_ray.benchmark.settings import WORKLOADS
 from trio_ray.config import BUNDLED_MODEL, load_config
@@ -29,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", default="pope", choices=WORKLOADS, help="images and prompts (default pope)")
     parser.add_argument("--shards", type=int, default=8, metavar="N", help="for each replica (default 8)")
     parser.add_argument("--per-shard", type=int, default=512, metavar="N", help="samples a shard (default 512)")
-    parser.add_argument("--replicas", type=int, nargs="+", default=[1], metavar="N", help="one run each (default 1)")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=["1"],
+        metavar="N[:CODEC]",
+        help="one run each, on N replicas, with a codec of its own where one is given (default 1)",
+    )
     parser.add_argument("--kill", action="store_true", help="a further run that loses a replica on the way")
     parser.add_argument("--output", required=True, metavar="URI", help="where the jobs write, emptied after each")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings of the job")
@@ -41,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     from trio_ray.benchmark.job_report import markdown
     from trio_ray.benchmark.machine import describe_machine, describe_versions
-    from trio_ray.benchmark.whole_job import JobBench, run_bench
+    from trio_ray.benchmark.whole_job import JobBench, JobRun, run_bench
     from trio_ray.model.decoder import default_device
     from trio_ray.model.shapes import SHAPES, write_model
 
@@ -50,8 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("shards", "per_shard"):
         if getattr(arguments, option) < 1:
             raise ConfigError(f"--{option.replace('_', '-')}", "must be at least 1")
-    if min(arguments.replicas) < 1:
-        raise ConfigError("--replicas", "must be at least 1")
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     name = arguments.shapes
@@ -63,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         workload=arguments.workload,
         shards=arguments.shards,
         per_shard=arguments.per_shard,
-        replicas=tuple(arguments.replicas),
+        runs=tuple(JobRun(*_parse_run(text)) for text in arguments.runs),
         kill=arguments.kill,
     )
     started = time.monotonic()
@@ -84,3 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     (folder / "bench-job.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     return 0
+
+
+def _parse_run(text: str) -> tuple[int, Any]:
+    number, _, codec = text.partition(":")
+    if not number.isdigit() or int(number) < 1:
+        raise ConfigError("--runs", f"{text!r} must begin with a number of replicas")
+    return int(number), yaml.safe_load(codec) if codec else None

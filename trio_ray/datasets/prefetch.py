@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from trio_ray.cache import PrunedCache, StoredBytes, StoredPrefix
-from trio_ray.datasets.batch import Batch, Sample
+from trio_ray.datasets.batch import Batch
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.method.fusion import to_device
 from trio_ray.ordered import ordered_map
+from trio_ray.reading.unreadable import PrefixDamaged
 
 
 def prefetch(
@@ -59,11 +60,21 @@ class _Mover:
             return self._moved(batch), self._stream.record_event()
 
     def _moved(self, batch: Batch) -> Batch:
-        return replace(batch, samples=[self._sample(sample) for sample in batch.samples])
+        decoded = self._decoded([sample for sample in batch.samples if isinstance(sample, StoredBytes)])
+        return replace(
+            batch,
+            samples=[
+                next(decoded) if isinstance(sample, StoredBytes) else self._sample(sample) for sample in batch.samples
+            ],
+        )
 
-    def _sample(self, sample: Sample) -> StoredPrefix:
-        if isinstance(sample, StoredBytes):
-            return self._cache.decode(sample, self._device)
+    def _decoded(self, samples: Sequence[StoredBytes]) -> Iterator[StoredPrefix]:
+        for outcome in self._cache.decode_many(samples, self._device):
+            if isinstance(outcome, PrefixDamaged):
+                raise outcome
+            yield outcome
+
+    def _sample(self, sample: StoredPrefix) -> StoredPrefix:
         segments = tuple(_segment_on(segment, self._device) for segment in sample.prefix.segments)
         return StoredPrefix(sample.row, replace(sample.prefix, segments=segments))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trio_ray.evaluation.codec_report import CONTROLS, Record
 
 MARKERS = "osD^vP*X<>ph"
+PALETTES = ("Greys", "Oranges", "Blues", "Greens", "Purples")
+"""Of each family of codecs, light to dark."""
+
 FLOOR_KL = 1e-6
 """Smaller divergences are drawn here: the axis is logarithmic."""
 
@@ -15,64 +18,58 @@ FLOOR_KL = 1e-6
 def plot(questions: Sequence[Record], texts: Sequence[Record], path: str) -> None:
     """A panel each for accuracy lost, divergence of answers and perplexity, of those that were measured.
 
-    Codecs have a colour, settings a marker; the file's ending gives the format.
+    Families of codecs have a colour, settings a marker; the file's ending gives the format.
     """
     from matplotlib.figure import Figure
 
     questions = [record for record in questions if record["codec"] not in CONTROLS]
     texts = [record for record in texts if record["codec"] not in CONTROLS]
-    names = list(dict.fromkeys(record["codec"] for record in [*questions, *texts]))
+    colors = _colors(list(dict.fromkeys(record["codec"] for record in [*questions, *texts])))
     panels = 2 * bool(questions) + bool(texts)
     figure = Figure(figsize=(4 + 5 * panels, 6), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     if questions:
-        _draw_questions(axes[0], questions, names, _lost, "right answers lost, points")
-        _draw_questions(axes[1], questions, names, _divergence, "mean KL of the answers' tokens from 16 bit, nats")
-        axes[1].set_yscale("log")
+        _draw(axes[0], questions, colors, _lost)
+        axes[0].set_ylabel("right answers lost, points, with 95 % intervals")
+        _draw(axes[1], questions, colors, _divergence)
+        axes[1].set(ylabel="mean KL of the answers' tokens from 16 bit, nats", yscale="log")
     if texts:
-        _draw_texts(axes[-1], texts, names)
+        _draw(axes[-1], texts, colors, _perplexity)
+        axes[-1].set_ylabel("perplexity of continued text, change in %, with 95 % intervals")
+        axes[-1].set_yscale("symlog", linthresh=1)
     for one in axes:
         one.set_xscale("log", base=2)
         one.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        one.set_xlabel("size: 16 bit of the same rows / stored")
         one.grid(alpha=0.3)
         one.set_axisbelow(True)
-    figure.legend(handles=_handles(questions, names), fontsize=8, loc="outside right upper")
+    figure.legend(handles=_handles(questions, colors), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=130)
 
 
-def _draw_questions(axes: Any, records: Sequence[Record], names: Sequence[str], measure: Any, label: str) -> None:
-    for number, setting in enumerate(_settings(records)):
-        points = sorted((r for r in records if _setting(r) == setting), key=lambda r: r["ratio"])
-        axes.plot([r["ratio"] for r in points], [measure(r) for r in points], color="0.8", linewidth=1, zorder=1)
-        for record in points:
-            color = _color(names, record["codec"])
-            axes.scatter(record["ratio"], measure(record), color=color, marker=MARKERS[number % len(MARKERS)], s=45)
-    axes.set(xlabel="size: 16 bit of the same rows / stored", ylabel=label)
+Measure = Callable[[Record], tuple[float, float, float]]
+"""A record's value, and the ends of its interval."""
 
 
-def _draw_texts(axes: Any, records: Sequence[Record], names: Sequence[str]) -> None:
-    points = sorted(records, key=lambda record: record["ratio"])
-    axes.plot([r["ratio"] for r in points], [100 * r["change"] for r in points], color="0.8", linewidth=1, zorder=1)
-    for record in points:
-        low, high = (100 * end for end in record["change_interval"])
-        middle = 100 * record["change"]
-        color = _color(names, record["codec"])
-        # The intervals come from resampling, so the middle may lie a hair outside.
-        error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
-        axes.errorbar(record["ratio"], middle, yerr=error, color=color, marker="o", capsize=2)
-    axes.set(xlabel="size: 16 bit of the same rows / stored", ylabel="perplexity of continued text, change in %")
-    axes.set_yscale("symlog", linthresh=0.5)
+def _draw(axes: Any, records: Sequence[Record], colors: dict[str, Any], measure: Measure) -> None:
+    settings = _settings(records)
+    for record in records:
+        value, low, high = measure(record)
+        # Intervals come from resampling, so the value may lie a hair outside.
+        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        marker = MARKERS[settings.index(_setting(record)) % len(MARKERS)]
+        style = {"color": colors[record["codec"]], "marker": marker, "markersize": 6, "markeredgecolor": "0.3"}
+        axes.errorbar(record["ratio"], value, yerr=error, capsize=2, linewidth=1, markeredgewidth=0.5, **style)
 
 
-def _handles(questions: Sequence[Record], names: Sequence[str]) -> list[Any]:
+def _handles(questions: Sequence[Record], colors: dict[str, Any]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     settings = [
         Line2D([], [], color="0.4", linestyle="", marker=MARKERS[number % len(MARKERS)], label=label)
         for number, label in enumerate(_settings(questions))
     ]
-    codecs = [Line2D([], [], color=_color(names, name), linewidth=4, label=name) for name in names]
-    return [*settings, *codecs]
+    return [*settings, *(Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items())]
 
 
 def _settings(records: Sequence[Record]) -> list[str]:
@@ -80,20 +77,41 @@ def _settings(records: Sequence[Record]) -> list[str]:
 
 
 def _setting(record: Record) -> str:
-    return f"{record['method']}, {100 * record['retention']:.3g} %"
+    return f"{record['method']}, {100 * record['retention']:.3g} %" if "method" in record else "continued text"
 
 
-def _color(names: Sequence[str], name: str) -> Any:
+def _colors(names: Sequence[str]) -> dict[str, Any]:
+    """A palette for each family (`int2: protected 4` belongs to `int`), a shade for each of its codecs."""
     from matplotlib import colormaps
 
-    # The ten dark ones first, then their light twins.
-    shades = (*range(0, 20, 2), *range(1, 20, 2))
-    return colormaps["tab20"](shades[names.index(name) % 20])
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(name.split(":")[0].rstrip("0123456789"), []).append(name)
+    palettes = {family: PALETTES[number % len(PALETTES)] for number, family in enumerate(_ordered(families))}
+    shades = {
+        name: colormaps[palettes[family]](0.35 + 0.6 * (number + 1) / len(members))
+        for family, members in families.items()
+        for number, name in enumerate(members)
+    }
+    return {name: shades[name] for name in names}
 
 
-def _lost(record: Record) -> float:
-    return 100 * record["ways"]["question"]["lost"]
+def _ordered(families: dict[str, list[str]]) -> list[str]:
+    """`raw` first, so that the control is grey."""
+    return sorted(families, key=lambda family: family != "raw")
 
 
-def _divergence(record: Record) -> float:
-    return max(FLOOR_KL, record["ways"]["question"]["kl"])
+def _lost(record: Record) -> tuple[float, float, float]:
+    measured = record["ways"]["question"]
+    low, high = measured["lost_interval"]
+    return 100 * measured["lost"], 100 * low, 100 * high
+
+
+def _divergence(record: Record) -> tuple[float, float, float]:
+    value = max(FLOOR_KL, record["ways"]["question"]["kl"])
+    return value, value, value
+
+
+def _perplexity(record: Record) -> tuple[float, float, float]:
+    low, high = record["change_interval"]
+    return 100 * record["change"], 100 * low, 100 * high

@@ -10,11 +10,11 @@ import numpy as np
 from trio_ray.evaluation.accuracy import interval
 from trio_ray.evaluation.codecs import IN_MEMORY, UNROUNDED
 from trio_ray.evaluation.coded_questions import WAYS, Answered, CodecResult
-from trio_ray.evaluation.continued_text import SINKS_ALONE, TextResult
+from trio_ray.evaluation.continued_text import WITHOUT_PREFIX, TextResult
 
 Record = dict[str, Any]
 
-CONTROLS = (IN_MEMORY, UNROUNDED, SINKS_ALONE)
+CONTROLS = (IN_MEMORY, UNROUNDED, WITHOUT_PREFIX)
 QUESTION_COLUMNS = (
     "| method | retention | codec | bits a value | KB a sample | of 16 bit | of unpruned 16 bit | accuracy "
     "| points lost (95 %) | first token equal | answer equal (95 %) | KL first token | KL all tokens "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
-from trio_ray.kv.container import read_container, write_container
+from trio_ray.kv.container import ContainerError, read_containers, write_container
 from trio_ray.kv.encode import code_batch
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
@@ -70,14 +70,18 @@ def in_16_bit(batch: PrefixBatch) -> PrefixBatch:
 
 def store_and_load(batch: PrefixBatch, codec: Codec) -> Loaded:
     """Code a batch, write each sample's container, and read it back as a later process would."""
-    prefixes, sizes = [], []
     coded = code_batch(batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    containers = [
+        (str(number), write_container(sample, codec, key=str(number), fingerprint=FINGERPRINT))
+        for number, sample in enumerate(coded.split())
+    ]
     device = batch.segments[0].keys.device
-    for number, sample in enumerate(coded.split()):
-        data = write_container(sample, codec, key=str(number), fingerprint=FINGERPRINT)
-        sizes.append(len(data))
-        prefixes.append(read_container(data, codec, key=str(number), fingerprint=FINGERPRINT, device=device))
-    return Loaded(prefixes, sizes)
+    prefixes = []
+    for outcome in read_containers(containers, codec, fingerprint=FINGERPRINT, device=device):
+        if isinstance(outcome, ContainerError):
+            raise outcome
+        prefixes.append(outcome)
+    return Loaded(prefixes, [len(data) for _, data in containers])
 
 
 def unstored(batch: PrefixBatch) -> Loaded:

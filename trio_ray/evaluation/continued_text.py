@@ -1,7 +1,8 @@
 """Codecs on a pretrained language model: text continued from a prefix that has been stored and loaded.
 
 The text is Python's own language reference, as its standard library carries it (`pydoc_data.topics`): English prose
-that is there wherever this runs. All rows of a prefix but the first few are coded as image rows would be.
+that is there wherever this runs. A prefix begins with the tokenizer's first token; all rows behind it are coded as
+image rows would be.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from trio_ray.method.uniform import Uniform
 from trio_ray.model.attention import packed_attention
 from trio_ray.model.prefill import pruned_prefill
 
-SINKS = 4
-"""First rows of a prefix, which count as text: every model of this kind looks at them from everywhere."""
+LEAD = 1
+"""Rows of a prefix that count as text: that of the tokenizer's first token, which is the same in all of them."""
 
-SINKS_ALONE = "sinks alone"
+WITHOUT_PREFIX = "first token alone"
 SHORTEST_PARAGRAPH = 60
 
 
@@ -86,13 +87,20 @@ def prose() -> list[str]:
 
 
 def passages_of(tokenizer: Any, prefix: int, following: int) -> list[Passage]:
-    """The prose in pieces of `prefix` + `following` tokens, none of which runs over from one topic to the next."""
+    """The prose in pieces, none of which runs over from one topic to the next.
+
+    Args:
+        tokenizer: of the language model.
+        prefix: tokens of each prefix, the tokenizer's first one included.
+        following: tokens behind it.
+    """
     found = []
+    own = prefix - LEAD
     for text in prose():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        for start in range(0, len(ids) - prefix - following + 1, prefix + following):
-            stop = start + prefix
-            found.append(Passage(ids[start:stop], ids[stop : stop + following]))
+        for start in range(0, len(ids) - own - following + 1, own + following):
+            stop = start + own
+            found.append(Passage([tokenizer.bos_token_id, *ids[start:stop]], ids[stop : stop + following]))
     return found
 
 
@@ -104,9 +112,9 @@ def spread(found: Sequence[Passage], measured: int) -> tuple[list[Passage], list
 
 @torch.no_grad()
 def prefill_text(model: LanguageModel, batch: Sequence[Passage]) -> PrefixBatch:
-    """The prefixes of passages, nothing dropped; all rows but the first `SINKS` are marked as image rows."""
+    """The prefixes of passages, nothing dropped; all rows but the first `LEAD` are marked as image rows."""
     device = next(model.decoder.embed.parameters()).device
-    masks = [torch.arange(len(passage.prefix)) >= SINKS for passage in batch]
+    masks = [torch.arange(len(passage.prefix)) >= LEAD for passage in batch]
     rows = PackedRows.pack(masks, device)
     ids = torch.tensor([token for passage in batch for token in passage.prefix], device=device)
     attention = packed_attention("sdpa")
@@ -134,8 +142,8 @@ def measure_text(
         on_batch: told the number of passages done.
 
     Returns:
-        16-bit states that were never stored, with which all else is compared; unrounded ones; the prefix's first
-        `SINKS` rows alone, which says what the prefix is worth; and each codec.
+        16-bit states that were never stored, with which all else is compared; unrounded ones; the first row
+        alone, which says what the prefix is worth; and each codec.
     """
     run = TextRun(model, trials)
     for start in range(0, len(texts), batch):
@@ -169,7 +177,7 @@ class TextRun:
 
         record(IN_MEMORY, in_memory)
         record(UNROUNDED, unstored(exact))
-        record(SINKS_ALONE, _sinks_alone(in_memory.prefixes))
+        record(WITHOUT_PREFIX, _first_row_alone(in_memory.prefixes))
         for trial in self._trials:
             record(trial.name, store_and_load(states, trial.codec))
 
@@ -187,14 +195,14 @@ def _surprise(predictions: Tensor, following: Sequence[int]) -> list[float]:
     return (-predictions.gather(1, wanted[:, None])[:, 0]).tolist()
 
 
-def _sinks_alone(prefixes: Sequence[Prefix]) -> Loaded:
-    """The first rows, and the last, which `predict` cuts off."""
+def _first_row_alone(prefixes: Sequence[Prefix]) -> Loaded:
+    """The first row, and the last, which `predict` cuts off."""
     short = [replace(prefix, segments=tuple(_ends(segment) for segment in prefix.segments)) for prefix in prefixes]
     return Loaded(short, [prefix.kv_bytes for prefix in short])
 
 
 def _ends(segment: Segment) -> Segment:
-    rows = torch.tensor([*range(SINKS), segment.rows - 1], device=segment.keys.device)
+    rows = torch.tensor([*range(LEAD), segment.rows - 1], device=segment.keys.device)
     return replace(
         segment,
         keys=segment.keys[:, rows],

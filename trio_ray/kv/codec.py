@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.prefix import Segment
 from trio_ray.kv.spec import CodecSpec
 
 
@@ -48,6 +47,30 @@ class SegmentShape:
             cls(batch.first_layer, layers, rows, images, lead, heads, dim, batch.keys.dtype)
             for rows, images, lead in zip(batch.lengths, batch.image_counts, batch.leads, strict=True)
         ]
+
+
+def batch_of(
+    shapes: Sequence[SegmentShape], keys: Tensor, values: Tensor, position: Tensor, text: Tensor
+) -> SegmentBatch:
+    """Undo `SegmentShape.of`: a batch of samples of these shapes; the tensors are those of `SegmentBatch`."""
+    return SegmentBatch(
+        first_layer=shapes[0].first_layer,
+        keys=keys,
+        values=values,
+        lengths=tuple(shape.rows for shape in shapes),
+        image_counts=tuple(shape.images for shape in shapes),
+        leads=tuple(shape.lead for shape in shapes),
+        position=position,
+        text=text,
+    )
+
+
+def empty_states(shapes: Sequence[SegmentShape], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for the keys and values of samples of these shapes, (layers, T, kv_heads, head_dim)."""
+    layers, _, heads, dim = shapes[0].size
+    size = (layers, sum(shape.rows for shape in shapes), heads, dim)
+    keys, values = (torch.empty(size, dtype=shapes[0].dtype, device=device) for _ in range(2))
+    return keys, values
 
 
 @dataclass(frozen=True)
@@ -107,8 +130,14 @@ class Codec(ABC):
         """Every tensor that `encode` makes of one sample's segment of this shape."""
 
     @abstractmethod
-    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
-        """One sample's segment again, on the device of `tensors`, which have been checked against `layout`.
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
+        """Undo `encode` for B samples at once, on the device of `tensors` and without waiting for it.
 
-        `position` (rows,) int32 and `text` (rows,) bool are the segment's own, on the same device.
+        Args:
+            tensors: as `CodedSegments` holds them; each sample's pieces have been checked against `layout`.
+            shapes: the samples', which differ in rows, images and lead alone.
+            position: (T,) int32, in host memory, as is `text`: what is coded how is found there, and moved in one copy.
+            text: (T,) bool, with as many text rows of each sample as `shapes` say.
         """

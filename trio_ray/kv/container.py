@@ -10,8 +10,8 @@ Nothing is believed: header, shapes and sizes are checked against the codec's ow
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -26,6 +26,7 @@ from trio_ray.errors import TrioRayError
 from trio_ray.kv.codec import Codec, CodecError, SegmentShape, TensorSpec
 from trio_ray.kv.encode import CodedPrefix
 from trio_ray.kv.lossless import expand, is_shrunk, shrink
+from trio_ray.kv.moving import move_joined
 from trio_ray.kv.prefix import Prefix
 
 CONTAINER_VERSION = 2
@@ -63,6 +64,32 @@ class Header:
     shapes: tuple[SegmentShape, ...]
     kept: tuple[int, ...]
     top_k: int
+
+
+Kind = tuple[tuple[object, ...], ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A container that is as its header says, in host memory and not yet decoded.
+
+    Attributes:
+        shapes: of its segments.
+        segments: per segment the codec's tensors by name.
+        positions, texts: per segment (rows,) int32 and bool, see `Segment`.
+        frame: the prefix without its segments.
+    """
+
+    shapes: tuple[SegmentShape, ...]
+    segments: tuple[dict[str, Tensor], ...]
+    positions: tuple[Tensor, ...]
+    texts: tuple[Tensor, ...]
+    frame: Prefix
+
+    @property
+    def kind(self) -> Kind:
+        """What containers that are decoded together have in common."""
+        return tuple((s.first_layer, s.layers, s.kv_heads, s.head_dim, s.dtype) for s in self.shapes)
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -124,16 +151,41 @@ def read_container(
         FingerprintMismatch: made under another identity or with another codec; names the field.
         ContainerError: anything else that is not as written.
     """
-    fields, entries = _read_header(data)
-    try:
-        _check_origin(fields, codec, key, fingerprint)
-        header = _parse_header(fields)
-        layout = _layout(header, codec)
-        _check_entries(entries, layout, has_lossless=codec.settings.zstd > 0)
-        tensors = _load(data, layout, has_lossless=codec.settings.zstd > 0)
-        return _decode(header, codec, tensors, torch.device(device))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
-        raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
+    (prefix,) = read_containers([(key, data)], codec, fingerprint=fingerprint, device=device)
+    if isinstance(prefix, ContainerError):
+        raise prefix
+    return prefix
+
+
+def read_containers(
+    items: Sequence[tuple[str | None, bytes]],
+    codec: Codec,
+    *,
+    fingerprint: str | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Prefix | ContainerError]:
+    """Many containers to prefixes, decoded together: on a GPU a few copies and kernels for all of them.
+
+    Args:
+        items: of each the key that must be in its header, if any, and its bytes; see `read_container`.
+        codec, fingerprint, device: see `read_container`.
+
+    Returns:
+        Of each its prefix, or the error that `read_container` raises for it. The keys and values of prefixes of one
+        call are views of common tensors: they stay in memory as long as one of them is in use.
+    """
+    outcomes: dict[int, Prefix | ContainerError] = {}
+    alike: dict[Kind, dict[int, Checked]] = {}
+    for number, (key, data) in enumerate(items):
+        try:
+            checked = _check(data, codec, key, fingerprint)
+        except ContainerError as error:
+            outcomes[number] = error
+        else:
+            alike.setdefault(checked.kind, {})[number] = checked
+    for samples in alike.values():
+        outcomes |= zip(samples, _decode(list(samples.values()), codec, torch.device(device)), strict=True)
+    return [outcomes[number] for number in range(len(items))]
 
 
 def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
@@ -254,26 +306,63 @@ def _load(data: bytes, layout: Mapping[str, TensorSpec], has_lossless: bool) -> 
     return {name: expand(tensors[name], tensor.dtype, tensor.shape) for name, tensor in layout.items()}
 
 
-def _decode(header: Header, codec: Codec, tensors: Mapping[str, Tensor], device: torch.device) -> Prefix:
+def _check(data: bytes, codec: Codec, key: str | None, fingerprint: str | None) -> Checked:
+    """Raises what `read_container` raises."""
+    fields, entries = _read_header(data)
+    try:
+        _check_origin(fields, codec, key, fingerprint)
+        header = _parse_header(fields)
+        layout = _layout(header, codec)
+        _check_entries(entries, layout, has_lossless=codec.settings.zstd > 0)
+        tensors = _load(data, layout, has_lossless=codec.settings.zstd > 0)
+        return _check_rows(header, codec, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
+        raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
+
+
+def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> Checked:
+    """All tensors as the prefix has them, but keys and values, which are still coded."""
     rows = [shape.rows for shape in header.shapes]
-    texts = np.unpackbits(tensors["text"].numpy(), count=sum(rows), bitorder="little")
-    segments = []
-    for number, (shape, differences, text) in enumerate(
-        zip(header.shapes, tensors["position"].split(rows), torch.from_numpy(texts).bool().split(rows), strict=True)
-    ):
-        position = _ascending(differences, header.length)
+    bits = np.unpackbits(tensors["text"].numpy(), count=sum(rows), bitorder="little")
+    texts = torch.from_numpy(bits).bool().split(rows)
+    for number, (shape, text) in enumerate(zip(header.shapes, texts, strict=True)):
         if int(text.sum()) != shape.rows - shape.images:
             raise ValueError(f"segment {number} has not as many text rows as its header says")
-        own = {name: tensors[f"{number}.{name}"].to(device) for name in codec.layout(shape)}
-        segments.append(codec.decode(own, shape, position.to(device), text.to(device)))
     kept = tensors["kept"].split(header.kept) if header.kept else ()
-    return Prefix(
-        length=header.length,
-        segments=tuple(segments),
-        kept=tuple(_ascending(differences, MAX_NUMBER) for differences in kept),
-        top_ids=tensors["top_ids"],
-        top_logprobs=tensors["top_logprobs"],
+    return Checked(
+        shapes=header.shapes,
+        segments=tuple(
+            {name: tensors[f"{number}.{name}"] for name in codec.layout(shape)}
+            for number, shape in enumerate(header.shapes)
+        ),
+        positions=tuple(_ascending(differences, header.length) for differences in tensors["position"].split(rows)),
+        texts=texts,
+        frame=Prefix(
+            length=header.length,
+            segments=(),
+            kept=tuple(_ascending(differences, MAX_NUMBER) for differences in kept),
+            top_ids=tensors["top_ids"],
+            top_logprobs=tensors["top_logprobs"],
+        ),
     )
+
+
+def _decode(samples: Sequence[Checked], codec: Codec, device: torch.device) -> list[Prefix]:
+    """The prefixes of samples of one kind, segment by segment: one is on its way while the one before is decoded."""
+    segments = []
+    for number in range(len(samples[0].shapes)):
+        names = list(samples[0].segments[number])
+        joined = move_joined([[sample.segments[number][name] for sample in samples] for name in names], device)
+        batch = codec.decode(
+            dict(zip(names, joined, strict=True)),
+            [sample.shapes[number] for sample in samples],
+            torch.cat([sample.positions[number] for sample in samples]),
+            torch.cat([sample.texts[number] for sample in samples]),
+        )
+        segments.append(batch.split())
+    return [
+        replace(sample.frame, segments=own) for sample, own in zip(samples, zip(*segments, strict=True), strict=True)
+    ]
 
 
 def _ascending(differences: Tensor, end: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trio_ray.kv.arithmetic import arithmetic
 from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape, TensorSpec
-from trio_ray.kv.prefix import Segment
+from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
+from trio_ray.kv.moving import move_together
 from trio_ray.kv.spec import Fp8Spec
 
 
@@ -37,13 +37,17 @@ class Fp8(Codec):
         scales = TensorSpec(torch.float16, (*rows, shape.head_dim // self._group(shape.head_dim)))
         return {"k": codes, "k.scale": scales, "v": codes, "v.scale": scales}
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
         """See `Codec`."""
-        keys, values = (torch.empty(shape.size, dtype=shape.dtype, device=position.device) for _ in range(2))
-        decode_floats = arithmetic(position.device).decode_floats
+        device = tensors["k"].device
+        keys, values = empty_states(shapes, device)
+        decode_floats = arithmetic(device).decode_floats
         for name, out in (("k", keys), ("v", values)):
-            decode_floats(tensors[name], tensors[f"{name}.scale"], self._group(shape.head_dim), out)
-        return Segment(shape.first_layer, keys, values, position, text)
+            decode_floats(tensors[name], tensors[f"{name}.scale"], self._group(shapes[0].head_dim), out)
+        position, text = move_together([position, text], device)
+        return batch_of(shapes, keys, values, position, text)
 
     def _group(self, dim: int) -> int:
         return gcd(self.settings.group, dim)

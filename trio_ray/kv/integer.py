@@ -7,7 +7,7 @@ arXiv 2402.02750). Text rows and sink rows, which every later token looks at, ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import gcd
 
@@ -17,8 +17,16 @@ from torch import Tensor
 from trio_ray.kv.arithmetic import arithmetic
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.classes import RowClass, protected_rows, split_rows
-from trio_ray.kv.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec
-from trio_ray.kv.prefix import Segment
+from trio_ray.kv.codec import (
+    Codec,
+    CodecError,
+    CodedSegments,
+    SegmentShape,
+    TensorSpec,
+    batch_of,
+    empty_states,
+)
+from trio_ray.kv.moving import move_together
 from trio_ray.kv.quantise import RowGroups, codes_per_byte
 from trio_ray.kv.spec import IntegerSpec
 
@@ -98,12 +106,15 @@ class Integer(Codec):
             layout[f"{piece.name}.grid"] = TensorSpec(torch.int32, size)
         return layout
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
         """See `Codec`."""
-        keys, values = (torch.empty(shape.size, dtype=shape.dtype, device=text.device) for _ in range(2))
-        classes = self._classes(text, [shape])
-        use = arithmetic(text.device)
-        for piece in self._pieces(shape):
+        device = next(iter(tensors.values())).device
+        keys, values = empty_states(shapes, device)
+        use = arithmetic(device)
+        classes, position, text = _moved(self._classes(text, shapes), position, text, device)
+        for piece in self._pieces(shapes[0]):
             out = (keys if piece.is_key else values)[piece.layers]
             codes, grids = tensors[piece.name], tensors.get(f"{piece.name}.grid")
             members = classes[piece.is_protected]
@@ -112,9 +123,9 @@ class Integer(Codec):
             elif piece.is_key:
                 use.decode_channels(codes, grids, members, piece.bits, out)
             else:
-                group = self._value_group(shape.head_dim)
+                group = self._value_group(shapes[0].head_dim)
                 use.decode_vectors(codes, grids, members.rows.rows, group, piece.bits, out)
-        return Segment(shape.first_layer, keys, values, position, text)
+        return batch_of(shapes, keys, values, position, text)
 
     def _classes(self, text: Tensor, shapes: Sequence[SegmentShape]) -> dict[bool, RowGroups]:
         """By whether they are protected, the rows of a class and their groups for keys."""
@@ -142,3 +153,17 @@ class Integer(Codec):
     def _check(self, shape: SegmentShape) -> None:
         if shape.head_dim % 4:
             raise CodecError(f"head_dim {shape.head_dim} is no multiple of 4, as {self.name} needs it; use raw or fp8")
+
+
+def _moved(
+    classes: Mapping[bool, RowGroups], position: Tensor, text: Tensor, device: torch.device
+) -> tuple[dict[bool, RowGroups], Tensor, Tensor]:
+    """All on the device, by one copy."""
+    host = [position, text, *(t for groups in classes.values() for t in (groups.rows.rows, groups.starts))]
+    position, text, *moved = move_together(host, device)
+    pairs = zip(classes.items(), moved[::2], moved[1::2], strict=True)
+    own = {
+        name: replace(groups, rows=replace(groups.rows, rows=rows), starts=starts)
+        for (name, groups), rows, starts in pairs
+    }
+    return own, position, text

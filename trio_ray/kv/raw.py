@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape, TensorSpec
-from trio_ray.kv.prefix import Segment
+from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape, TensorSpec, batch_of
+from trio_ray.kv.moving import move_together
 from trio_ray.kv.spec import RawSpec
 
 
@@ -29,7 +29,9 @@ class Raw(Codec):
         rows = TensorSpec(shape.dtype, (shape.rows, shape.layers, shape.kv_heads, shape.head_dim))
         return {"k": rows, "v": rows}
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
-        """See `Codec`."""
-        keys, values = tensors["k"].transpose(0, 1), tensors["v"].transpose(0, 1)
-        return Segment(shape.first_layer, keys, values, position, text)
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
+        """See `Codec`. Keys and values are views of the stored tensors."""
+        position, text = move_together([position, text], tensors["k"].device)
+        return batch_of(shapes, tensors["k"].transpose(0, 1), tensors["v"].transpose(0, 1), position, text)

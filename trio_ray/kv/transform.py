@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec
-from trio_ray.kv.prefix import Segment
+from trio_ray.kv.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
+from trio_ray.kv.moving import move_together
 from trio_ray.kv.spec import TransformSpec
 from trio_ray.kv.transform_bands import BANDS, pack, unpack
-from trio_ray.kv.transform_basis import FOLD_BITS, ROTATION_BITS, STEP_BITS, TENSORS, Basis, Components, Group
+from trio_ray.kv.transform_basis import FOLD_BITS, KINDS, ROTATION_BITS, STEP_BITS, TENSORS, Basis, Components, Group
 from trio_ray.kv.transform_integers import symbols, whole_rows
 from trio_ray.method.fusion import on_device
 from trio_ray.method.rows import select_rows
 
 CHUNK = 8192
-"""Rows coded at once, which bounds the memory of their integers."""
+"""Rows coded or decoded at once, which bounds the memory of their integers and floats."""
 
 
 @dataclass(frozen=True)
@@ -100,33 +100,28 @@ class Transform(Codec):
         size = sum(rows * sum(_widths(groups, kind)) for kind, rows in enumerate(_row_counts(shape)))
         return {TENSOR: TensorSpec(torch.uint8, (size,))}
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: SegmentShape, position: Tensor, text: Tensor) -> Segment:
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
         """See `Codec`."""
-        numbers = self._groups(shape)
-        basis, syntheses = self._basis_on(position.device), self._syntheses_on(position.device)
+        numbers = self._groups(shapes[0])
+        device = tensors[TENSOR].device
+        basis, syntheses = self._basis_on(device), self._syntheses_on(device)
         groups = [basis.groups[number] for number in numbers]
-        stored, start = tensors[TENSOR], 0
-        out = torch.empty((shape.rows, shape.layers, 2, shape.kv_heads, shape.head_dim), device=position.device)
-        for kind, rows in enumerate(_rows_of_kinds(text, [shape], basis.leads)):
-            widths, count = _widths(groups, kind), rows.counts[0]
-            stop = start + count * sum(widths)
-            blocks = stored[start:stop].split([count * width for width in widths])
-            bands = [block.view(count, width) for block, width in zip(blocks, widths, strict=True)]
-            out[rows.index] = torch.cat(
-                [
-                    (
-                        unpack(mine, group.kinds[kind].counts).float() @ synthesis.matrix + synthesis.mean[rows.mean]
-                    ).view(count, group.layers, *out.shape[2:])
-                    for group, mine, synthesis in zip(
-                        groups, _split_groups(bands, groups, kind), [syntheses[n][kind] for n in numbers], strict=True
-                    )
-                ],
-                1,
-            )
-            start = stop
-        both = out.permute(1, 2, 0, 3, 4)
-        keys = _rotate(both[:, 0], basis, position).to(shape.dtype)
-        return Segment(shape.first_layer, keys, both[:, 1].to(shape.dtype), position, text)
+        kinds = _rows_of_kinds(text, shapes, basis.leads)
+        numbers_of_rows = [tensor for rows in kinds for tensor in (rows.index, rows.mean)]
+        position, text, *moved = move_together([position, text, *numbers_of_rows], device)
+        batch = batch_of(shapes, *empty_states(shapes, device), position, text)
+        for kind, bands in enumerate(_bands(tensors[TENSOR], shapes, groups)):
+            index, mean = moved[2 * kind], moved[2 * kind + 1]
+            for start in range(0, len(index), CHUNK):
+                rows = slice(start, start + CHUNK)
+                mine = _split_groups([band[rows] for band in bands], groups, kind)
+                for number, group, packed in zip(numbers, groups, mine, strict=True):
+                    way = syntheses[number][kind]
+                    states = unpack(packed, group.kinds[kind].counts).float() @ way.matrix + way.mean[mean[rows]]
+                    _put_rows(batch, basis, group, index[rows], states)
+        return batch
 
     @staticmethod
     def _encode_rows(basis: Basis, groups: Sequence[Group], kind: int, batch: SegmentBatch, rows: Rows) -> list[Tensor]:
@@ -214,6 +209,18 @@ def _widths(groups: Sequence[Group], kind: int) -> list[int]:
     return [sum(band.width(group.kinds[kind].counts[number]) for group in groups) for number, band in enumerate(BANDS)]
 
 
+def _bands(stored: Tensor, shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[Tensor]]:
+    """By kind and band, (rows of all samples, bytes) uint8 packed symbols, from the samples' pieces."""
+    counts = [_row_counts(shape) for shape in shapes]
+    places = [(kind, width) for kind in range(len(KINDS)) for width in _widths(groups, kind)]
+    blocks = stored.split([own[kind] * width for own in counts for kind, width in places])
+    bands: list[list[Tensor]] = [[] for _ in KINDS]
+    for number, (kind, width) in enumerate(places):
+        joined = torch.cat(blocks[number :: len(places)])
+        bands[kind].append(joined.view(sum(own[kind] for own in counts), width))
+    return bands
+
+
 def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -> list[list[Tensor]]:
     """By group the bands of each, from bands in which the groups lie side by side."""
     cut = [
@@ -221,6 +228,16 @@ def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -
         for number, (band, tensor) in enumerate(zip(BANDS, bands, strict=True))
     ]
     return [list(mine) for mine in zip(*cut, strict=True)]
+
+
+def _put_rows(batch: SegmentBatch, basis: Basis, group: Group, index: Tensor, states: Tensor) -> None:
+    """Keys and values (n, channels) fp32 of a group's layers into rows `index` of a batch."""
+    first = group.first_layer - batch.first_layer
+    layers = slice(first, first + group.layers)
+    both = states.view(len(index), group.layers, 2, basis.kv_heads, basis.head_dim).permute(1, 2, 0, 3, 4)
+    keys = _rotate(both[:, 0], basis, batch.position[index])
+    batch.keys[layers].index_copy_(1, index, keys.to(batch.keys.dtype))
+    batch.values[layers].index_copy_(1, index, both[:, 1].to(batch.values.dtype))
 
 
 def _rotate(keys: Tensor, basis: Basis, position: Tensor) -> Tensor:

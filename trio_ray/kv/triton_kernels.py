@@ -333,7 +333,8 @@ def _decode_floats(
     magnitude = code & 0x7F
     normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
     y = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-    y = tl.where(code > 0x7F, -y, y)
+    # The sign is put in as a bit: to some versions of Triton -y is 0 - y, which has no negative zero.
+    y = (y.to(tl.int32, bitcast=True) | ((code & 0x80) << 24)).to(tl.float32, bitcast=True)
     x = tl.minimum(tl.maximum(y * scale[:, None], -LIMIT), LIMIT)
     place = out + layer * layer_stride + row * row_stride + vector[:, None] * GROUP + column[None, :]
     tl.store(place, x.to(out.dtype.element_ty), mask=inside[:, None])

@@ -16,8 +16,10 @@ from trio_ray.identity import build_identity
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import make_schedule
+from trio_ray.pipeline.codec_basis import job_basis
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
+from trio_ray.store.bases import store_basis
 from trio_ray.store.commits import ShardProgress, shard_progress
 from trio_ray.store.dataset import Dataset, create_or_check
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
@@ -85,11 +87,14 @@ def plan_job(config: JobConfig, with_gpu: bool) -> JobPlan:
     dtype = resolve_dtype(config.model.dtype, torch.device("cuda" if with_gpu else "cpu"))
     text = model_config.get_text_config()
     schedule = make_schedule(config.method, text.num_hidden_layers)
-    units = _find_units(config)
+    units = find_units(config)
     store = _open_output(config)
-    identity = build_identity(config, folder, dtype, schedule)
-    size = config.cache.part_samples or _part_samples(config, schedule, model_config, dtype)
+    basis = job_basis(config, folder, schedule, text)
+    identity = build_identity(config, folder, dtype, schedule, basis)
+    size = config.cache.part_samples or part_samples(config, schedule, model_config, dtype)
     dataset = create_or_check(store, identity, size)
+    if basis is not None:
+        store_basis(store, basis)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder)
     _find_work(plan, units)
     return plan
@@ -104,7 +109,7 @@ def _open_output(config: JobConfig) -> ObjectStore:
     return store
 
 
-def _part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtype: torch.dtype) -> int:
+def part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtype: torch.dtype) -> int:
     """Samples that make about `part_bytes`, for an image on the largest grid."""
     text, vision = model_config.get_text_config(), model_config.vision_config
     patches = max(height * width for height, width in model_config.image_grid_pinpoints) // vision.patch_size**2
@@ -120,7 +125,7 @@ def _part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtyp
     return max(1, min(MAX_PART_SAMPLES, int(config.cache.part_bytes / (row_bytes * (rows + TEXT_ROWS)))))
 
 
-def _find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:
+def find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:
     """All units of work, each with the reason why it cannot be done, if there is one."""
     opener = StoreOpener(config.s3)
     with ThreadPoolExecutor(LISTING_THREADS) as pool:

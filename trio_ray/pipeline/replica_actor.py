@@ -12,6 +12,7 @@ from trio_ray.config import JobConfig
 from trio_ray.identity import codec_of
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.pipeline.auto_budget import suit_budget
 from trio_ray.pipeline.metrics import ReplicaMetrics
 from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.plan import Task
@@ -48,7 +49,7 @@ class ReplicaActor:
                 zipper=make_zipper(config.method),
                 codec=codec_of(order.dataset.identity, store),
                 cache=config.cache,
-                token_budget=config.pipeline.token_budget,
+                token_budget=config.pipeline.batch_rows,
             ),
             config=config,
             store=store,
@@ -56,6 +57,7 @@ class ReplicaActor:
             opener=StoreOpener(config.s3),
             run_id=order.run_id,
         )
+        self._finds_budget = config.pipeline.token_budget == "auto"
         self._metrics = ReplicaMetrics(config.output, time.monotonic() - started)
 
     def ready(self) -> str:
@@ -68,6 +70,9 @@ class ReplicaActor:
 
         Then the next shard may be given: it fills the device while this one is still being stored.
         """
+        if self._finds_budget:
+            suit_budget(self._runner.stage, self._runner.config, task.shard, self._runner.opener)
+            self._finds_budget = False
         started = time.monotonic()
         # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
         for report in self._runner.run(task.shard, task.committed):

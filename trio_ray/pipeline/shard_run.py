@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from trio_ray.pipeline.model_stage import ModelStage, StoredGroup, StoredSample
 from trio_ray.pipeline.packing import Outcome, pack
 from trio_ray.pipeline.rows import sample_row, shard_input
 from trio_ray.source.reader import read_shard
-from trio_ray.source.sample import BadSample, Opener, Reason, Shard
+from trio_ray.source.sample import BadSample, Opener, Reason, Sample, Shard
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.layout import commit_name
 from trio_ray.store.objects import ObjectStore
@@ -96,6 +96,21 @@ class ShardRunner:
         """
         done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
         items = read_shard(shard, self.config.source, self.opener, skip=done.holds)
+        yield from self.run_items(items, shard, lambda: done.highest)
+
+    def run_items(
+        self, items: Iterable[Sample | BadSample], shard: Shard, highest_elsewhere: Callable[[], int] = lambda: -1
+    ) -> Iterator[PartReport | InputRead]:
+        """The same with samples that are read already.
+
+        Args:
+            items: of the shard, in order.
+            shard: what the parts are called after.
+            highest_elsewhere: asked behind the last item: the highest part that others have committed, or -1.
+
+        Raises:
+            StoreError: the output could not be written, or an item not be read.
+        """
         settings = self.config.pipeline
         cache = self.config.cache
         prepare = self.stage.replica.preparer(
@@ -105,9 +120,9 @@ class ShardRunner:
         writer = _ShardWriter(self, shard)
         with ThreadPoolExecutor(1) as thread:
             try:
-                batches = pack(outcomes, settings.token_budget)
+                batches = pack(outcomes, self.stage.token_budget)
                 yield from self._through_model(batches, shard, writer, thread)
-                yield from thread.submit(writer.finish, done.highest).result()
+                yield from thread.submit(writer.finish, highest_elsewhere()).result()
             finally:
                 outcomes.close()
                 thread.submit(writer.abort).result()

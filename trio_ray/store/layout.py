@@ -22,6 +22,7 @@ _PART = r"\d{5,9}"
 _SHARD_NAME = re.compile(_SHARD)
 _ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
 _COMMIT_NAME = re.compile(rf"commits/({_SHARD})/({_PART})\.json")
+_BASIS_NAME = re.compile(r"codec/[0-9a-f]{32}\.safetensors")
 _FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
 _DATA_NAME = re.compile(rf"data/({_SHARD})/({_PART})-([A-Za-z0-9]{{1,64}})(\.parquet|\.tar|\.quarantine\.parquet)")
 
@@ -60,9 +61,10 @@ def failure_name(shard: str) -> str:
 
 def basis_name(digest: str) -> str:
     """A codec's calibrated basis, by the xxh3-128 of its bytes."""
-    if not re.fullmatch(r"[0-9a-f]{32}", digest):
+    name = f"{BASES}{digest}.safetensors"
+    if not _BASIS_NAME.fullmatch(name):
         raise ValueError(f"{digest!r} is no xxh3-128 in hexadecimal")
-    return f"{BASES}{digest}.safetensors"
+    return name
 
 
 def parse_commit_name(name: str) -> tuple[str, int] | None:

@@ -6,10 +6,18 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.store.bases import read_basis
 from trio_ray.store.commits import CommitRecord, read_commit, read_failure
 from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
 from trio_ray.store.findings import Finding, FindingKind, VerifyReport, kind_of
-from trio_ray.store.layout import DATASET, commit_name, parse_commit_name, parse_data_name, parse_failure_name
+from trio_ray.store.layout import (
+    DATASET,
+    basis_name,
+    commit_name,
+    parse_commit_name,
+    parse_data_name,
+    parse_failure_name,
+)
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.verify_part import ShardCheck, check_part
 
@@ -36,6 +44,7 @@ def verify(store: ObjectStore, threads: int) -> VerifyReport:
     with ThreadPoolExecutor(threads) as pool:
         checks = list(pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects), shards))
     explained = {DATASET}.union(*(check.explained for check in checks))
+    findings += _check_basis(store, dataset, explained)
     for check in checks:
         findings += check.findings
     findings += _check_failures(store, dataset, objects)
@@ -58,6 +67,22 @@ def _check_dataset(store: ObjectStore, findings: list[Finding]) -> Dataset | Non
     except StoreError as error:
         findings.append(Finding(kind_of(error), DATASET, None, str(error)))
     return None
+
+
+def _check_basis(store: ObjectStore, dataset: Dataset | None, explained: set[str]) -> Iterator[Finding]:
+    """The basis that the identity's codec names, if it names one."""
+    codec = ((dataset.identity if dataset else {}).get("cache") or {}).get("codec") or {}
+    digest = codec.get("basis") if isinstance(codec, dict) else None
+    if digest is None:
+        return
+    name = basis_name(digest)
+    explained.add(name)
+    try:
+        read_basis(store, digest)
+    except ObjectDamaged as error:
+        yield Finding(FindingKind.CHECKSUM, name, None, str(error))
+    except StoreError as error:
+        yield Finding(kind_of(error), name, None, str(error))
 
 
 def _check_shard(

@@ -1,0 +1,95 @@
+"""Codecs of the command line, and those among them that are fitted to a model's own states first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny_models import WORDS
+from trio_ray.calibration.calibrate import Calibration
+from trio_ray.errors import ConfigError
+from trio_ray.evaluation.accuracy import Setting
+from trio_ray.evaluation.codecs import in_16_bit, store_and_load
+from trio_ray.evaluation.coded_questions import prefill
+from trio_ray.evaluation.continued_text import LEAD, Passage, prefill_text
+from trio_ray.evaluation.language_model import LanguageModel
+from trio_ray.evaluation.methods import method_config
+from trio_ray.evaluation.questions import HeldOutQuestion
+from trio_ray.evaluation.recipes import Recipe, calibrate_on_questions, calibrate_on_text
+from trio_ray.kv.spec import full_spec
+from trio_ray.model.replica import Replica
+
+CLOSE, LOOSE = (Recipe.parse(f"{{name: transform, divergence: {nats}}}") for nats in (0.01, 1.0))
+
+
+def never() -> Calibration:
+    """For codecs that need no calibration."""
+    raise AssertionError("nothing is to be fitted")
+
+
+@pytest.fixture(scope="module")
+def language(replicas: dict[str, Replica]) -> LanguageModel:
+    replica = replicas["mistral"]
+    return LanguageModel("tiny", replica.decoder, None, replica.stop_tokens, replica.device)
+
+
+@pytest.fixture(scope="module")
+def passages() -> list[Passage]:
+    """Prefixes of random words behind one and the same token."""
+    rows = torch.randint(5, len(WORDS), (14, 39), generator=torch.Generator().manual_seed(3)).tolist()
+    return [Passage([1, *row], [7]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("int4", "int4"),
+        ("{name: int4}", "int4"),
+        ("{name: int, keys: 2, values: 4}", "int: keys 2, values 4"),
+        ("{name: int2, zstd: 3}", "int2: zstd 3"),
+    ],
+)
+def test_a_codec_is_named_by_what_differs_and_needs_no_calibration(text: str, name: str) -> None:
+    recipe = Recipe.parse(text)
+    trial = recipe.trial(never)
+    assert (recipe.name, trial.name) == (name, name)
+    assert trial.codec.spec == recipe.parameters == full_spec(recipe.spec)
+
+
+def test_a_divergence_is_a_parameter_of_the_measurement_alone() -> None:
+    assert CLOSE.name == "transform: divergence 0.01"
+    assert CLOSE.parameters == {"name": "transform", "divergence": 0.01}
+    assert Recipe.parse("transform").divergence is not None
+
+
+def test_the_more_may_change_the_smaller_a_fitted_codec_stores_text(
+    language: LanguageModel, passages: list[Passage]
+) -> None:
+    calibration = calibrate_on_text(language, passages[:10], batch=4)
+    states = in_16_bit(prefill_text(language, passages[10:]))
+    sizes = [sum(store_and_load(states, recipe.trial(lambda: calibration).codec).sizes) for recipe in (CLOSE, LOOSE)]
+    assert sizes[1] < sizes[0] < sum(prefix.kv_bytes for prefix in states.split())
+    # The row that is the same in all passages comes back the same from its own mean.
+    loaded = store_and_load(states, LOOSE.trial(lambda: calibration).codec).prefixes
+    for before, after in zip(states.split(), loaded, strict=True):
+        for old, new in zip(before.segments, after.segments, strict=True):
+            torch.testing.assert_close(new.values[:, :LEAD].float(), old.values[:, :LEAD].float(), atol=0.02, rtol=0.02)
+
+
+def test_a_codec_is_fitted_to_the_prefixes_of_the_setting(bundled: Replica, questions: list[HeldOutQuestion]) -> None:
+    setting = Setting("trio", 0.222, method_config("trio", 0.222))
+    calibration = calibrate_on_questions(bundled, setting, questions[:8], batch=4)
+    codec = CLOSE.trial(lambda: calibration).codec
+    samples = [bundled.preparer(10**8).prepare(question.sample) for question in questions[8:]]
+    states = in_16_bit(prefill(bundled, samples, setting))  # type: ignore[arg-type]
+    loaded = store_and_load(states, codec)
+    assert 0 < sum(loaded.sizes) < sum(prefix.kv_bytes for prefix in states.split()) / 4
+    assert [s.first_layer for s in loaded.prefixes[0].segments] == [s.first_layer for s in states.segments]
+
+
+def test_a_divergence_that_too_few_passages_cannot_reach_is_refused(
+    language: LanguageModel, passages: list[Passage]
+) -> None:
+    calibration = calibrate_on_text(language, passages[:8], batch=8)
+    with pytest.raises(ConfigError, match="1e-09 nats"):
+        Recipe.parse("{name: transform, divergence: 1.0e-9}").trial(lambda: calibration)

@@ -1,0 +1,186 @@
+"""`jobs/distill.py` as people run it: on Ray, from a cache on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ray.util.state import list_actors
+from safetensors.torch import load
+
+from jobs.distill import main
+from tests.corpora import samples, write_tar
+from tests.pipeline.ray_cluster import REPOSITORY, SmallCluster, small_cluster
+from tests.pipeline.runs import job_config, run_here
+from tests.seaweed import S3Server
+from trio_ray.config import JobConfig, ModelConfig, S3Config, load_section, parse_section
+from trio_ray.distillation.config import DistillConfig
+from trio_ray.distillation.job import plan_distillation, run_distillation
+from trio_ray.distillation.training import StepReport
+from trio_ray.distillation.worker import Worker
+from trio_ray.errors import JobFailed
+from trio_ray.model.replica import Replica
+from trio_ray.store.opening import open_store
+
+pytestmark = pytest.mark.slow
+
+COUNT = 12
+DEADLINE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallCluster]:
+    """One cluster for all tests here, whose processes reach the S3 server."""
+    with small_cluster(s3_server, tmp_path_factory.mktemp("ray")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def job(
+    cluster: SmallCluster,
+    model_folders: dict[str, Path],
+    replicas: dict[str, Replica],
+    tmp_path_factory: pytest.TempPathFactory,
+    s3_server: S3Server,
+) -> JobConfig:
+    """A precompute job that has run into an embeds cache on S3."""
+    corpus = write_tar(tmp_path_factory.mktemp("corpus") / "a.tar", samples(COUNT))
+    settings = {"cache__level": "embeds", "cache__targets": "top_k"}
+    config = job_config(model_folders["llama"], corpus, s3_server.fresh_uri(), **settings)
+    run_here(config, replicas["llama"])
+    return config
+
+
+def settings_of(job: JobConfig, output: str, **sections: Any) -> dict[str, Any]:
+    """A small distillation whose every step sees all samples."""
+    return {
+        "cache": job.output,
+        "output": output,
+        "teacher": {"name": job.model.name},
+        "student": {"layers": 2},
+        "training": {"steps": 8, "batch_size": COUNT, "warmup_steps": 1, "checkpoint_every": 3},
+        **sections,
+    }
+
+
+def stored(uri: str, name: str) -> bytes:
+    return open_store(uri, S3Config()).read(name)
+
+
+def submit(cluster: SmallCluster, *options: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of the job; a cluster that has just started takes jobs only after some seconds."""
+    command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster.dashboard, "--"]
+    command += [sys.executable, str(REPOSITORY / "jobs" / "distill.py"), *options]
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S, cwd=REPOSITORY)
+        if "No available agent" not in ended.stderr or time.monotonic() > deadline:
+            return ended
+        time.sleep(1)
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    config = load_section(DistillConfig, REPOSITORY / "jobs" / "distill.yaml")
+    assert config.cache.startswith("s3://")
+    assert config.workers.count == 4
+
+
+def test_a_submitted_job_trains_a_student_that_can_be_loaded(
+    cluster: SmallCluster, job: JobConfig, s3_server: S3Server, tmp_path: Path
+) -> None:
+    """From S3 to S3; the student answers the test cache's questions."""
+    output = s3_server.fresh_uri()
+    settings = settings_of(job, output, test={"cache": job.output, "max_new_tokens": 8})
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(settings))
+    submitted = submit(cluster, "--config", str(tmp_path / "distill.yaml"))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "2 layers" in submitted.stdout
+    assert "accuracy" in submitted.stdout
+
+    metrics = json.loads(stored(output, "metrics.json"))
+    assert metrics["steps"] == {"all": 8, "this_run": 8}
+    assert metrics["test"]["questions"] == 9
+    store = open_store(output, S3Config())
+    folder = tmp_path / "student"
+    folder.mkdir()
+    for info in store.list("student/"):
+        (folder / Path(info.name).name).write_bytes(store.read(info.name))
+    replica = Replica.load(ModelConfig(name=str(folder), dtype="float32"))
+    assert replica.decoder.depth == 2
+
+
+def test_two_workers_take_the_steps_that_one_takes(cluster: SmallCluster, job: JobConfig, s3_server: S3Server) -> None:
+    """Their gradients add up to that of all samples: the weights are the same but for the order of sums."""
+    cluster.wait_until_idle()
+    together, alone = s3_server.fresh_uri(), s3_server.fresh_uri()
+    metrics = run_distillation(parse_section(DistillConfig, settings_of(job, together, workers={"count": 2})))
+    assert metrics["workers"] == 2
+    Worker(plan_distillation(parse_section(DistillConfig, settings_of(job, alone))), torch.device("cpu")).run()
+    found, expected = (load(stored(uri, "checkpoint.safetensors")) for uri in (together, alone))
+    assert found.keys() == expected.keys()
+    for name in (name for name in found if name.startswith("weight/")):
+        torch.testing.assert_close(found[name], expected[name], atol=2e-4, rtol=0)
+
+
+def test_a_dead_worker_ends_the_job_and_the_same_command_goes_on(
+    cluster: SmallCluster, job: JobConfig, s3_server: S3Server
+) -> None:
+    """Whoever of the two dies, the other does not wait for ever."""
+    cluster.wait_until_idle()
+    training = {"steps": 400, "batch_size": COUNT, "checkpoint_every": 5}
+    config = parse_section(
+        DistillConfig, settings_of(job, s3_server.fresh_uri(), workers={"count": 2}, training=training)
+    )
+    killed: list[int] = []
+
+    def kill_one(report: StepReport) -> None:
+        if not killed and report.step > 10:
+            alive = [("class_name", "=", "WorkerActor"), ("state", "=", "ALIVE")]
+            killed.append(list_actors(address=cluster.dashboard, filters=alive)[-1].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(JobFailed, match="the same command goes on from the last checkpoint"):
+        run_distillation(config, kill_one)
+    assert killed
+    cluster.wait_until_idle()
+    metrics = run_distillation(config)
+    assert metrics["steps"]["all"] == 400
+    assert metrics["steps"]["this_run"] <= 390
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--cache", ""], 2, "cache: is missing"),
+        (["--output", ""], 2, "output: is missing"),
+        (["--set", "loss={truth: 0, teacher: 0}"], 2, "loss: truth and teacher are both 0"),
+        (["--set", "student.layer=5"], 2, "student.layer: is not a setting"),
+        (["--set", "teacher.name=bundled"], 3, "model."),
+        (["--config", "/no/such.yaml"], 2, "--config: "),
+        (["--set", "workers={cpus: 64, start_timeout_s: 2}"], 4, "1 workers did not start in 2 s; each wants 64 CPUs"),
+    ],
+)
+def test_what_cannot_run_ends_in_one_line(
+    cluster: SmallCluster,
+    job: JobConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    base = ["--cache", job.output, "--output", str(tmp_path / "out"), "--set", f"teacher.name={job.model.name}"]
+    assert main([*base, *options]) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert len(shown.err.splitlines()) == 1

@@ -1,0 +1,111 @@
+"""Predicted sizes are those of the cache that the job then makes: with a given GPU from shapes, or measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.runs import run_here
+from trio_ray.config import JobConfig, load_config
+from trio_ray.model.replica import Replica
+from trio_ray.planning.compare import Comparison, compare
+from trio_ray.planning.plan import Plan, PlanSettings, make_plan
+from trio_ray.planning.prices import Prices
+from trio_ray.scenes.corpus import write_corpus
+
+TOLERANCE = 0.15
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 scenes of four questions in two shards."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_corpus(folder, 12, 24)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Replica:
+    """The bundled model in fp32."""
+    return Replica.load(load_config(values={"model.dtype": "float32"}).model)
+
+
+def job(scenes: Path, output: Path, **values: Any) -> JobConfig:
+    """A job of the bundled model over the scenes."""
+    fixed = {"input": [f"{scenes}/*.tar"], "output": str(output), "model.dtype": "float32"}
+    return load_config(values=fixed | {name.replace("__", "."): value for name, value in values.items()})
+
+
+def plan_for(config: JobConfig, flop_per_s: float | None = 1e12, samples: int = 40, **codecs: str) -> Plan:
+    """Without prices."""
+    return make_plan(PlanSettings(config, samples, codecs, flop_per_s, 0.0, 1, None, Prices()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cache__codec": "raw"}, {"cache__level": "embeds"}, {"cache__level": "indices"},
+        {"cache__codec": {"name": "int2", "first_segment": "kept"}},
+        {"cache__scope": "image", "cache__codec": "int8"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_samples_parts_and_bytes_computed_from_shapes_are_those_of_the_job(
+    scenes: Path, bundled: Replica, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = job(scenes, tmp_path / "cache", cache__part_samples=20, **settings)
+    plan = plan_for(config)
+    run_here(config, bundled)
+    found = {item.what: item for item in compare(plan, config)}
+    assert found["samples stored"].error == 0
+    assert found["parts"].error == 0
+    assert abs(found["bytes of the cache"].error) < TOLERANCE, found["bytes of the cache"]
+
+
+def test_measured_sizes_are_closer_still_and_every_choice_is_weighed(
+    scenes: Path, bundled: Replica, tmp_path: Path
+) -> None:
+    config = job(scenes, tmp_path / "cache", cache__codec="int4")
+    plan = plan_for(config, flop_per_s=None, samples=32, raw="raw", int4="int4")
+    run_here(config, bundled)
+    found = {item.what: item for item in compare(plan, config)}
+    assert abs(found["bytes of the cache"].error) < 0.05, found["bytes of the cache"]
+    assert [choice.name for choice in plan.choices] == ["indices", "embeds", "kv raw", "kv int4"]
+    by_name = {choice.name: choice for choice in plan.choices}
+    assert by_name["kv int4"].bytes_per_sample < by_name["kv raw"].bytes_per_sample / 3
+    assert plan.job.bytes_per_sample == pytest.approx(by_name["kv int4"].bytes_per_sample, rel=0.05)
+    times = plan.times
+    assert times.source == "measured"
+    assert 0 < times.embeds_s < times.unpruned_s
+    assert by_name["kv raw"].finish_s > 0
+
+
+def test_one_pass_of_an_image_serves_its_questions(scenes: Path, tmp_path: Path) -> None:
+    """Four questions an image: a quarter of the vision tower's work each."""
+    plan = plan_for(job(scenes, tmp_path / "cache"))
+    assert plan.corpus.encoded_images_per_sample == pytest.approx(0.25)
+
+
+def test_time_follows_the_given_speed_the_replicas_and_the_bandwidth(scenes: Path, tmp_path: Path) -> None:
+    """More replicas than shards have nothing to do; an upload that takes longer than the model rules."""
+    config = job(scenes, tmp_path / "cache")
+
+    def planned(speed: float, replicas: int, bandwidth: float | None) -> Plan:
+        return make_plan(PlanSettings(config, 40, {}, speed, 0.0, replicas, bandwidth, Prices(gpu_per_hour=3600.0)))
+
+    one = planned(1e12, 1, None)
+    assert one.job.gpu_hours * 3600 == pytest.approx(48 * one.work.pruned / 1e12)
+    assert one.job.compute_cost == pytest.approx(one.job.gpu_hours * 3600)
+    assert one.job.storage_cost is None
+    assert planned(2e12, 1, None).job.wall_s == pytest.approx(one.job.wall_s / 2)
+    many = planned(1e12, 8, None)
+    assert (many.job.replicas, many.job.wall_s) == (2, pytest.approx(one.job.wall_s / 2))
+    slow = planned(1e12, 1, 0.0001)
+    assert slow.job.wall_s == pytest.approx(slow.job.total_bytes / 100_000, rel=1e-6)
+
+
+def test_a_comparison_says_how_far_off_it_was() -> None:
+    assert Comparison("bytes", "", 110, 100).error == pytest.approx(0.1)
+    assert Comparison("bad", "", 0, 0).error == 0

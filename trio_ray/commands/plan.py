@@ -1,0 +1,143 @@
+"""Estimate a precompute job before it runs, and say whether its cache is worth it.
+
+Reads a sample of the corpus and stores nothing. Speed comes from a GPU that you describe (--gpu-tflops, --efficiency),
+or from this machine: --measure runs the job's own pipeline on the sample. For every level and codec a table says what a
+sample takes to store and to read, and from which bandwidth and number of uses on that beats computing it again. What
+has no price given has no cost.
+
+examples:
+  trio-ray plan --config job.yaml --gpu-tflops 766 --efficiency 0.7 --replicas 8 --bandwidth 2 --gpu-price 2.5
+  trio-ray plan --config job.yaml --measure
+  trio-ray plan --config job.yaml --measure --compare      # when the job has run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from trio_ray.config import JobConfig, load_config
+from trio_ray.errors import ConfigError
+
+CODECS = ("raw", "fp8", "int8", "int4", "int2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the job")
+    parser.add_argument("--input", metavar="URI", nargs="+", help="shards, as for precompute")
+    parser.add_argument("--output", metavar="URI", help="the cache; decides which requests count, and what is compared")
+    parser.add_argument("--model", metavar="NAME", help="as for precompute")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of the job")
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="samples to draw (default 200)")
+    parser.add_argument("--gpu-tflops", type=float, metavar="X", help="the GPU's peak in the job's arithmetic, TFLOP/s")
+    parser.add_argument(
+        "--efficiency", type=float, metavar="E", help="share of the peak that the job reaches, 0 < E <= 1"
+    )
+    parser.add_argument("--measure", action="store_true", help="measure this machine instead of a given GPU")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="least time to measure (default 5)")
+    parser.add_argument("--replicas", type=int, metavar="R", help="replicas (default: the job's replicas_max)")
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB/S", help="what one replica reads and writes the cache with"
+    )
+    parser.add_argument(
+        "--codecs", nargs="+", default=list(CODECS), metavar="CODEC",
+        help=f"to weigh: names, or mappings as in YAML (default {' '.join(CODECS)})",
+    )  # fmt: skip
+    parser.add_argument("--gpu-price", type=float, metavar="$", help="of a replica's GPU, an hour")
+    parser.add_argument("--storage-price", type=float, metavar="$", help="of 10^9 bytes, a month")
+    parser.add_argument("--months", type=float, default=1.0, metavar="M", help="that the cache is kept (default 1)")
+    parser.add_argument("--put-price", type=float, metavar="$", help="of 1000 PUT, POST and LIST requests")
+    parser.add_argument("--get-price", type=float, metavar="$", help="of 1000 GET and HEAD requests")
+    parser.add_argument(
+        "--compare", action="store_true", help="hold the plan against the cache that the job has left at its output"
+    )
+    parser.add_argument("--json", metavar="FILE", help="the plan as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan and report."""
+    named = {"input": arguments.input, "output": arguments.output, "model.name": arguments.model}
+    config = load_config(
+        arguments.config, arguments.set, {name: value for name, value in named.items() if value is not None}
+    )
+    _check(arguments, config)
+    codecs = _codecs(arguments.codecs)
+    from dataclasses import asdict
+
+    from trio_ray.planning.compare import compare
+    from trio_ray.planning.plan import PlanSettings, make_plan
+    from trio_ray.planning.prices import Prices
+    from trio_ray.planning.report import comparison_table, text
+
+    started = time.monotonic()
+
+    def show(what: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    plan = make_plan(
+        PlanSettings(
+            config=config,
+            samples=arguments.samples,
+            codecs=codecs,
+            flop_per_s=None if arguments.measure else 1e12 * arguments.gpu_tflops * arguments.efficiency,
+            seconds=arguments.seconds,
+            replicas=arguments.replicas or config.pipeline.replicas_max,
+            bandwidth_gb_per_s=arguments.bandwidth,
+            prices=Prices(
+                arguments.gpu_price, arguments.storage_price, arguments.put_price, arguments.get_price, arguments.months
+            ),
+        ),
+        show,
+    )
+    print(text(plan))
+    compared = compare(plan, config) if arguments.compare else ()
+    if compared:
+        print(f"\n{comparison_table(compared)}")
+    if arguments.json:
+        record = asdict(plan) | {"compared": [asdict(item) for item in compared]}
+        Path(arguments.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _check(arguments: argparse.Namespace, config: JobConfig) -> None:
+    """Raise `ConfigError` that names the option at fault."""
+    given = [arguments.gpu_tflops, arguments.efficiency]
+    if arguments.measure and any(value is not None for value in given):
+        raise ConfigError("--measure", "measures the speed, so --gpu-tflops and --efficiency have no place beside it")
+    if not arguments.measure and any(value is None for value in given):
+        raise ConfigError("--gpu-tflops", "and --efficiency describe the GPU; give both, or --measure")
+    if arguments.efficiency is not None and not 0 < arguments.efficiency <= 1:
+        raise ConfigError("--efficiency", f"{arguments.efficiency} must be above 0 and at most 1")
+    for name in ("gpu_tflops", "bandwidth", "seconds"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must be above 0")
+    for name in ("samples", "replicas"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}", f"{value} must be at least 1")
+    for name in ("gpu_price", "storage_price", "put_price", "get_price", "months"):
+        value = getattr(arguments, name)
+        if value is not None and not value >= 0:
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must not be negative")
+    if arguments.compare and not config.output:
+        raise ConfigError("output", "is missing; --compare needs the cache that the job has left")
+
+
+def _codecs(names: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from trio_ray.kv.spec import full_spec
+
+    try:
+        codecs = {name: yaml.safe_load(name) for name in names}
+        for choice in codecs.values():
+            full_spec(choice)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError("--codecs", str(error)) from None
+    return codecs

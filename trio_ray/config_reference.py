@@ -1,0 +1,78 @@
+"""The reference of all settings, made from the code: `python -m trio_ray.config_reference > jobs/CONFIGURATION.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trio_ray.answering.config import EvaluateConfig
+from trio_ray.config import JobConfig, Section
+from trio_ray.distillation.config import DistillConfig
+from trio_ray.kv.spec import FAMILIES, PRESETS
+
+HEAD = """# Configuration
+
+Every setting of the jobs, made from the code by `python -m trio_ray.config_reference > jobs/CONFIGURATION.md`. In YAML the
+dots are levels; on the command line any of them is `--set name=value`.
+"""
+
+JOBS: tuple[tuple[str, str, type[Section]], ...] = (
+    ("Precompute", "`jobs/precompute.py`, `trio-ray precompute`", JobConfig),
+    ("Evaluate", "`jobs/evaluate.py`", EvaluateConfig),
+    ("Distill", "`jobs/distill.py`", DistillConfig),
+)
+
+
+def reference() -> str:
+    """The whole page, in Markdown."""
+    parts = [HEAD]
+    for title, command, kind in JOBS:
+        parts += [f"## {title}\n", f"{command}\n", _table(kind), ""]
+    parts += [
+        "## Codecs\n",
+        "`cache.codec` is a name, or a mapping that begins with `name` and changes some parameters. Short names: "
+        + ", ".join(f"`{name}`" for name in (*FAMILIES, *PRESETS))
+        + ".\n",
+    ]
+    for name, spec in FAMILIES.items():
+        parts += [f"### {name}\n", f"{_sentence(spec.__doc__)}\n", _table(spec), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(kind: type[BaseModel]) -> str:
+    lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    for name, entry in _fields(kind):
+        lines.append(f"| `{name}` | {_type(entry)} | {_default(entry)} | {_sentence(entry.description)} |")
+    return "\n".join(lines)
+
+
+def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All settings by dotted name; a section's own settings instead of the section."""
+    for name, entry in kind.model_fields.items():
+        if isinstance(entry.annotation, type) and issubclass(entry.annotation, Section):
+            yield from _fields(entry.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", entry
+
+
+def _type(entry: FieldInfo) -> str:
+    annotation: Any = entry.annotation
+    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    text = text.replace("typing.", "").replace("trio_ray.kv.spec.", "").replace("collections.abc.", "")
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _default(entry: FieldInfo) -> str:
+    return "required" if entry.is_required() else f"`{entry.get_default(call_default_factory=True)!r}`".replace("|", "\\|")
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

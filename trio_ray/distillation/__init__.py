@@ -1,0 +1,1 @@
+"""Training a student with fewer layers from cached teacher prefixes (jobs/distill.py)."""
