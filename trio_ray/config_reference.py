@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -16,8 +17,8 @@ from trio_ray.kv.spec import FAMILIES, PRESETS
 
 HEAD = """# Configuration
 
-Every setting of the jobs, made from the code by `python -m trio_ray.config_reference > jobs/CONFIGURATION.md`. In YAML the
-dots are levels; on the command line any of them is `--set name=value`.
+Every setting of the jobs, made from the code by `python -m trio_ray.config_reference > jobs/CONFIGURATION.md`. In
+YAML the dots are levels; on the command line any of them is `--set name=value`.
 """
 
 JOBS: tuple[tuple[str, str, type[Section]], ...] = (
@@ -60,14 +61,27 @@ def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 def _type(entry: FieldInfo) -> str:
-    annotation: Any = entry.annotation
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    text = text.replace("typing.", "").replace("trio_ray.kv.spec.", "").replace("collections.abc.", "")
-    return f"`{text}`".replace("|", "\\|")
+    return f"`{_words(entry.annotation)}`".replace("|", "\\|")
+
+
+def _words(annotation: Any) -> str:
+    """A type as people write it; the interpreter's own spelling differs from version to version."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join("none" if argument is NoneType else _words(argument) for argument in arguments)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join('...' if a is Ellipsis else _words(a) for a in arguments)}]"
+    return "any" if annotation is Any else annotation.__name__
 
 
 def _default(entry: FieldInfo) -> str:
-    return "required" if entry.is_required() else f"`{entry.get_default(call_default_factory=True)!r}`".replace("|", "\\|")
+    if entry.is_required():
+        return "required"
+    return f"`{entry.get_default(call_default_factory=True)!r}`".replace("|", "\\|")
 
 
 def _sentence(text: str | None) -> str:

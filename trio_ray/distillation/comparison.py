@@ -45,7 +45,7 @@ class ComparisonConfig:
     questions: int = 8
     retention: float = 0.111
     layers: int = 4
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 32
     seeds: int = 3
 
