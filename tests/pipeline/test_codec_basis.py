@@ -1,4 +1,4 @@
-"""A job with a calibrated basis: the cache holds it, every reader checks it, and one that is not the job's is refused."""
+"""A job with a calibrated basis: the cache holds it, every reader checks it, and any other is refused."""
 
 from __future__ import annotations
 

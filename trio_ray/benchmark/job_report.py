@@ -15,15 +15,15 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"{machine['device']} with {machine['cpus']} CPUs, {record['date'][:10]}.",
         f"Bare replica: {bare:.1f} samples/s; its model loads in {record['bare']['load_s']:.1f} s.",
         "",
-        "| replicas | codec | samples | samples/s | of the bare replicas | times the first run | GPU busy | MB/s written "
-        "| all loaded, s | tail, s |",
+        "| replicas | codec | samples | samples/s | of the bare replicas | times the first run | GPU busy "
+        "| MB/s written | all loaded, s | tail, s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     first = record["runs"][0]
     for run in record["runs"]:
         lines.append(
-            f"| {run['replicas']} | {run['codec']} | {run['samples']} | {run['samples_per_s']:.1f} | {100 * run['times_bare']:.1f} % "
-            f"| {run['samples_per_s'] / first['samples_per_s']:.2f} | {100 * run['busy']:.1f} % "
+            f"| {run['replicas']} | {run['codec']} | {run['samples']} | {run['samples_per_s']:.1f} "
+            f"| {100 * run['times_bare']:.1f} % | {run['samples_per_s'] / first['samples_per_s']:.2f} | {100 * run['busy']:.1f} % "
             f"| {run['bytes_per_s'] / 1e6:.0f} | {run['all_ready_s']:.1f} | {run['tail_s']:.1f} |"
         )
     if "kill" in record:

@@ -174,8 +174,15 @@ class LayerWeights(NamedTuple):
 
     def in_fp8(self) -> LayerWeights:
         """The same with its matrices in 8 bit floats."""
-        matrices = {name: entry.in_fp8() for name, entry in self._asdict().items() if isinstance(entry, Matrix)}
-        return self._replace(**matrices)
+        return self._replace(
+            query=self.query.in_fp8(),
+            key=self.key.in_fp8(),
+            value=self.value.in_fp8(),
+            output=self.output.in_fp8(),
+            gate=self.gate.in_fp8(),
+            up=self.up.in_fp8(),
+            down=self.down.in_fp8(),
+        )
 
 
 @fused(hidden=(0,), cos=(0,), sin=(0,), keys=(0,), values=(0,))
