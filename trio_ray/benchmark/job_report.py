@@ -23,7 +23,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     for run in record["runs"]:
         lines.append(
             f"| {run['replicas']} | {run['codec']} | {run['samples']} | {run['samples_per_s']:.1f} "
-            f"| {100 * run['times_bare']:.1f} % | {run['samples_per_s'] / first['samples_per_s']:.2f} | {100 * run['busy']:.1f} % "
+            f"| {100 * run['times_bare']:.1f} % | {run['samples_per_s'] / first['samples_per_s']:.2f} "
+            f"| {100 * run['busy']:.1f} % "
             f"| {run['bytes_per_s'] / 1e6:.0f} | {run['all_ready_s']:.1f} | {run['tail_s']:.1f} |"
         )
     if "kill" in record:

@@ -17,7 +17,9 @@ from trio_ray.errors import ConfigError
 from trio_ray.evaluation.methods import method_config
 
 if TYPE_CHECKING:
+    from trio_ray.calibration.calibrate import Calibration
     from trio_ray.evaluation.codec_report import Record
+    from trio_ray.evaluation.codecs import Trial
     from trio_ray.evaluation.recipes import Recipe
 
 METHODS = ("trio",)
@@ -88,7 +90,7 @@ def measure_questions(arguments: argparse.Namespace, recipes: Sequence[Recipe]) 
         for name in arguments.methods or METHODS if retention < 1 else ["trio"]:
             setting = Setting(name if retention < 1 else "all tokens", retention, method_config(name, retention))
             calibration = cache(partial(calibrate_on_questions, replica, setting, others, arguments.batch))
-            runs.append((setting, [recipe.trial(calibration) for recipe in recipes]))
+            runs.append((setting, _trials(recipes, calibration, f"{name} at {retention:.3g}")))
     results = measure_codecs(replica, questions, runs, arguments.batch, _progress("questions", len(questions)))
     return question_records(results, [question.scene for question in questions])
 
@@ -107,9 +109,18 @@ def measure_texts(passages: int, recipes: Sequence[Recipe]) -> list[Record]:
     model = LanguageModel.load(default_device())
     measured, others = spread(passages_of(model.tokenizer, PREFIX_TOKENS, FOLLOWING_TOKENS), passages)
     calibration = cache(partial(calibrate_on_text, model, others, PASSAGES_AT_ONCE))
-    trials = [recipe.trial(calibration) for recipe in recipes]
+    trials = _trials(recipes, calibration, "continued text")
     results = measure_text(model, measured, trials, PASSAGES_AT_ONCE, _progress("passages", len(measured)))
     return text_records(results)
+
+
+def _trials(recipes: Sequence[Recipe], calibration: Callable[[], Calibration], where: str) -> list[Trial]:
+    """All codecs that can be had, and a line for each that cannot."""
+    trials = [(recipe.name, recipe.trial(calibration)) for recipe in recipes]
+    for name, trial in trials:
+        if trial is None:
+            print(f"{name} is left out for {where}: no basis comes so close", file=sys.stderr)
+    return [trial for _, trial in trials if trial is not None]
 
 
 def _progress(what: str, count: int) -> Callable[[int], None]:
