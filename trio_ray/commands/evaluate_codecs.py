@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 METHODS = ("trio",)
 RETENTIONS = (1.0, 0.111)
-CODECS = ("raw", "fp8", "int8", "int4", "int3", "int2")
+CODECS = ("raw", "fp8", "int8", "int4", "int3", "int2", "transform")
 CALIBRATION_QUESTIONS = 256
 """Asked about validation scenes, for codecs that must be fitted."""
 
