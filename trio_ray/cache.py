@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from trio_ray.config import S3Config
-from trio_ray.errors import IdentityMismatch, PrefixError, StoreError
+from trio_ray.errors import IdentityMismatch, ObjectDamaged, PrefixError, StoreError
 from trio_ray.identity import codec_of, known_method_of, schedule_of
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.container import ContainerError, read_containers
@@ -31,6 +31,7 @@ from trio_ray.reading.ranges import Member, Row, neighbours, read_run, run_bytes
 from trio_ray.reading.unreadable import PrefixDamaged, UnreadablePrefix
 from trio_ray.store.commits import CommitRecord, read_commits
 from trio_ray.store.dataset import first_difference, load_dataset
+from trio_ray.store.layout import commit_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.tables import MemberKind, place_columns
 
@@ -116,6 +117,10 @@ class PrunedCache:
         self.dataset = load_dataset(self._store)
         wanted = None if shards is None else set(shards)
         self.commits: list[CommitRecord] = read_commits(self._store, THREADS, wanted)
+        for commit in self.commits:
+            if commit.identity_hash != self.dataset.identity_hash:
+                name = self._store.uri_of(commit_name(commit.shard.name, commit.part))
+                raise ObjectDamaged(name, "is the record of another cache; restore it from a copy")
         missing = (wanted or set()) - {commit.shard.name for commit in self.commits}
         if missing:
             raise UnknownShard(

@@ -138,3 +138,15 @@ def test_a_damaged_container_raises_a_typed_error_or_stays_a_prefix_of_the_same_
             assert len(damaged) == len(whole)
             assert [s.keys.shape for s in prefix.segments] == [s.keys.shape for s in truth.segments]
     assert refused > ON_CONTAINERS / 2 / 3
+
+
+def test_a_commit_record_of_another_cache_is_refused_by_its_name(tmp_path: Path) -> None:
+    """It is whole in itself; only its identity tells that it does not belong here."""
+    codec = codec_of("raw")
+    for seed, name in enumerate(("cache", "other")):
+        write_cache(tmp_path / name, codec, seed)
+    mine, foreign = (next((tmp_path / name / "commits").rglob("*.json")) for name in ("cache", "other"))
+    mine.write_bytes(foreign.read_bytes())
+    with pytest.raises(ObjectDamaged, match="another cache") as caught:
+        PrunedCache(str(tmp_path / "cache"))
+    assert mine.name in str(caught.value)
