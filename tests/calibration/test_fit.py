@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tests.kv.bases import DIM, HEADS, LEADS, make_basis, make_segments
-from trio_ray.calibration.fit import GROUP_CHANNELS, analyse, groups_of
+from trio_ray.calibration.fit import analyse, groups_of
 from trio_ray.kv.transform_bands import BANDS
 
 
 def test_groups_cover_a_segment_evenly_within_the_limit() -> None:
     assert groups_of(3, 5, 10) == [(3, 5)]
-    assert groups_of(1, 9, GROUP_CHANNELS // 4) == [(1, 3), (4, 3), (7, 3)]
-    assert groups_of(0, 2, 2 * GROUP_CHANNELS) == [(0, 1), (1, 1)]
+    assert groups_of(1, 9, 4) == [(1, 3), (4, 3), (7, 3)]
+    assert groups_of(0, 2, 1) == [(0, 1), (1, 1)]
 
 
 def test_a_finer_step_keeps_more_components_and_wider_bands() -> None:

@@ -59,6 +59,7 @@ def test_a_ratio_is_met(corpus: str, tiny_model: Path, tmp_path: Path, capsys: p
         (["--ratio", "-1"], "--ratio"),
         (["--divergence", "-0.1"], "--divergence"),
         (["--rank", "0"], "--rank"),
+        (["--group-layers", "0"], "--group-layers"),
         (["--set", "cache.level=indices"], "cache"),
         (["--out", "/nowhere/at/all/basis"], "--out"),
         (["--input", "/nowhere/*.tar"], "input"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.tiny_models import WORDS
-from trio_ray.calibration.calibrate import Calibration
+from trio_ray.calibration.calibrate import DEFAULT_RANK, Calibration
+from trio_ray.errors import ConfigError
 from trio_ray.evaluation.accuracy import Setting
 from trio_ray.evaluation.codecs import in_16_bit, store_and_load
 from trio_ray.evaluation.coded_questions import prefill
@@ -14,7 +15,7 @@ from trio_ray.evaluation.continued_text import LEAD, Passage, prefill_text
 from trio_ray.evaluation.language_model import LanguageModel
 from trio_ray.evaluation.methods import method_config
 from trio_ray.evaluation.questions import HeldOutQuestion
-from trio_ray.evaluation.recipes import Recipe, calibrate_on_questions, calibrate_on_text
+from trio_ray.evaluation.recipes import Fit, Recipe, calibrate_on_questions, calibrate_on_text
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.spec import full_spec
 from trio_ray.model.replica import Replica
@@ -24,12 +25,12 @@ CLOSE, LOOSE = (Recipe.parse(f"{{name: transform, divergence: {nats}}}") for nat
 
 def made(recipe: Recipe, calibration: Calibration) -> Codec:
     """Its codec, which must be possible."""
-    trial = recipe.trial(lambda: calibration)
+    trial = recipe.trial(lambda rank, group_layers: calibration)
     assert trial is not None
     return trial.codec
 
 
-def never() -> Calibration:
+def never(rank: int, group_layers: int | None) -> Calibration:
     """For codecs that need no calibration."""
     raise AssertionError("nothing is to be fitted")
 
@@ -64,10 +65,33 @@ def test_a_codec_is_named_by_what_differs_and_needs_no_calibration(text: str, na
     assert trial.codec.spec == recipe.parameters == full_spec(recipe.spec)
 
 
-def test_a_divergence_is_a_parameter_of_the_measurement_alone() -> None:
+def test_how_a_basis_is_fitted_belongs_to_the_measurement_alone() -> None:
     assert CLOSE.name == "transform: divergence 0.01"
-    assert CLOSE.parameters == {"name": "transform", "divergence": 0.01}
-    assert Recipe.parse("transform").divergence is not None
+    assert CLOSE.parameters == {"name": "transform", "divergence": 0.01, "rank": DEFAULT_RANK, "group_layers": None}
+    assert Recipe.parse("transform").fit == Fit()
+
+
+@pytest.mark.parametrize("setting", ["divergence: 0", "divergence: 11", "rank: 0", "rank: 1.5", "group_layers: 0"])
+def test_a_fit_that_cannot_be_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition(":")[0]):
+        Recipe.parse(f"{{name: transform, {setting}}}")
+
+
+def test_the_basis_is_fitted_to_as_many_layers_together_as_the_recipe_says(
+    language: LanguageModel, passages: list[Passage]
+) -> None:
+    recipe = Recipe.parse("{name: transform, divergence: 1.0, group_layers: 1, rank: 30}")
+    asked = []
+
+    def calibration(rank: int, group_layers: int | None) -> Calibration:
+        asked.append((rank, group_layers))
+        return calibrate_on_text(language, passages[:8], 8, rank, group_layers)
+
+    assert recipe.trial(calibration) is not None
+    assert asked == [(30, 1)]
+    analyses = calibration(3, 1).analyses
+    assert [analysis.layers for analysis in analyses] == [1] * language.decoder.depth
+    assert all(len(kind.deviations) <= 3 for analysis in analyses for kind in analysis.kinds)
 
 
 def test_the_more_may_change_the_smaller_a_fitted_codec_stores_text(
@@ -99,4 +123,4 @@ def test_there_is_no_codec_for_a_divergence_that_too_few_passages_cannot_reach(
     language: LanguageModel, passages: list[Passage]
 ) -> None:
     calibration = calibrate_on_text(language, passages[:8], batch=8)
-    assert Recipe.parse("{name: transform, divergence: 1.0e-9}").trial(lambda: calibration) is None
+    assert Recipe.parse("{name: transform, divergence: 1.0e-9}").trial(lambda rank, group_layers: calibration) is None

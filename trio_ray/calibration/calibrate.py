@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trio_ray.calibration.fit import Analysis, analyse, groups_of, quantise, rotary_tables
+from trio_ray.calibration.fit import GROUP_CHANNELS, Analysis, analyse, groups_of, quantise, rotary_tables
 from trio_ray.calibration.information import channel_information
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.kv.prefix import Prefix
@@ -89,6 +89,7 @@ def calibrate(
     model: dict[str, str],
     notes: dict[str, Any],
     rank: int = DEFAULT_RANK,
+    group_layers: int | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Calibration:
     """Learn what the prefixes of a corpus look like.
@@ -100,6 +101,7 @@ def calibrate(
         model: fingerprint of the model.
         notes: how the set was drawn, kept in the basis for people.
         rank: most components of a group of layers and kind of rows.
+        group_layers: most layers that are transformed together; None for as many as `GROUP_CHANNELS` holds.
         on_sample: called behind each prefix.
     """
     decoder = replica.decoder
@@ -109,9 +111,9 @@ def calibrate(
     cosine, sine = rotary_tables(decoder.rotary.get_buffer("inv_freq"), decoder.context)
     tables = Basis(model, decoder.kv_heads, decoder.head_dim, leads, 0, cosine, sine, (), notes)
     analyses = []
+    most_layers = group_layers or max(1, GROUP_CHANNELS // (2 * decoder.kv_heads * decoder.head_dim))
     for segment, known in zip(batch.segments, information, strict=True):
-        channels = 2 * decoder.kv_heads * decoder.head_dim
-        for first, layers in groups_of(segment.first_layer, len(segment.keys), channels):
+        for first, layers in groups_of(segment.first_layer, len(segment.keys), most_layers):
             start = first - segment.first_layer
             mine = known[:, start : start + layers].flatten(1).cpu()
             analyses.append(analyse(segment, first, layers, tables, (mine[0], mine[1]), rank))

@@ -26,7 +26,7 @@ from trio_ray.kv.transform_basis import (
 from trio_ray.kv.transform_integers import folded, sums_of_products, symbols, whole_rows
 
 GROUP_CHANNELS = 32768
-"""Most channels that are transformed together: 4 layers of LLaVA-NeXT-7B."""
+"""Most channels that are transformed together, where one layer has not more: 4 layers of LLaVA-NeXT-7B."""
 
 HEADROOM = 4.0
 """Inputs up to this many times the largest one seen are not clipped."""
@@ -89,11 +89,9 @@ class Analysis:
     kinds: tuple[Kind, Kind]
 
 
-def groups_of(first_layer: int, layers: int, layer_channels: int) -> list[tuple[int, int]]:
-    """(first layer, layers) of the groups of a segment, as even as can be, each of `GROUP_CHANNELS` at most where one
-    layer has not more.
-    """
-    count = -(-layers // max(1, GROUP_CHANNELS // layer_channels))
+def groups_of(first_layer: int, layers: int, most: int) -> list[tuple[int, int]]:
+    """(first layer, layers) of the groups of a segment, as even as can be, each of `most` layers at most."""
+    count = -(-layers // most)
     edges = [first_layer + layers * number // count for number in range(count + 1)]
     return [(start, stop - start) for start, stop in pairwise(edges)]
 

@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--step", type=float, metavar="S", help="one step for all components, as the report gives it")
     size.add_argument("--ratio", type=float, metavar="R", help="make prefixes R times smaller than in 16 bit")
     parser.add_argument("--rank", type=int, metavar="N", help="most components of a group of layers")
+    parser.add_argument(
+        "--group-layers", type=int, metavar="N", help="most layers transformed together (default: by their channels)"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="the basis")
 
 
@@ -96,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         model_fingerprint(model_folder(config.model)),
         {"samples": len(fitted), "input": list(config.input)},
         arguments.rank or DEFAULT_RANK,
+        arguments.group_layers,
         progress.advance,
     )
     progress.close()
@@ -138,10 +142,10 @@ def _choose_step(arguments: argparse.Namespace, calibration: Calibration, ratio_
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in {"samples": MIN_SAMPLES, "rank": 1}.items():
+    for name, least in {"samples": MIN_SAMPLES, "rank": 1, "group_layers": 1}.items():
         value = getattr(arguments, name)
         if value is not None and value < least:
-            raise ConfigError(f"--{name}", f"{value} must be at least {least}")
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must be at least {least}")
     for name in ("step", "ratio", "divergence"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < float("inf"):

@@ -23,7 +23,7 @@ from trio_ray.evaluation.methods import METHODS, RETENTIONS, method_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--questions", type=int, default=500, metavar="N", help="held-out questions (default 500)")
+    parser.add_argument("--questions", type=int, default=500, metavar="N", help="held-out questions (default 500; 0 for none, with --codecs)")
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help=f"of: {', '.join(METHODS)} (default all; trio with --codecs)"
     )
@@ -54,8 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     for retention in arguments.retentions or ():
         if not 0 < retention <= 1:
             raise ConfigError("--retentions", f"{retention} must be above 0 and at most 1")
-    if arguments.questions < 1:
-        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
+    least = 1 if arguments.codecs is None else 0
+    if arguments.questions < least:
+        raise ConfigError("--questions", f"{arguments.questions} must be at least {least}")
     if arguments.codecs is not None:
         from trio_ray.commands.evaluate_codecs import measure_codecs
 

@@ -17,10 +17,9 @@ from trio_ray.errors import ConfigError
 from trio_ray.evaluation.methods import method_config
 
 if TYPE_CHECKING:
-    from trio_ray.calibration.calibrate import Calibration
     from trio_ray.evaluation.codec_report import Record
     from trio_ray.evaluation.codecs import Trial
-    from trio_ray.evaluation.recipes import Recipe
+    from trio_ray.evaluation.recipes import Calibrate, Recipe
 
 METHODS = ("trio",)
 RETENTIONS = (1.0, 0.111)
@@ -52,7 +51,7 @@ def measure_codecs(arguments: argparse.Namespace) -> int:
         if count > 1:
             raise ConfigError("--codecs", f"{name!r} is there {count} times")
     started = time.monotonic()
-    questions = measure_questions(arguments, recipes)
+    questions = measure_questions(arguments, recipes) if arguments.questions else []
     texts = measure_texts(passages, recipes) if passages else []
     table = markdown(questions, texts)
     print(table)
@@ -82,7 +81,7 @@ def measure_questions(arguments: argparse.Namespace, recipes: Sequence[Recipe]) 
     from trio_ray.model.replica import Replica
 
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
-    fitted = any(recipe.divergence is not None for recipe in recipes)
+    fitted = any(recipe.fit is not None for recipe in recipes)
     others = held_out_questions(CALIBRATION_QUESTIONS, split="validation") if fitted else []
     replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))
     runs = []
@@ -114,7 +113,7 @@ def measure_texts(passages: int, recipes: Sequence[Recipe]) -> list[Record]:
     return text_records(results)
 
 
-def _trials(recipes: Sequence[Recipe], calibration: Callable[[], Calibration], where: str) -> list[Trial]:
+def _trials(recipes: Sequence[Recipe], calibration: Calibrate, where: str) -> list[Trial]:
     """All codecs that can be had, and a line for each that cannot."""
     trials = [(recipe.name, recipe.trial(calibration)) for recipe in recipes]
     for name, trial in trials:
