@@ -12,6 +12,7 @@ import torch
 
 from trio_ray.config import DEFAULT_INSTRUCTION, JobConfig, load_config
 from trio_ray.identity import build_identity, known_method_of, schedule_of
+from trio_ray.kv.spec import full_spec
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.known import KnownMethod
@@ -21,7 +22,8 @@ from trio_ray.store.dataset import first_difference, hash_identity
 
 def identity_of(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> dict[str, Any]:
     config: JobConfig = load_config(values={name.replace("__", "."): value for name, value in settings.items()})
-    return build_identity(config, folder, dtype, make_schedule(config.method, 8))
+    codec = full_spec("raw") if config.cache.level == "kv" else None
+    return build_identity(config, folder, dtype, make_schedule(config.method, 8), codec)
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ BUNDLED_MODEL = "bundled"
 
 DEFAULT_INSTRUCTION = "Describe the image in detail."
 
-DEFAULT_TOKEN_BUDGET = 16384
+AUTO_CODEC = "auto"
+"""A codec that the job calibrates itself, before it makes a cache."""
+
+DEFAULT_TOKEN_BUDGET = 65536
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -202,9 +205,11 @@ class CacheConfig(Section):
         "are stored, computed behind the pruned prefix.",
     )
     codec: str | dict[str, Any] = Field(
-        "raw",
-        description="How K and V become bytes: raw (bit exact), fp8, int8, int4, int3, int2; or a mapping with such a "
-        "name and other parameters (trio_ray/kv/spec.py).",
+        AUTO_CODEC,
+        description="How K and V become bytes. auto: of a new cache the job calibrates a transform basis on samples of "
+        "its input, the coarsest that moves an answer token's distribution by 0.003 nats at most, measured; raw where "
+        "that cannot be (fewer than 64 samples, scope image). Else raw (bit exact), fp8, int8, int4, int3, int2; or a "
+        "mapping with such a name and other parameters (trio_ray/kv/spec.py).",
     )
     top_k: int = Field(
         8, ge=1, le=1024, description="Entries stored of the first token's distribution, and of targets."
@@ -219,7 +224,8 @@ class CacheConfig(Section):
     @field_validator("codec")
     @classmethod
     def _codec_is_known(cls, codec: str | dict[str, Any]) -> str | dict[str, Any]:
-        full_spec(codec)
+        if codec != AUTO_CODEC:
+            full_spec(codec)
         return codec
 
     @field_validator("instruction")
@@ -233,7 +239,7 @@ class CacheConfig(Section):
     def _settings_fit_together(self) -> CacheConfig:
         if self.instruction is not None and self.scope != "image":
             raise ValueError("instruction means nothing to scope 'prompt'")
-        if self.codec != "raw" and self.level != "kv":
+        if self.codec != AUTO_CODEC and self.level != "kv":
             raise ValueError(f"codec means nothing to level {self.level!r}, which stores no keys and values")
         return self
 
@@ -278,8 +284,8 @@ class S3Config(Section):
     region: str | None = Field(None, description="AWS region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
     max_attempts: int = Field(8, ge=1, description="Tries of one request before the error counts.")
-    part_mib: int = Field(32, ge=5, le=1024, description="Size of a multipart upload's pieces, MiB.")
-    upload_threads: int = Field(8, ge=1, le=128, description="Pieces in flight for each object being written.")
+    part_mib: int = Field(16, ge=5, le=1024, description="Size of a multipart upload's pieces, MiB.")
+    upload_threads: int = Field(16, ge=1, le=128, description="Pieces in flight for each object being written.")
 
 
 class PipelineConfig(Section):
@@ -303,11 +309,19 @@ class PipelineConfig(Section):
         description="Prompt rows packed into one batch; one larger sample runs alone. 'auto': each replica tries on "
         "samples of its first shard what is fastest and fits into its memory, which takes it some seconds.",
     )
-    decode_threads: int = Field(2, ge=1, description="Threads a replica decodes and tiles images in.")
-    encode_threads: int = Field(
-        2, ge=1, description="Threads a replica compresses coded prefixes in and puts them into containers."
+    decode_threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads a replica decodes and tiles images in; by default a quarter of its CPUs (those that it "
+        "reserves, or of its node's as large a share as it has of the GPUs), at least 2.",
     )
-    lookahead: int = Field(64, ge=1, description="Samples prepared ahead of the model.")
+    encode_threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads a replica compresses coded prefixes in and puts them into containers; by default half of "
+        "its CPUs, at least 2.",
+    )
+    lookahead: int = Field(128, ge=1, description="Samples prepared ahead of the model.")
     max_bad_fraction: Fraction = Field(
         0.2,
         description="The job stops when more than this share of samples is bad (counted from 100 samples on).",
@@ -317,6 +331,14 @@ class PipelineConfig(Section):
     def batch_rows(self) -> int:
         """Prompt rows packed into one batch as long as nothing has been tried: what is set, for 'auto' the default."""
         return DEFAULT_TOKEN_BUDGET if self.token_budget == "auto" else self.token_budget
+
+    def decoders(self, cpus: int) -> int:
+        """`decode_threads` of a replica with so many CPUs."""
+        return self.decode_threads or max(2, cpus // 4)
+
+    def encoders(self, cpus: int) -> int:
+        """`encode_threads` of a replica with so many CPUs."""
+        return self.encode_threads or max(2, cpus // 2)
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> PipelineConfig:
@@ -347,7 +369,7 @@ class JobConfig(Section):
 
 
 def codec_spec(cache: CacheConfig) -> dict[str, Any]:
-    """All parameters of a cache's codec, as identity and headers hold them."""
+    """All parameters of a cache's codec, as identity and headers hold them; it must not be `auto`."""
     return full_spec(cache.codec)
 
 

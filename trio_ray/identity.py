@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trio_ray.config import JobConfig, codec_spec
+from trio_ray.config import JobConfig
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.codecs import make_codec
-from trio_ray.kv.container import CONTAINER_VERSION, checksum
+from trio_ray.kv.container import CONTAINER_VERSION
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.known import KnownMethod
@@ -22,7 +23,7 @@ from trio_ray.store.objects import ObjectStore
 
 
 def build_identity(
-    config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule, basis: bytes | None = None
+    config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule, codec: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The identity of the cache that a job writes.
 
@@ -34,7 +35,8 @@ def build_identity(
         folder: the model's folder.
         dtype: the replicas' arithmetic, which is also the type of raw keys and values.
         schedule: the solved budget.
-        basis: of the codec, which names it by its hash from now on; None for a codec without one.
+        codec: all its parameters, a calibrated basis named by its hash; None where no keys and values are stored, or
+            where it is still to be chosen (`with_codec`).
     """
     zipper = make_zipper(config.method)
     return {
@@ -62,17 +64,16 @@ def build_identity(
             "scope": config.cache.scope,
             "instruction": config.cache.selected_under,
             "targets": config.cache.targets,
-            "codec": _stored_codec(config, basis),
+            "codec": None if codec is None else dict(codec),
             "top_k": config.cache.top_k,
         },
         "source": config.source.model_dump(mode="json", exclude={"image_root"}),
     }
 
 
-def _stored_codec(config: JobConfig, basis: bytes | None) -> dict[str, Any] | None:
-    if config.cache.level != "kv":
-        return None
-    return codec_spec(config.cache) | ({} if basis is None else {"basis": checksum(basis)})
+def with_codec(identity: Mapping[str, Any], codec: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same identity with this codec."""
+    return {**identity, "cache": {**identity["cache"], "codec": None if codec is None else dict(codec)}}
 
 
 def codec_of(identity: dict[str, Any], store: ObjectStore) -> Codec | None:

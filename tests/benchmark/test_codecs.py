@@ -45,7 +45,7 @@ def test_sizes_are_those_of_containers_and_all_rates_are_there() -> None:
     codec = codec_of("int4")
     speed = benchmark.measure("int4", codec)
     samples = code_batch(benchmark.batch, codec).split()
-    sizes = [len(write_container(sample, codec, f"sample{n}", "0" * 64)) for n, sample in enumerate(samples)]
+    sizes = [len(write_container(sample, codec.settings, f"sample{n}", "0" * 64)) for n, sample in enumerate(samples)]
     assert speed.bytes == sum(sizes) / 2
     assert speed.to_pruned == pytest.approx(16 / speed.bits)
     assert speed.to_unpruned > 2 * speed.to_pruned

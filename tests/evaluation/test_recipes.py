@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.tiny_models import WORDS
-from trio_ray.calibration.calibrate import DEFAULT_RANK, Calibration
+from trio_ray.calibration.calibrate import DEFAULT_RANK
+from trio_ray.calibration.choice import Fitted
 from trio_ray.errors import ConfigError
 from trio_ray.evaluation.accuracy import Setting
 from trio_ray.evaluation.codecs import in_16_bit, store_and_load
@@ -14,7 +15,7 @@ from trio_ray.evaluation.coded_questions import prefill
 from trio_ray.evaluation.continued_text import LEAD, Passage, prefill_text
 from trio_ray.evaluation.language_model import LanguageModel
 from trio_ray.evaluation.methods import method_config
-from trio_ray.evaluation.questions import HeldOutQuestion
+from trio_ray.evaluation.questions import HeldOutQuestion, held_out_questions
 from trio_ray.evaluation.recipes import Fit, Recipe, calibrate_on_questions, calibrate_on_text
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.spec import full_spec
@@ -23,14 +24,14 @@ from trio_ray.model.replica import Replica
 CLOSE, LOOSE = (Recipe.parse(f"{{name: transform, divergence: {nats}}}") for nats in (0.01, 1.0))
 
 
-def made(recipe: Recipe, calibration: Calibration) -> Codec:
+def made(recipe: Recipe, calibration: Fitted) -> Codec:
     """Its codec, which must be possible."""
     trial = recipe.trial(lambda rank, group_layers: calibration)
     assert trial is not None
     return trial.codec
 
 
-def never(rank: int, group_layers: int | None) -> Calibration:
+def never(rank: int, group_layers: int | None) -> Fitted:
     """For codecs that need no calibration."""
     raise AssertionError("nothing is to be fitted")
 
@@ -44,7 +45,7 @@ def language(replicas: dict[str, Replica]) -> LanguageModel:
 @pytest.fixture(scope="module")
 def passages() -> list[Passage]:
     """Prefixes of random words behind one and the same token."""
-    rows = torch.randint(5, len(WORDS), (14, 39), generator=torch.Generator().manual_seed(3)).tolist()
+    rows = torch.randint(5, len(WORDS), (30, 39), generator=torch.Generator().manual_seed(3)).tolist()
     return [Passage([1, *row], [7]) for row in rows]
 
 
@@ -83,13 +84,13 @@ def test_the_basis_is_fitted_to_as_many_layers_together_as_the_recipe_says(
     recipe = Recipe.parse("{name: transform, divergence: 1.0, group_layers: 1, rank: 30}")
     asked = []
 
-    def calibration(rank: int, group_layers: int | None) -> Calibration:
+    def calibration(rank: int, group_layers: int | None) -> Fitted:
         asked.append((rank, group_layers))
-        return calibrate_on_text(language, passages[:8], 8, rank, group_layers)
+        return calibrate_on_text(language, passages[:24], 8, rank, group_layers)
 
     assert recipe.trial(calibration) is not None
     assert asked == [(30, 1)]
-    analyses = calibration(3, 1).analyses
+    analyses = calibration(3, 1).calibration.analyses
     assert [analysis.layers for analysis in analyses] == [1] * language.decoder.depth
     assert all(len(kind.deviations) <= 3 for analysis in analyses for kind in analysis.kinds)
 
@@ -97,8 +98,8 @@ def test_the_basis_is_fitted_to_as_many_layers_together_as_the_recipe_says(
 def test_the_more_may_change_the_smaller_a_fitted_codec_stores_text(
     language: LanguageModel, passages: list[Passage]
 ) -> None:
-    calibration = calibrate_on_text(language, passages[:10], batch=4)
-    states = in_16_bit(prefill_text(language, passages[10:]))
+    calibration = calibrate_on_text(language, passages[:24], batch=4)
+    states = in_16_bit(prefill_text(language, passages[24:]))
     sizes = [sum(store_and_load(states, made(recipe, calibration)).sizes) for recipe in (CLOSE, LOOSE)]
     assert sizes[1] < sizes[0] < sum(prefix.kv_bytes for prefix in states.split())
     # The row that is the same in all passages comes back the same from its own mean.
@@ -110,8 +111,9 @@ def test_the_more_may_change_the_smaller_a_fitted_codec_stores_text(
 
 def test_a_codec_is_fitted_to_the_prefixes_of_the_setting(bundled: Replica, questions: list[HeldOutQuestion]) -> None:
     setting = Setting("trio", 0.222, method_config("trio", 0.222))
-    calibration = calibrate_on_questions(bundled, setting, questions[:8], batch=4)
-    codec = made(CLOSE, calibration)
+    others = held_out_questions(40, per_scene=1, split="validation")
+    calibration = calibrate_on_questions(bundled, setting, others, batch=8)
+    codec = made(LOOSE, calibration)
     samples = [bundled.preparer(10**8).prepare(question.sample) for question in questions[8:]]
     states = in_16_bit(prefill(bundled, samples, setting))  # type: ignore[arg-type]
     loaded = store_and_load(states, codec)

@@ -12,7 +12,7 @@ import pytest
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
 from tests.infra.files import INFRA
-from trio_ray.pipeline.metrics import METRICS, OUTPUT
+from trio_ray.pipeline.metrics import METRICS, OUTPUT, REASON
 
 DASHBOARD = json.loads((INFRA / "grafana" / "dashboard.json").read_text())
 PANELS = DASHBOARD["panels"]
@@ -60,6 +60,30 @@ def test_a_name_that_nobody_exports_is_found() -> None:
 def test_every_metric_of_the_job_is_shown() -> None:
     shown = {selector.name for query in QUERIES for selector in selected(parse(query))}
     assert [metric.name for metric in METRICS if not shown & set(metric.series)] == []
+
+
+def grouped(tree: Any) -> set[str]:
+    """The labels that a query groups by."""
+    parts = [getattr(tree, name, None) for name in ("expr", "lhs", "rhs")] + list(getattr(tree, "args", None) or ())
+    modifier = getattr(tree, "modifier", None)
+    own = set(modifier.labels) if isinstance(tree, promql_parser.AggregateExpr) and modifier else set()
+    return own.union(*(grouped(part) for part in parts if part is not None))
+
+
+@pytest.mark.parametrize("query", [query for query in QUERIES if "ray_trio_ray_" in query])
+def test_a_query_groups_by_labels_that_its_metric_has(query: str) -> None:
+    shown = {selector.name for selector in selected(parse(query))}
+    metrics = [metric for metric in METRICS if shown & set(metric.series)]
+    for metric in metrics:
+        buckets = {"le"} if metric.kind == "histogram" else set()
+        assert grouped(parse(query)) <= {OUTPUT, *metric.labels} | buckets, metric.name
+
+
+def test_bad_samples_are_shown_by_reason() -> None:
+    by_reason = [query for query in QUERIES if REASON in grouped(parse(query))]
+    assert {selector.name for query in by_reason for selector in selected(parse(query))} == {
+        "ray_trio_ray_samples_quarantined_total"
+    }
 
 
 def test_the_gpus_are_watched() -> None:

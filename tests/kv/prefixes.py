@@ -85,7 +85,7 @@ def code(prefix: Prefix, codec: Codec) -> CodedPrefix:
 
 def contained(prefix: Prefix, codec: Codec, key: str = KEY, fingerprint: str = FINGERPRINT) -> bytes:
     """A single prefix in its container."""
-    return write_container(code(prefix, codec), codec, key, fingerprint)
+    return bytes(write_container(code(prefix, codec), codec.settings, key, fingerprint))
 
 
 def assert_same(ours: Prefix, truth: Prefix) -> None:

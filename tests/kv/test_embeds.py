@@ -36,7 +36,7 @@ def some_embeds(dtype: torch.dtype = torch.bfloat16) -> Embeds:
 
 
 def stored(dtype: torch.dtype = torch.bfloat16) -> bytes:
-    return write_embeds(some_embeds(dtype), KEY, FINGERPRINT)
+    return bytes(write_embeds(some_embeds(dtype), KEY, FINGERPRINT))
 
 
 def changed(field: str, value: object) -> bytes:

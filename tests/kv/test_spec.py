@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from trio_ray.kv.spec import FAMILIES, PRESETS, IntegerSpec, full_spec, parse_spec
 
@@ -30,13 +31,21 @@ def test_a_mapping_changes_a_preset() -> None:
         ({"name": "int4", "layers": {"x": {}}}, "'x' must be a layer"),
         ({"name": "int4", "layers": {"0-4": {}, "4": {}}}, "no other entry covers"),
         ({"name": "int4", "layers": {"5-4": {}}}, "'5-4'"), ({"name": "int4", "layers": {"0": {"keys": 99}}}, "keys"),
-        ({"name": "int4", "sinks": -1}, "sinks"),
+        ({"name": "int4", "sinks": -1}, "sinks"), ({"name": "int4", "layers": {0: {}, "0": {}}}, "twice"),
+        ({"name": "int4", "layers": {-1: {}}}, "'-1' must be a layer"), ({"name": "int4", "layers": 3}, "layers"),
+        ({"name": "int4", "layers": {True: {}}}, "layers"),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_is_wrong_is_named(choice: str | dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         full_spec(choice)
+
+
+def test_a_layer_may_be_a_number_as_yaml_reads_it_and_is_stored_as_text() -> None:
+    given = yaml.safe_load("{name: int2, layers: {0: {keys: 4}, 3-5: {values: 8}}}")
+    assert full_spec(given) == full_spec({"name": "int2", "layers": {"0": {"keys": 4}, "3-5": {"values": 8}}})
+    assert list(full_spec(given)["layers"]) == ["0", "3-5"]
 
 
 def test_layers_without_an_entry_have_the_common_widths() -> None:

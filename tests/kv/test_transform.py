@@ -16,7 +16,7 @@ from trio_ray.kv.prefix import Segment
 from trio_ray.kv.spec import TransformSpec
 from trio_ray.kv.transform import TENSOR, Transform
 from trio_ray.kv.transform_basis import write_basis
-from trio_ray.kv.transform_integers import sums_by_bytes, sums_of_products
+from trio_ray.kv.transform_integers import Chunk, row_symbols, row_symbols_by_bytes, sums_by_bytes, sums_of_products
 
 ZEROS = {0, 128, 127, 112, 121}
 """The bytes of symbols that are all 0: two of a wide one, one of a byte, of two nibbles and of five trits."""
@@ -117,6 +117,22 @@ def test_sums_are_equal_in_every_order_and_type_of_adding() -> None:
     assert torch.equal(sum((r @ m.T).long() for r, m in chunks), expected)
 
 
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 61])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_way_that_a_gpu_goes_gives_the_same_symbols(kind: int, count: int) -> None:
+    """Its 8-bit product and the rows that fill its tiles; of as many rows and components as may be, odd numbers too."""
+    basis, batch = make_basis(0.02), make_segments(9, seed=6)[1]
+    index = torch.arange(count)
+    chunk = Chunk.of(basis, index, index % (1 + LEADS * kind), batch.position)
+    for group, start in zip(basis.groups[1:], (0, 2), strict=True):
+        layers = slice(start, start + group.layers)
+        states = batch.keys[layers], batch.values[layers]
+        expected = row_symbols(group, kind, basis.rounding, *states, chunk)
+        found = row_symbols_by_bytes(group.kinds[kind], group.exponent, basis.rounding, *states, chunk)
+        assert expected.shape == (count, sum(group.kinds[kind].counts))
+        assert torch.equal(found.long(), expected)
+
+
 def test_the_bytes_are_those_of_every_other_machine() -> None:
     """A basis and states of whole numbers alone, so that no fit enters, give bytes whose hash is written down here."""
     basis = make_basis(0.1)
@@ -163,9 +179,10 @@ def test_a_gpu_makes_the_same_bytes() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_nearly_the_same_numbers_back() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_gives_nearly_the_same_numbers_back(dtype: torch.dtype) -> None:
     codec = transform()
-    for batch in make_segments(9, seed=6, dtype=torch.float32):
+    for batch in make_segments(9, seed=6, dtype=dtype):
         stored = codec.encode(batch).tensors[TENSOR].cuda()
         back = codec.decode({TENSOR: stored}, SegmentShape.of(batch), batch.position, batch.text)
         truth = codec.decode(codec.encode(batch).tensors, SegmentShape.of(batch), batch.position, batch.text)
@@ -230,3 +247,10 @@ def test_the_codec_is_made_from_its_spec_and_the_bytes_of_its_basis() -> None:
     assert torch.equal(codec.encode(batch).tensors[TENSOR], transform().encode(batch).tensors[TENSOR])
     with pytest.raises(CodecError, match="basis"):
         make_codec({"name": "transform", "basis": digest})
+
+
+def test_whole_groups_are_as_few_as_hold_enough_layers() -> None:
+    """Groups of layers 0, 1 and 2, and 3; behind the last one there are no more."""
+    codec = transform()
+    asked = {(0, 1): 1, (0, 2): 3, (1, 1): 2, (1, 3): 3, (3, 2): 1}
+    assert {places: codec.whole_groups(*places) for places in asked} == asked

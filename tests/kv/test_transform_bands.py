@@ -20,7 +20,7 @@ def test_symbols_within_their_bands_come_back(counts: tuple[int, ...]) -> None:
     symbols = torch.cat(parts, 1)
     packed = pack(symbols, counts)
     assert [tuple(x.shape) for x in packed] == [(400, b.width(c)) for b, c in zip(BANDS, counts, strict=True)]
-    assert torch.equal(unpack(packed, counts), symbols)
+    assert torch.equal(unpack(packed, counts).long(), symbols)
 
 
 def test_a_byte_holds_two_nibbles_or_five_trits() -> None:

@@ -149,6 +149,13 @@ def test_how_to_prune_is_no_question_beside_a_cache(tmp_path: Path) -> None:
         TrioRay(cache=str(tmp_path), retention=0.1)
 
 
+def test_a_cache_of_another_level_is_refused_before_the_first_question(folder: Path, tmp_path: Path) -> None:
+    config = job_config(Path(BUNDLED_MODEL), folder / "scenes.parquet", tmp_path / "cache", cache__level="indices")
+    run_here(config, Replica.load(ModelConfig(dtype="float32")))
+    with pytest.raises(ConfigError, match=r"cache: .* stores indices"):
+        TrioRay(cache=config.output)
+
+
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])
 def test_a_task_that_samples_is_refused(settings: dict[str, Any]) -> None:
     class Request:

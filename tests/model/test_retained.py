@@ -25,7 +25,7 @@ def test_hugging_faces_generate_answers_as_one_prune_before_layer_0(replica: Rep
     """What is stored of a prefill that prunes later holds what a prune of the same tokens before layer 0 sees."""
     samples = prepare(replica, samples_of_all_grids(7))
     batch, embeds = replica.prefill_with_embeds(samples, SCHEDULE, Trio())
-    stored = [read_embeds(write_embeds(item, "key", "f")) for item in embeds.split()]
+    stored = [read_embeds(bytes(write_embeds(item, "key", "f"))) for item in embeds.split()]
     first = [[prefix.kept[0].tolist()] for prefix in batch.split()]
     pruned = replica.prefill_known(samples, first, KnownMethod((0,), "compact"))
     ours = generate(replica.decoder, pruned, NEW_TOKENS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from trio_ray.identity import codec_of
 from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.plan import JobPlan, plan_job
-from trio_ray.pipeline.shard_run import InputRead, PartReport, ShardRunner
+from trio_ray.pipeline.shard_run import InputRead, ShardRunner
+from trio_ray.pipeline.shard_writer import PartReport, ShardWriter, StoringOrder
 from trio_ray.store.commits import read_commits
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.objects import ObjectStore
 
 
 def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, /, **settings: Any) -> JobConfig:
-    """A job with parts of four samples; `settings` by dotted path, `__` for the dot."""
+    """A job with parts of four samples, bit exact; `settings` by dotted path, `__` for the dot."""
+    stores_kv = settings.get("cache__level", "kv") == "kv"
     tree = {
         "input": inputs if isinstance(inputs, list) else [str(inputs)],
         "output": str(output),
@@ -30,20 +33,22 @@ def job_config(model: Path, inputs: Path | str | list[str], output: Path | str, 
         "model.dtype": "float32",
         "method.retention": 0.3,
         "cache.part_samples": 4,
+        **({"cache.codec": "raw"} if stores_kv else {}),
         **{name.replace("__", "."): value for name, value in settings.items()},
     }
     return load_config(values=tree)
 
 
 def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunner:
-    """The runner that a replica's actor would make."""
+    """The runner that a replica's actor would make on a CPU."""
+    codec = codec_of(plan.dataset.identity, plan.store)
     return ShardRunner(
         stage=ModelStage(
             replica=replica,
             schedule=plan.schedule,
             selector=make_selector(config.method),
             zipper=make_zipper(config.method),
-            codec=codec_of(plan.dataset.identity, plan.store),
+            codec=codec,
             cache=config.cache,
             token_budget=config.pipeline.batch_rows,
         ),
@@ -51,8 +56,14 @@ def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunn
         store=plan.store,
         dataset=plan.dataset,
         opener=StoreOpener(config.s3),
-        run_id=plan.run_id,
+        decode_threads=2,
+        open_sink=partial(ShardWriter, storing_order(config, plan), plan.store),
     )
+
+
+def storing_order(config: JobConfig, plan: JobPlan) -> StoringOrder:
+    """What storing the plan's shards takes."""
+    return StoringOrder.of(config, plan.dataset, codec_of(plan.dataset.identity, plan.store), plan.run_id, cpus=1)
 
 
 def run_here(config: JobConfig, replica: Replica, /, **changed: Any) -> list[PartReport]:

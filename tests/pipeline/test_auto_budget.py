@@ -15,7 +15,7 @@ from trio_ray.pipeline import auto_budget
 from trio_ray.pipeline.auto_budget import suit_budget
 from trio_ray.pipeline.plan import plan_job
 from trio_ray.pipeline.replica_actor import ReplicaActor, ReplicaOrder
-from trio_ray.pipeline.shard_run import PartReport
+from trio_ray.pipeline.shard_writer import PartReport
 from trio_ray.pipeline.token_budget import find_budget
 
 

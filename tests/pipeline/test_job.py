@@ -24,6 +24,7 @@ from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
 from trio_ray.pipeline.job import JobSummary, run_job
 from trio_ray.pipeline.pool import PoolEvent
+from trio_ray.pipeline.progress import Tally
 from trio_ray.store.commits import read_commits, read_failures
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
@@ -249,6 +250,41 @@ def test_without_a_cluster_ray_is_started_for_the_job_and_ended_with_it(
     assert "6 samples stored, 0 quarantined, in 2 parts" in shown
     assert "replica ready: " in shown
     assert replicas == set(), "it joined a cluster that nobody had named"
+
+
+class Recorder:
+    """A progress display that keeps the events, and the count of replicas behind each."""
+
+    def __init__(self) -> None:
+        self.events: list[PoolEvent] = []
+        self.counts: list[int] = []
+        self._tally = Tally()
+
+    def say(self, what: str) -> None:
+        """See `Progress`."""
+
+    def update(self, event: PoolEvent, summary: JobSummary) -> None:
+        """See `Progress`."""
+        self._tally.note(event)
+        self.events.append(event)
+        self.counts.append(int(self._tally.describe(summary).partition(" replicas")[0].rpartition(" ")[2]))
+
+
+def test_a_replica_without_work_left_is_ended_and_no_longer_counted(
+    cluster: SmallCluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    """It is not lost: nothing is done again, and its place is free while the other replica goes on."""
+    inputs = [write_tar(tmp_path / "long.tar", samples(400)), write_tar(tmp_path / "short.tar", samples(2))]
+    config = job_config(
+        tiny_model, [str(file) for file in inputs], tmp_path / "cache",
+        pipeline__replicas_max=2, cache__part_samples=40,
+    )  # fmt: skip
+    recorder = Recorder()
+    assert run_job(config, recorder).stored == 402
+    (at,) = (place for place, event in enumerate(recorder.events) if event.replica_ended)
+    assert {event.replica for event in recorder.events[at:] if event.report} == {1 - (recorder.events[at].replica or 0)}
+    assert set(recorder.counts[at:]) == {1}
+    assert [event for event in recorder.events if event.replica_lost] == []
 
 
 def test_too_many_bad_samples_stop_the_job(

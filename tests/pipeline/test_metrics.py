@@ -19,7 +19,7 @@ from trio_ray.pipeline.job import JobSummary, run_job
 from trio_ray.pipeline.metrics import METRICS, JobMetrics, ReplicaMetrics
 from trio_ray.pipeline.plan import Task
 from trio_ray.pipeline.pool import PoolEvent
-from trio_ray.pipeline.shard_run import PartReport
+from trio_ray.pipeline.shard_writer import PartReport
 from trio_ray.source.sample import Shard
 
 pytestmark = pytest.mark.slow
@@ -48,14 +48,14 @@ def node() -> Iterator[str]:
         ray.shutdown()
 
 
-def scrape(url: str, output: str) -> Counter[str]:
-    """Series of one cache -> value, summed over processes (and over a histogram's buckets)."""
+def scrape(url: str, output: str, reason: str | None = None) -> Counter[str]:
+    """Series of one cache -> value, summed over processes (and over a histogram's buckets); of one reason or all."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
     found: Counter[str] = Counter()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.labels.get("output") == output:
+            if sample.labels.get("output") == output and reason in (None, sample.labels.get("reason")):
                 found[sample.name] += sample.value
     return found
 
@@ -74,6 +74,9 @@ class Watcher:
     def __init__(self, url: str, output: str) -> None:
         self.url, self.output = url, output
         self.seen: Counter[str] = Counter()
+
+    def say(self, what: str) -> None:
+        """See `Progress`."""
 
     def update(self, event: PoolEvent, summary: JobSummary) -> None:
         """See `Progress`."""
@@ -96,6 +99,7 @@ def test_a_job_counts_on_the_node_what_it_says_in_its_summary(node: str, tiny_mo
     found = wait_for(node, config.output, lambda found: found["ray_trio_ray_shards_completed_total"] == 2)
     assert found["ray_trio_ray_samples_stored_total"] == summary.stored
     assert found["ray_trio_ray_samples_quarantined_total"] == summary.quarantined
+    assert scrape(node, config.output, "text_missing")["ray_trio_ray_samples_quarantined_total"] == summary.quarantined
     assert found["ray_trio_ray_parts_committed_total"] == summary.parts
     assert found["ray_trio_ray_bytes_written_total"] == summary.bytes > 0
     assert found["ray_trio_ray_shards_failed_total"] == len(summary.failed)
@@ -108,12 +112,13 @@ def test_a_job_counts_on_the_node_what_it_says_in_its_summary(node: str, tiny_mo
 def test_every_declared_series_is_exported_and_a_gauge_stays_while_nothing_changes(node: str) -> None:
     task = Task(Shard("name", "s3://corpus/a.tar", 1, "e", "webdataset"), frozenset())
     events = [
-        PoolEvent(report=PartReport("name", 0, stored=6, quarantined=2, bytes=100, last=True, device_ms=500.0)),
-        PoolEvent(report=PartReport("name", 1, stored=0, quarantined=0, bytes=0, last=True, device_ms=250.0)),
+        PoolEvent(report=PartReport("name", 0, 6, {"image_empty": 1, "text_empty": 3}, 100, True, device_ms=500.0)),
+        PoolEvent(report=PartReport("name", 1, 0, {}, 0, True, device_ms=250.0)),
         PoolEvent(shard_done=task),
         PoolEvent(shard_failed=(task, 3, "it kills")),
         PoolEvent(replica_ready="cpu"),
         PoolEvent(replica_lost="killed"),
+        PoolEvent(replica_ended=True),
     ]
     with JobMetrics("s3://b/every", shards_left=5, shards_failed=1) as job:
         for event in events:
@@ -125,7 +130,7 @@ def test_every_declared_series_is_exported_and_a_gauge_stays_while_nothing_chang
     counted = {name.removeprefix("ray_trio_ray_"): value for name, value in found.items() if name.endswith("_total")}
     assert counted == {
         "samples_stored_total": 6,
-        "samples_quarantined_total": 2,
+        "samples_quarantined_total": 4,
         "parts_committed_total": 1,
         "bytes_written_total": 100,
         "device_seconds_total": 0.75,
@@ -133,6 +138,8 @@ def test_every_declared_series_is_exported_and_a_gauge_stays_while_nothing_chang
         "shards_failed_total": 2,
         "replicas_lost_total": 1,
     }
+    by_reason = [scrape(node, "s3://b/every", reason) for reason in ("image_empty", "text_empty", "text_missing")]
+    assert [found["ray_trio_ray_samples_quarantined_total"] for found in by_reason] == [1, 3, 0]
     assert found["ray_trio_ray_shards_left"] == 3
     wait_for(node, "s3://b/every", lambda found: "ray_trio_ray_shards_left" not in found)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,14 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.corpora import noise, photo, sample, samples, tar_bytes, write_jsonl, write_parquet, write_tar
-from tests.pipeline.runs import account, job_config, make_runner, part_reports, run_here
+from tests.pipeline.runs import account, job_config, make_runner, part_reports, run_here, storing_order
 from tests.source.corpus import FailingFile
 from trio_ray.cache import PrunedCache
 from trio_ray.errors import StoreError
 from trio_ray.model import prepare
 from trio_ray.model.replica import Replica
 from trio_ray.pipeline.plan import plan_job
+from trio_ray.pipeline.shard_writer import PartReport, ShardWriter
+from trio_ray.source.reader import read_shard
+from trio_ray.source.sample import BadSample, Sample
 from trio_ray.store.commits import read_commits
+from trio_ray.store.dataset import utc_now
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import BytesLike
@@ -42,6 +47,23 @@ def test_parts_end_at_their_boundaries_and_the_highest_alone_is_last(
         == [False] * (len(sizes) - 1) + [True]
     )
     assert [commit.stored for commit in commits] == sizes
+
+
+def test_a_part_is_dated_from_when_work_on_it_began(tmp_path: Path, tiny_model: Path, llama: Replica) -> None:
+    """From before its shard was read, or from the end of the part before it: a plan is held against these times."""
+    config = job_config(tiny_model, write_tar(tmp_path / "a.tar", samples(8)), tmp_path / "cache")
+    plan = plan_job(config, with_gpu=False)
+    runner = make_runner(config, llama, plan)
+    read: list[str] = []
+
+    def items() -> Iterator[Sample | BadSample]:
+        for item in read_shard(plan.tasks[0].shard, config.source, runner.opener):
+            read.append(utc_now())
+            yield item
+
+    list(runner.run_items(items(), plan.tasks[0].shard))
+    first, second = (commit.run for commit in read_commits(LocalStore(tmp_path / "cache"), 2))
+    assert first.started <= read[0] <= second.started <= second.finished
 
 
 def test_a_shard_without_samples_gets_its_record_and_is_never_read_again(
@@ -146,11 +168,22 @@ def test_a_part_that_another_run_commits_first_counts_for_that_run_alone(
 ) -> None:
     config = job_config(tiny_model, write_tar(tmp_path / "a.tar", samples(10)), tmp_path / "cache")
     plan = plan_job(config, with_gpu=False)
-    slow = part_reports(make_runner(config, llama, plan).run(plan.tasks[0].shard, frozenset()))
-    assert next(slow).stored == 4  # its one batch has committed parts 0 and 1, and part 2 is open
-    fast = run_here(config, llama)
+    fast: list[PartReport] = []
+
+    class Slow(ShardWriter):
+        """The last part is still open when another run begins and ends."""
+
+        def finish(self, highest_elsewhere: int) -> list[PartReport]:
+            while len(read_commits(plan.store, 1)) < 2:
+                time.sleep(0.01)
+            fast.extend(run_here(config, llama))
+            return super().finish(highest_elsewhere)
+
+    sink = partial(Slow, storing_order(config, plan), plan.store)
+    slow = run_here(config, llama, open_sink=sink)
     assert [(report.part, report.stored) for report in fast] == [(2, 2)]
     assert [(report.part, report.stored, report.bytes) for report in slow] == [
+        (0, 4, slow_bytes(plan.store, 0)),
         (1, 4, slow_bytes(plan.store, 1)),
         (2, 0, 0),
     ]
@@ -217,8 +250,9 @@ def test_after_a_failed_write_an_attempt_commits_nothing_more(tmp_path: Path, ti
     run_here(job_config(tiny_model, tar, tmp_path / "sound"), llama)
     rows = PrunedCache(str(tmp_path / "sound")).table.column("prompt_tokens")[0].as_py()
     config = job_config(tiny_model, tar, tmp_path / "cache", pipeline__token_budget=3 * rows)
+    order = storing_order(config, plan_job(config, with_gpu=False))
     with pytest.raises(StoreError, match="no space left"):
-        run_here(config, llama, store=FailingOnce(tmp_path / "cache"))
+        run_here(config, llama, open_sink=partial(ShardWriter, order, FailingOnce(tmp_path / "cache")))
     store = LocalStore(tmp_path / "cache")
     assert read_commits(store, 1) == []
     assert verify(store, 1).findings == []

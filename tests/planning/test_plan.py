@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from tests.corpora import samples, write_tar
 from tests.pipeline.runs import run_here
 from trio_ray.config import JobConfig, load_config
 from trio_ray.model.replica import Replica
 from trio_ray.planning.compare import Comparison, compare
 from trio_ray.planning.plan import Plan, PlanSettings, make_plan
 from trio_ray.planning.prices import Prices
+from trio_ray.planning.report import text
 from trio_ray.scenes.corpus import write_corpus
 
 TOLERANCE = 0.15
@@ -80,6 +82,45 @@ def test_measured_sizes_are_closer_still_and_every_choice_is_weighed(
     assert times.source == "measured"
     assert 0 < times.embeds_s < times.unpruned_s
     assert by_name["kv raw"].finish_s > 0
+
+
+def test_without_a_model_the_size_of_a_codec_left_open_is_an_assumption_and_said_to_be_one(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "scenes", 20, 40)
+    config = job(tmp_path / "scenes", tmp_path / "cache", model__dtype="bfloat16")
+    plan = plan_for(config, raw="raw")
+    assert plan.codec_note is not None
+    assert "assumed to make prefixes 8 times smaller" in plan.codec_note
+    assert plan.codec_note in text(plan)
+    raw, auto = plan.choices[-2:]
+    assert (auto.name, auto.source, plan.job.codec) == ("kv auto", "assumed", "auto")
+    assert auto.bytes_per_sample < raw.bytes_per_sample / 4
+    assert plan.job.bytes_per_sample == pytest.approx(auto.bytes_per_sample, rel=0.2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache__scope": "image"}], ids=str)
+def test_a_codec_left_open_is_planned_as_raw_where_the_job_would_take_that(
+    scenes: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """48 samples are too few for a basis."""
+    left_open, raw = (plan_for(job(scenes, tmp_path, **settings, **more)) for more in ({}, {"cache__codec": "raw"}))
+    assert left_open.codec_note is not None
+    assert left_open.codec_note.startswith("auto is raw")
+    assert left_open.job.tar_bytes == raw.job.tar_bytes
+
+
+def test_measuring_calibrates_a_codec_that_is_left_open(tmp_path: Path, tiny_model: Path) -> None:
+    write_tar(tmp_path / "a.tar", samples(80))
+    config = load_config(values={
+        "input": [str(tmp_path / "a.tar")], "output": str(tmp_path / "cache"), "model.name": str(tiny_model),
+        "model.dtype": "float32", "method.retention": 0.3,
+    })  # fmt: skip
+    plan = plan_for(config, flop_per_s=None, samples=80, raw="raw")
+    assert plan.codec_note is not None
+    assert "calibrated on the drawn samples: transform" in plan.codec_note
+    raw, auto = plan.choices[-2:]
+    assert (auto.name, auto.source) == ("kv auto", "encoded")
+    assert auto.bytes_per_sample < raw.bytes_per_sample / 3
+    assert not (tmp_path / "cache").exists()
 
 
 def test_one_pass_of_an_image_serves_its_questions(scenes: Path, tmp_path: Path) -> None:

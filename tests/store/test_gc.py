@@ -8,10 +8,11 @@ import pytest
 
 from tests.store.caches import kv_bytes, row, shard, write_part
 from trio_ray.errors import ObjectDamaged
+from trio_ray.store.bases import store_basis
 from trio_ray.store.commits import read_commits
-from trio_ray.store.dataset import Dataset
+from trio_ray.store.dataset import Dataset, create_or_check
 from trio_ray.store.gc import collect_garbage
-from trio_ray.store.layout import commit_name
+from trio_ray.store.layout import basis_name, commit_name
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
 from trio_ray.store.verify import verify
@@ -64,3 +65,21 @@ def test_a_damaged_record_stops_it_before_anything_is_removed(store: ObjectStore
     with pytest.raises(ObjectDamaged, match=r"00000\.json"):
         collect_garbage(store, 0.0, dry_run=False)
     assert {info.name for info in store.list()} == before
+
+
+def test_a_basis_that_the_identity_does_not_name_goes_and_its_own_stays(store: ObjectStore) -> None:
+    """Of two racing runs that calibrate, the second leaves one behind."""
+    own = store_basis(store, b"its own")
+    orphan = basis_name(store_basis(store, b"of the run that came too late"))
+    create_or_check(store, {"cache": {"codec": {"name": "transform", "basis": own}}}, 4)
+    time.sleep(1.1)  # S3 counts whole seconds
+    assert collect_garbage(store, 3600.0, dry_run=False) == []
+    assert [info.name for info in collect_garbage(store, 0.0, dry_run=False)] == [orphan]
+    assert [info.name for info in store.list("codec/")] == [basis_name(own)]
+
+
+def test_a_basis_without_a_cache_goes(store: ObjectStore) -> None:
+    """A job was ended between calibrating and making its cache."""
+    orphan = basis_name(store_basis(store, b"of a run that got no further"))
+    time.sleep(1.1)
+    assert [info.name for info in collect_garbage(store, 0.0, dry_run=False)] == [orphan]

@@ -119,6 +119,15 @@ def test_of_racing_attempts_one_commits_and_the_others_files_are_gone(store: Obj
     assert names == {file.name for file in records[0].files.values()}
 
 
+def test_a_writer_counts_bad_samples_by_reason(store: ObjectStore, dataset: Dataset) -> None:
+    writer = PartWriter(store, dataset, shard(), 0, "run")
+    assert writer.reasons == {}
+    for index, reason in enumerate(("image_empty", "text_empty", "image_empty")):
+        writer.quarantine(f"bad-{index}", index, reason, "detail")
+    assert writer.reasons == {"image_empty": 2, "text_empty": 1}
+    assert writer.quarantined == 3
+
+
 def test_an_aborted_attempt_leaves_nothing_and_the_next_one_commits(store: ObjectStore, dataset: Dataset) -> None:
     writer = PartWriter(store, dataset, shard(), 0, "run")
     writer.add(row("a", 0), bytes(6 << 20))

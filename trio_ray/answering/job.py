@@ -18,6 +18,7 @@ from trio_ray.answering.join import Answerable, Task, join, questions_of
 from trio_ray.answering.pool import AnswerPool
 from trio_ray.answering.question import NoAnswer, Unanswered
 from trio_ray.answering.question_files import question_source, read_questions
+from trio_ray.answering.stored_level import require_prefixes
 from trio_ray.cache import PrunedCache
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.model.loading import model_folder
@@ -89,8 +90,7 @@ def _open_cache(config: EvaluateConfig) -> tuple[EvaluateConfig, PrunedCache]:
         if not getattr(config, name):
             raise ConfigError(name, "is missing; give a folder or s3://bucket/prefix")
     cache = PrunedCache(config.cache, config.s3)
-    if cache.level != "kv":
-        raise ConfigError("cache", f"{config.cache} stores {cache.level}, and answers need prefixes (cache.level: kv)")
+    require_prefixes(cache)
     dtype = config.model.dtype if config.model.dtype != "auto" else cache.dataset.identity["model"]["dtype"]
     cache.check_model(model_folder(config.model), dtype)
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}), cache

@@ -9,6 +9,7 @@ from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.evaluation.accuracy import MAX_NEW_TOKENS, prepared_batches
 from trio_ray.evaluation.questions import HeldOutQuestion, held_out_questions
+from trio_ray.model.loading import model_folder, read_model_config
 from trio_ray.model.replica import Replica, make_schedule, make_selector
 
 
@@ -57,7 +58,11 @@ def measure_agreement(
     Returns:
         A record a way: the share of kept tokens and of answers in common with the first way and with the first of the
         same dtype, and right answers; then the ways that cannot run here, with the reason.
+
+    Raises:
+        ConfigError: there is no such model.
     """
+    read_model_config(model_folder(ModelConfig(name=model)))  # else every way would count as one that cannot run here
     asked = held_out_questions(questions)
     outcomes: dict[Way, Outcome] = {}
     skipped: dict[str, str] = {}

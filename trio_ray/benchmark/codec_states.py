@@ -22,6 +22,9 @@ OUTLIER_SHARE, OUTLIER_SIZE = 0.03, 8.0
 SHARED = 16
 """Directions that the rows of a head share."""
 
+MODEL_SEED = 1 << 20
+"""And a layer's number: far from the seeds of samples."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -51,7 +54,11 @@ GEOMETRIES = {
 
 
 def prefix_batch(geometry: Geometry, samples: int, device: torch.device, seed: int = 0) -> PrefixBatch:
-    """Pruned prefixes in bfloat16 as TRIO leaves them at 11.1 % with its authors' prune points."""
+    """Pruned prefixes in bfloat16 as TRIO leaves them at 11.1 % with its authors' prune points.
+
+    What a model decides, such as where a channel lies and what it shares with others, is the same for every seed;
+    samples differ.
+    """
     points = default_prune_points(geometry.layers, DEFAULT_RETENTION)
     schedule = Schedule(geometry.layers, points, retention=DEFAULT_RETENTION)
     generator = torch.Generator(device).manual_seed(seed)
@@ -100,8 +107,9 @@ def _segment(
     size = (len(layers), sum(lengths), geometry.kv_heads, geometry.head_dim)
     keys, values = (torch.empty(size, dtype=torch.bfloat16, device=device) for _ in range(2))
     for layer in range(len(layers)):
-        keys[layer] = _keys(size[1:], generator)
-        values[layer] = _values(size[1:], generator)
+        model = torch.Generator(device).manual_seed(MODEL_SEED + layers[layer])
+        keys[layer] = _keys(size[1:], model, generator)
+        values[layer] = _values(size[1:], model, generator)
     return SegmentBatch(
         first_layer=layers.start,
         keys=keys,
@@ -114,25 +122,25 @@ def _segment(
     )
 
 
-def _keys(size: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _keys(size: tuple[int, int, int], model: torch.Generator, generator: torch.Generator) -> Tensor:
     """(rows, heads, dim): each channel around its mean, some of them far out."""
     _, heads, dim = size
-    outlier = torch.rand((heads, dim), generator=generator, device=generator.device) < OUTLIER_SHARE
-    mean = _normal((heads, dim), generator) * torch.where(outlier, OUTLIER_SIZE, 1.0)
-    return mean + _rows(size, generator) * (0.4 * _normal((heads, dim), generator)).exp()
+    outlier = torch.rand((heads, dim), generator=model, device=model.device) < OUTLIER_SHARE
+    mean = _normal((heads, dim), model) * torch.where(outlier, OUTLIER_SIZE, 1.0)
+    return mean + _rows(size, model, generator) * (0.4 * _normal((heads, dim), model)).exp()
 
 
-def _values(size: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _values(size: tuple[int, int, int], model: torch.Generator, generator: torch.Generator) -> Tensor:
     """(rows, heads, dim): around 0, rows and heads of different size."""
     rows, heads, _ = size
-    return 0.5 * _rows(size, generator) * (0.3 * _normal((rows, heads, 1), generator)).exp()
+    return 0.5 * _rows(size, model, generator) * (0.3 * _normal((rows, heads, 1), generator)).exp()
 
 
-def _rows(size: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _rows(size: tuple[int, int, int], model: torch.Generator, generator: torch.Generator) -> Tensor:
     """(rows, heads, dim) of variance 1, half of it in a few directions."""
     rows, heads, dim = size
     shared = torch.einsum(
-        "rhs,hsd->rhd", _normal((rows, heads, SHARED), generator), _normal((heads, SHARED, dim), generator)
+        "rhs,hsd->rhd", _normal((rows, heads, SHARED), generator), _normal((heads, SHARED, dim), model)
     )
     return (shared * SHARED**-0.5 + _normal(size, generator)) * 0.5**0.5
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch
 from trio_ray.kv.lossless import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.transform import Transform
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
@@ -36,6 +38,7 @@ class CodecSpeed:
         device_encode, device_decode: of 16-bit keys and values on the GPU.
         core_encode, core_decode: the same on one CPU core.
         shrink, expand: of coded bytes in and out of the lossless stage, one core.
+        basis: bytes of its basis, which a cache holds once; None without one.
     """
 
     codec: str
@@ -49,67 +52,69 @@ class CodecSpeed:
     core_decode: float
     shrink: float | None
     expand: float | None
+    basis: int | None
 
 
 @dataclass(frozen=True)
 class CodecBenchmark:
-    """The states that all codecs of a run are measured on: a batch on the device, and a few layers of one of its
-    samples on the CPU.
-    """
+    """The states that all codecs of a run are measured on: a batch on the device."""
 
     geometry: Geometry
     batch: PrefixBatch
-    few_layers: PrefixBatch
     rounds: int
 
     @classmethod
     def make(cls, geometry: Geometry, samples: int, device: torch.device, rounds: int) -> CodecBenchmark:
         """Make the states. Without a GPU a batch of two is enough: only the sizes of containers come from it."""
         batch = prefix_batch(geometry, samples if device.type == "cuda" else 2, device)
-        first = batch.split()[0]
-        few = [
-            Segment(
-                segment.first_layer,
-                segment.keys[:CPU_LAYERS].cpu(),
-                segment.values[:CPU_LAYERS].cpu(),
-                segment.position.cpu(),
-                segment.text.cpu(),
-            )
-            for segment in first.segments[1:]
-        ]
-        alone = Prefix(first.length, tuple(few), (), first.top_ids.cpu(), first.top_logprobs.cpu())
-        return cls(geometry, batch, PrefixBatch.of([alone]), rounds)
+        return cls(geometry, batch, rounds)
 
-    def measure(self, name: str, codec: Codec) -> CodecSpeed:
-        """One codec."""
+    def measure(self, name: str, codec: Codec, basis: bytes | None = None) -> CodecSpeed:
+        """One codec, and the basis that it may have."""
         on_gpu = self._rates(self.batch, codec) if self.batch.top_ids.is_cuda else (None, None)
+        few_layers = self._few_layers(codec)
         with _one_core():
-            core = self._rates(self.few_layers, codec)
-            lossless = self._lossless_rates(code_batch(self.few_layers, codec).split()[0], codec.settings.zstd)
-        places = sorted({0, len(self.batch.lengths) - 1})  # the longest and the shortest
-        sizes = self._container_sizes(codec, places)
-        prefixes = self.batch.split()
-        pruned = sum(prefixes[place].kv_bytes for place in places)
-        unpruned = sum(self.geometry.row_bytes(self.geometry.layers) * prefixes[place].length for place in places)
+            core = self._rates(few_layers, codec)
+            lossless = self._lossless_rates(code_batch(few_layers, codec).split()[0], codec.settings.zstd)
+        ends = self.longest_and_shortest
+        size = sum(container_sizes(ends, codec))
+        pruned = sum(prefix.kv_bytes for prefix in ends.split())
+        unpruned = sum(self.geometry.row_bytes(self.geometry.layers) * length for length in ends.lengths)
         return CodecSpeed(
             codec=name,
-            bytes=sum(sizes) / len(sizes),
-            bits=16 * sum(sizes) / pruned,
-            to_pruned=pruned / sum(sizes),
-            to_unpruned=unpruned / sum(sizes),
+            bytes=size / len(ends.lengths),
+            bits=16 * size / pruned,
+            to_pruned=pruned / size,
+            to_unpruned=unpruned / size,
             device_encode=on_gpu[0],
             device_decode=on_gpu[1],
             core_encode=core[0],
             core_decode=core[1],
             shrink=lossless[0],
             expand=lossless[1],
+            basis=None if basis is None else len(basis),
         )
 
-    def _container_sizes(self, codec: Codec, places: Sequence[int]) -> list[int]:
-        """Bytes of the containers of these samples of the batch."""
-        coded = code_batch(self.batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
-        samples = coded.split()
-        return [len(write_container(samples[place], codec, f"sample{place}", "0" * 64)) for place in places]
+    @cached_property
+    def longest_and_shortest(self) -> PrefixBatch:
+        """The batch's first and last sample, whose containers are measured."""
+        prefixes = self.batch.split()
+        return PrefixBatch.of(prefixes[:: max(len(prefixes) - 1, 1)])
+
+    def _few_layers(self, codec: Codec) -> PrefixBatch:
+        """On the CPU a few layers of the first sample, of each segment but the first; as many as the codec takes
+        together.
+        """
+        first = self.batch.split()[0]
+        few = []
+        for segment in first.segments[1:]:
+            layers = CPU_LAYERS
+            if isinstance(codec, Transform):
+                layers = codec.whole_groups(segment.first_layer, CPU_LAYERS)
+            keys, values = segment.keys[:layers].cpu(), segment.values[:layers].cpu()
+            few.append(Segment(segment.first_layer, keys, values, segment.position.cpu(), segment.text.cpu()))
+        alone = Prefix(first.length, tuple(few), (), first.top_ids.cpu(), first.top_logprobs.cpu())
+        return PrefixBatch.of([alone])
 
     def _rates(self, batch: PrefixBatch, codec: Codec) -> tuple[float, float]:
         """GB/s of encoding and of decoding a batch where it is."""
@@ -140,13 +145,21 @@ class CodecBenchmark:
         return statistics.median(_seconds(work, where) for _ in range(self.rounds))
 
 
+def container_sizes(batch: PrefixBatch, codec: Codec) -> list[int]:
+    """Bytes of the samples' containers."""
+    coded = code_batch(batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    return [
+        len(write_container(sample, codec.settings, f"sample{n}", "0" * 64)) for n, sample in enumerate(coded.split())
+    ]
+
+
 def markdown(speeds: Sequence[CodecSpeed]) -> str:
     """A table, a codec a line."""
     head = (
         "| codec | MB a sample | bits a value | to TRIO 16 bit | to unpruned | encode GPU | decode GPU "
-        "| encode core | decode core | zstd in | zstd out |"
+        "| encode core | decode core | zstd in | zstd out | MB a basis |"
     )
-    lines = [head, "|" + "---|" * 11]
+    lines = [head, "|" + "---|" * 12]
     for speed in speeds:
         rates = [
             speed.device_encode, speed.device_decode, speed.core_encode, speed.core_decode, speed.shrink, speed.expand
@@ -154,6 +167,7 @@ def markdown(speeds: Sequence[CodecSpeed]) -> str:
         cells = [
             speed.codec, f"{speed.bytes / 1e6:.3g}", f"{speed.bits:.2f}", f"{speed.to_pruned:.1f}x",
             f"{speed.to_unpruned:.1f}x", *("-" if rate is None else f"{rate:.3g}" for rate in rates),
+            "-" if speed.basis is None else f"{speed.basis / 1e6:.3g}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 
 from trio_ray.pipeline.job import JobSummary
 from trio_ray.pipeline.pool import PoolEvent
+from trio_ray.pipeline.shard_writer import PartReport
 
 
 @dataclass
@@ -18,6 +19,9 @@ class JobWatch:
 
     events: list[tuple[float, PoolEvent]] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
+
+    def say(self, what: str) -> None:
+        """See `Progress`."""
 
     def update(self, event: PoolEvent, summary: JobSummary) -> None:
         """See `Progress`."""
@@ -31,45 +35,52 @@ class JobWatch:
         """Rates and shares of a job that ran on `replicas` replicas to its end.
 
         Steady means from when the last of the first replicas has committed its first part until the first replica has
-        no more work: before lies loading and compiling, behind it the tail.
+        no more work: before lies loading and compiling, behind it the tail. One that was lost on the way had work, and
+        one that replaced it is none of the first. What a job is too short for is None.
         """
-        parts: dict[int, list[tuple[float, PoolEvent]]] = defaultdict(list)
-        for at, event in self.events:
-            if event.report is not None and event.replica is not None:
-                parts[event.replica].append((at, event))
-        ready = self.ready()[:replicas]
-        begin = max(of_one[0][0] for of_one in parts.values())
+        parts = self._parts()
+        begun = {replica: of_one[0][0] for replica, of_one in parts.items()}
         last = {replica: of_one[-1][0] for replica, of_one in parts.items()}
-        first_idle, end = min(last.values()), max(last.values())
-        inside = [event for of_one in parts.values() for at, event in of_one if begin < at <= first_idle]
+        lost = {event.replica for _, event in self.events if event.replica_lost}
+        begin, end = max(begun[replica] for replica in sorted(begun)[:replicas]), max(last.values())
+        first_idle = min((at for replica, at in last.items() if replica not in lost), default=end)
+        inside = [report for of_one in parts.values() for at, report in of_one if begin < at <= first_idle]
         seconds = first_idle - begin
-        stored = sum(event.report.stored for event in inside if event.report)
-        written = sum(event.report.bytes for event in inside if event.report)
+        busy = [_busy(of_one, begin, first_idle) for _, of_one in sorted(parts.items())]
+        known = [share for share in busy if share is not None]
         return {
             "replicas": replicas,
-            "samples": sum(event.report.stored for _, event in self.events if event.report),
+            "samples": sum(report.stored for of_one in parts.values() for _, report in of_one),
             "seconds": end,
-            "all_ready_s": max(ready),
-            "samples_per_s": stored / seconds if seconds > 0 else 0.0,
-            "bytes_per_s": written / seconds if seconds > 0 else 0.0,
-            "busy": mean(_busy(of_one, begin, first_idle) for of_one in parts.values()),
-            "busy_by_replica": [_busy(of_one, begin, first_idle) for of_one in parts.values()],
-            "steady_s": seconds,
+            "all_ready_s": max(self.ready()[:replicas]),
+            "samples_per_s": sum(report.stored for report in inside) / seconds if seconds > 0 else None,
+            "bytes_per_s": sum(report.bytes for report in inside) / seconds if seconds > 0 else None,
+            "busy": mean(known) if known else None,
+            "busy_by_replica": busy,
+            "steady_s": max(0.0, seconds),
             "tail_s": end - first_idle,
             "lost": sum(event.replica_lost is not None for _, event in self.events),
         }
 
     def rate(self, start: float, stop: float) -> float:
         """Samples a second between two times."""
-        stored = sum(
-            event.report.stored for at, event in self.events if event.report is not None and start < at <= stop
-        )
-        return stored / (stop - start)
+        reports = [report for of_one in self._parts().values() for at, report in of_one if start < at <= stop]
+        return sum(report.stored for report in reports) / (stop - start)
+
+    def _parts(self) -> dict[int, list[tuple[float, PartReport]]]:
+        """What each replica, by its number, has committed, and when."""
+        parts: dict[int, list[tuple[float, PartReport]]] = defaultdict(list)
+        for at, event in self.events:
+            if event.report is not None and event.replica is not None:
+                parts[event.replica].append((at, event.report))
+        return parts
 
 
-def _busy(events: list[tuple[float, PoolEvent]], begin: float, end: float) -> float:
-    """Share of the time between a replica's first part in a window and its last that its device was at batches."""
-    inside = [(at, event.report) for at, event in events if event.report is not None and begin <= at <= end]
+def _busy(parts: list[tuple[float, PartReport]], begin: float, end: float) -> float | None:
+    """Share of the time between a replica's first part in a window and its last that its device was at batches; None
+    where it has not two parts there.
+    """
+    inside = [(at, report) for at, report in parts if begin <= at <= end]
     if len(inside) < 2:
-        return float("nan")
+        return None
     return sum(report.device_ms for _, report in inside[1:]) / 1e3 / (inside[-1][0] - inside[0][0])

@@ -54,5 +54,5 @@ class Pruned(Contestant):
         """See `Contestant`: what had not settled is made again."""
         for group in self._open:
             if group is not None:
-                group.samples()
+                group.arrived().release()
         self._open.clear()

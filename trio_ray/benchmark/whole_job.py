@@ -19,7 +19,7 @@ from typing import Any
 from trio_ray.benchmark.job_corpus import write_corpus
 from trio_ray.benchmark.job_watch import JobWatch
 from trio_ray.config import JobConfig
-from trio_ray.errors import StoreError
+from trio_ray.errors import JobFailed, StoreError
 from trio_ray.pipeline.job import run_job
 from trio_ray.store.opening import open_store
 
@@ -62,10 +62,12 @@ def run_bench(bench: JobBench, folder: Path, on_step: Callable[[str], None] = la
         bench: what to run.
         folder: where the corpus is written.
         on_step: told what begins.
+
+    Raises:
+        JobFailed: the bare replica or a run did not come to its end.
     """
     most = max(run.replicas for run in bench.runs)
-    shards = bench.shards * most * (2 if bench.kill else 1)
-    inputs = write_corpus(folder / "corpus", bench.workload, shards, bench.per_shard)
+    inputs = write_corpus(folder / "corpus", bench.workload, bench.shards * most, bench.per_shard)
     on_step("bare replica")
     bare = _bare(bench)
     record: dict[str, Any] = {"bare": bare, "runs": [], "workload": bench.workload, "per_shard": bench.per_shard}
@@ -73,12 +75,14 @@ def run_bench(bench: JobBench, folder: Path, on_step: Callable[[str], None] = la
         on_step(f"job on {run.replicas} replicas")
         watch = _run(bench, inputs[: bench.shards * run.replicas], run, f"run{number}")
         result = {"codec": run.codec or bench.config.cache.codec, **watch.summary(run.replicas)}
-        result["times_bare"] = result["samples_per_s"] / (run.replicas * median(bare["samples_per_s"]))
+        rate = result["samples_per_s"]
+        result["times_bare"] = None if rate is None else rate / (run.replicas * median(bare["samples_per_s"]))
         record["runs"].append(result)
         on_step(json.dumps(result))
     if bench.kill:
         on_step(f"job on {most} replicas, of which one is killed")
         record["kill"] = _run_with_kill(bench, inputs, JobRun(most))
+        on_step(json.dumps(record["kill"]))
     return record
 
 
@@ -87,7 +91,7 @@ def _bare(bench: JobBench) -> dict[str, Any]:
     command = [sys.executable, "-m", "trio_ray.benchmark.bare_replica"]
     done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the bare replica ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise JobFailed(f"the bare replica ended with {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -102,7 +106,7 @@ def _run(bench: JobBench, inputs: Sequence[str], run: JobRun, name: str) -> JobW
     try:
         summary = run_job(config, watch)
         if not summary.ok:
-            raise RuntimeError(str(summary))
+            raise JobFailed(str(summary))
     finally:
         _empty(config)
     return watch
@@ -118,7 +122,7 @@ def _run_with_kill(bench: JobBench, inputs: Sequence[str], run: JobRun) -> dict[
     watch = _run(bench, inputs, run, "kill")
     summary = watch.summary(replicas)
     ready = watch.ready()
-    back = ready[replicas] if len(ready) > replicas else float("nan")
+    back = ready[replicas] if len(ready) > replicas else None
     end = summary["seconds"] - summary["tail_s"]
     return {
         **summary,
@@ -126,7 +130,7 @@ def _run_with_kill(bench: JobBench, inputs: Sequence[str], run: JobRun) -> dict[
         "killed_s": killed[0] if killed else None,
         "replaced_s": back,
         "samples_per_s_before": watch.rate(max(ready[:replicas]) + 5, killed[0]) if killed else None,
-        "samples_per_s_after": watch.rate(back + 5, end) if end > back + 5 else None,
+        "samples_per_s_after": watch.rate(back + 5, end) if back is not None and end > back + 5 else None,
     }
 
 

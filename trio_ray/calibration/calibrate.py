@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from trio_ray.calibration.fit import GROUP_CHANNELS, Analysis, analyse, groups_of, quantise, rotary_tables
 from trio_ray.calibration.information import channel_information
@@ -15,9 +16,6 @@ from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.transform_basis import STEP_BITS, Basis
 from trio_ray.model.decoder import Decoder
-
-DEFAULT_DIVERGENCE = 0.002
-"""Nats that the first answer token's distribution is expected to move by."""
 
 DEFAULT_RANK = 2048
 MAX_LEADS = 256
@@ -49,13 +47,15 @@ class Calibration:
 
     Attributes:
         tables: a basis without groups.
-        analyses: of the groups.
+        analyses: of the groups, in host memory: of a large model they are some gigabytes each.
         samples: how many they saw.
+        device: where a basis is made of them, one group at a time.
     """
 
     tables: Basis
     analyses: tuple[Analysis, ...]
     samples: int
+    device: torch.device
 
     def divergence(self, step: float) -> float:
         """What an answer token's distribution is expected to move by, nats, to second order in the errors."""
@@ -77,7 +77,7 @@ class Calibration:
             rounding=rounding,
             cosine=tables.cosine,
             sine=tables.sine,
-            groups=tuple(quantise(analysis, step, rounding) for analysis in self.analyses),
+            groups=tuple(quantise(analysis.on_device(self.device), step, rounding) for analysis in self.analyses),
             notes={**tables.notes, "step": step},
         )
 
@@ -106,18 +106,42 @@ def calibrate(
     """
     decoder = replica.decoder
     information = channel_information(decoder, prefixes, tails, replica.stop_tokens, replica.device, on_sample)
-    batch = PrefixBatch.of(prefixes)
+    rotary = rotary_tables(decoder.rotary.get_buffer("inv_freq"), decoder.context)
+    return learn(PrefixBatch.of(prefixes), information, rotary, model, notes, rank, group_layers, replica.device)
+
+
+def learn(
+    batch: PrefixBatch,
+    information: Sequence[Tensor],
+    rotary: tuple[Tensor, Tensor],
+    model: dict[str, str],
+    notes: dict[str, Any],
+    rank: int,
+    group_layers: int | None,
+    device: torch.device,
+) -> Calibration:
+    """The same where the information is known.
+
+    Args:
+        batch: the calibration set, anywhere.
+        information: by segment, see `channel_information`.
+        rotary: the model's `rotary_tables`.
+        model, notes, rank, group_layers: see `calibrate`.
+        device: does the work, one group of layers at a time.
+    """
+    heads, dim = batch.segments[0].keys.shape[2:]
     leads = min(MAX_LEADS, max(lead for segment in batch.segments for lead in _leads_before_images(segment)))
-    cosine, sine = rotary_tables(decoder.rotary.get_buffer("inv_freq"), decoder.context)
-    tables = Basis(model, decoder.kv_heads, decoder.head_dim, leads, 0, cosine, sine, (), notes)
+    cosine, sine = (table.to(device) for table in rotary)
+    tables = Basis(model, heads, dim, leads, 0, cosine, sine, (), notes)
     analyses = []
-    most_layers = group_layers or max(1, GROUP_CHANNELS // (2 * decoder.kv_heads * decoder.head_dim))
+    most_layers = group_layers or max(1, GROUP_CHANNELS // (2 * heads * dim))
     for segment, known in zip(batch.segments, information, strict=True):
         for first, layers in groups_of(segment.first_layer, len(segment.keys), most_layers):
             start = first - segment.first_layer
-            mine = known[:, start : start + layers].flatten(1).cpu()
-            analyses.append(analyse(segment, first, layers, tables, (mine[0], mine[1]), rank))
-    return Calibration(tables, tuple(analyses), len(prefixes))
+            mine = known[:, start : start + layers].flatten(1).to(device)
+            found = analyse(_on_device(segment, first, layers, device), first, layers, tables, (mine[0], mine[1]), rank)
+            analyses.append(found.on_device(torch.device("cpu")))
+    return Calibration(tables, tuple(analyses), len(batch.lengths), device)
 
 
 def largest_step(fits: Callable[[float], bool]) -> float | None:
@@ -140,6 +164,15 @@ def smallest_step(fits: Callable[[float], bool]) -> float | None:
         middle = (low + high) / 2
         low, high = (low, middle) if fits(math.exp(middle)) else (middle, high)
     return math.exp(high)
+
+
+def _on_device(segment: SegmentBatch, first: int, layers: int, device: torch.device) -> SegmentBatch:
+    """Some layers of a segment on a device."""
+    part = slice(first - segment.first_layer, first - segment.first_layer + layers)
+    moved = {name: getattr(segment, name)[part].to(device) for name in ("keys", "values")}
+    return replace(
+        segment, first_layer=first, position=segment.position.to(device), text=segment.text.to(device), **moved
+    )
 
 
 def _leads_before_images(segment: SegmentBatch) -> list[int]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from trio_ray.config import JobConfig
-from trio_ray.errors import ConfigError
+from trio_ray.errors import ConfigError, StoreError
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
@@ -17,7 +18,7 @@ from trio_ray.pipeline.packing import pack
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Opener, Shard
 from trio_ray.source.shards import split_file
-from trio_ray.store.inputs import StoreOpener, expand_inputs
+from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 
 T = TypeVar("T")
 
@@ -28,24 +29,32 @@ other."""
 
 @dataclass(frozen=True)
 class DrawnPrefix:
-    """A sample's prefix in host memory, without its prompt's last row, and the token of that row."""
+    """A sample's prefix in host memory, without its prompt's last row.
+
+    Attributes:
+        prefix: that.
+        last_token: of the row that is cut off.
+        about: hashes of the sample's images.
+    """
 
     prefix: Prefix
     last_token: int
+    about: frozenset[str] = frozenset()
 
 
 def draw_samples(config: JobConfig, replica: Replica, count: int) -> list[PreparedSample]:
     """Up to `count` samples that the job would store, as many from each shard as can be.
 
+    What cannot be read is passed over, as the job itself will say of it what is wrong.
+
     Raises:
-        ConfigError: no input, or no good sample in it.
-        StoreError: the input cannot be read.
+        ConfigError: no input.
     """
     if not config.input:
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
     opener = StoreOpener(config.s3)
     files = _evenly([file for file in expand_inputs(config.input, config.s3) if file.readable], count)
-    shards = [shard for file in files for shard in split_file(file.uri, file.size, file.etag, config.source, opener)]
+    shards = [shard for file in files for shard in _shards_of(file, config, opener)]
     # Round after round over the shards, so that both ends of the list come from all of them.
     open_ones = [_draw(shard, config, replica, opener) for shard in _evenly(shards, count)]
     samples: list[PreparedSample] = []
@@ -53,24 +62,48 @@ def draw_samples(config: JobConfig, replica: Replica, count: int) -> list[Prepar
         drawn = [(source, next(source, None)) for source in open_ones]
         open_ones = [source for source, sample in drawn if sample is not None]
         samples += [sample for _, sample in drawn if sample is not None]
-    samples = samples[:count]
-    if not samples:
-        raise ConfigError("input", "holds no sample that could be used; run the job to see why in its quarantine")
-    return samples
+    return samples[:count]
 
 
 def prefixes_of(
-    samples: list[PreparedSample], config: JobConfig, replica: Replica, on_sample: Callable[[], None] = lambda: None
+    samples: Sequence[PreparedSample],
+    config: JobConfig,
+    replica: Replica,
+    on_sample: Callable[[], None] = lambda: None,
 ) -> Iterator[DrawnPrefix]:
-    """The samples' pruned prefixes, in order; `on_sample` is called behind each."""
-    schedule = make_schedule(config.method, replica.decoder.depth)
-    selector, zipper = make_selector(config.method), make_zipper(config.method)
+    """The samples' pruned prefixes, in order, without those that do not fit into the device's memory even alone.
+
+    `on_sample` is called behind each.
+    """
     for batch in pack(samples, config.pipeline.batch_rows):
         good = [sample for sample in batch if isinstance(sample, PreparedSample)]
-        prefixes = replica.prefill(good, schedule, selector, zipper=zipper)
-        for sample, prefix in zip(good, prefixes, strict=True):
-            yield DrawnPrefix(_on_host(prefix), sample.input_ids[-1])
+        for sample, prefix in _prefill(good, config, replica):
+            images = frozenset(image.hash for image in sample.images)
+            yield DrawnPrefix(_on_host(prefix), sample.input_ids[-1], images)
             on_sample()
+
+
+def _prefill(
+    samples: Sequence[PreparedSample], config: JobConfig, replica: Replica
+) -> list[tuple[PreparedSample, Prefix]]:
+    """A batch, in halves where the device's memory is too small for it."""
+    schedule = make_schedule(config.method, replica.decoder.depth)
+    selector, zipper = make_selector(config.method), make_zipper(config.method)
+    try:
+        return list(zip(samples, replica.prefill(samples, schedule, selector, zipper=zipper), strict=True))
+    except torch.OutOfMemoryError:
+        pass  # outside of the handler, whose traceback keeps the batch's tensors alive
+    if len(samples) == 1:
+        return []
+    half = len(samples) // 2
+    return _prefill(samples[:half], config, replica) + _prefill(samples[half:], config, replica)
+
+
+def _shards_of(file: InputFile, config: JobConfig, opener: Opener) -> list[Shard]:
+    try:
+        return split_file(file.uri, file.size, file.etag, config.source, opener)
+    except StoreError:
+        return []
 
 
 def _evenly(items: list[T], most: int) -> list[T]:
@@ -79,15 +112,16 @@ def _evenly(items: list[T], most: int) -> list[T]:
 
 def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> Iterator[PreparedSample]:
     prepare = replica.preparer(config.source.max_pixels).prepare
-    for first in range(STRIDE):
+    with contextlib.suppress(StoreError):
+        for first in range(STRIDE):
 
-        def skip(index: int, first: int = first) -> bool:
-            return index % STRIDE != first
+            def skip(index: int, first: int = first) -> bool:
+                return index % STRIDE != first
 
-        for item in read_shard(shard, config.source, opener, skip):
-            sample = prepare(item)
-            if isinstance(sample, PreparedSample):
-                yield sample
+            for item in read_shard(shard, config.source, opener, skip):
+                sample = prepare(item)
+                if isinstance(sample, PreparedSample):
+                    yield sample
 
 
 def _on_host(prefix: Prefix) -> Prefix:

@@ -23,7 +23,7 @@ from trio_ray.kv.transform_basis import (
     Components,
     Group,
 )
-from trio_ray.kv.transform_integers import folded, sums_of_products, symbols, whole_rows
+from trio_ray.kv.transform_integers import Chunk, folded, sums_of_products, symbols, whole_rows
 
 GROUP_CHANNELS = 32768
 """Most channels that are transformed together, where one layer has not more: 4 layers of LLaVA-NeXT-7B."""
@@ -45,6 +45,9 @@ BAND_LIMITS = (100, 5, 1)
 
 WEAKEST = 1e-2
 """Least weight of a channel, relative to the root mean square of all: nothing is ever taken to be worth nothing."""
+
+
+TENSORS_OF_A_KIND = ("rows", "means", "weight", "mean", "components", "deviations")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Kind:
     spread: float
     count: int
 
+    def on_device(self, device: torch.device) -> Kind:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in TENSORS_OF_A_KIND}
+        return replace(self, **moved)
+
     def distortion(self, step: float) -> float:
         """Expected square error of a row's weighted differences, components that are left out counted whole."""
         variances = self.deviations.double().square()
@@ -87,6 +95,11 @@ class Analysis:
     layers: int
     exponent: Tensor
     kinds: tuple[Kind, Kind]
+
+    def on_device(self, device: torch.device) -> Analysis:
+        """The same on a device."""
+        image, text = (kind.on_device(device) for kind in self.kinds)
+        return Analysis(self.first_layer, self.layers, self.exponent.to(device), (image, text))
 
 
 def groups_of(first_layer: int, layers: int, most: int) -> list[tuple[int, int]]:
@@ -105,24 +118,24 @@ def analyse(
         batch: a segment of all calibration prefixes.
         first: first layer of the group.
         layers: how many it has.
-        tables: a basis with rotary tables and leads; its groups are not read.
+        tables: a basis with rotary tables and leads, on the device of the batch; its groups are not read.
         information: (C,) fp32 of image rows and text rows.
         most: components of each kind at most.
     """
     part = slice(first - batch.first_layer, first - batch.first_layer + layers)
-    chosen = _thinned(batch.text)
+    chosen, text = _thinned(batch.text), batch.text
+    number = torch.cat([torch.arange(length) for length in batch.lengths]).to(text.device)
+    lead = torch.repeat_interleave(torch.tensor(batch.leads), torch.tensor(batch.lengths)).to(text.device)
+    means = torch.where(text & (number < lead.clamp_max(tables.leads)), number + 1, 0)
+    usual = [int(((means == 0) & mask).sum()) for mask in (~text, text)]
+    text, means = text[chosen], means[chosen]
     keys, values = batch.keys[part].index_select(1, chosen), batch.values[part].index_select(1, chosen)
-    position, text = batch.position[chosen], batch.text[chosen]
-    number = torch.cat([torch.arange(length) for length in batch.lengths]).to(keys.device)
-    lead = torch.repeat_interleave(torch.tensor(batch.leads), torch.tensor(batch.lengths)).to(keys.device)
-    means = torch.where(batch.text & (number < lead.clamp_max(tables.leads)), number + 1, 0)
-    usual = [int(((means == 0) & mask).sum()) for mask in (~batch.text, batch.text)]
-    means = means[chosen]
+    chunk = Chunk.of(tables, torch.arange(len(chosen), device=text.device), means, batch.position[chosen])
     exponent = _exponents(keys, values, means == 0)
-    whole = whole_rows(exponent, tables, keys, values, position)
+    whole = whole_rows(exponent, keys, values, chunk)
     # Rows ahead of the image may be far larger than the others (sinks): their own means are not clipped.
     roomy = _exponents(keys, values, torch.ones_like(text))
-    clear = whole_rows(roomy, tables, keys, values, position)
+    clear = whole_rows(roomy, keys, values, chunk)
     kinds = []
     for kind, (mask, count) in enumerate(((~text, 1), (text, 1 + tables.leads))):
         mean = _means(clear[mask], means[mask], count) / _size(roomy)

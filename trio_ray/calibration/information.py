@@ -39,7 +39,7 @@ def channel_information(
     sums = [_zeros(segment).to(device) for segment in prefixes[0].segments]
     rows = torch.zeros(len(sums), 2, dtype=torch.float64, device=device)
     for prefix, tail in zip(prefixes, tails, strict=True):
-        moved = _moved(prefix, device)
+        moved = prefix.on_device(device)
         tokens = [*tail, *_answer(decoder, moved, tail, stop_tokens)]
         for number, (key, value) in enumerate(gradients(decoder, moved, tokens, len(tail) - 1, generator)):
             segment = moved.segments[number]
@@ -68,11 +68,3 @@ def _over_pairs(key: Tensor) -> Tensor:
 def _zeros(segment: Segment) -> Tensor:
     layers, _, heads, dim = segment.keys.shape
     return torch.zeros((2, layers, 2, heads, dim), dtype=torch.float64)
-
-
-def _moved(prefix: Prefix, device: torch.device) -> Prefix:
-    segments = tuple(
-        Segment(s.first_layer, s.keys.to(device), s.values.to(device), s.position.to(device), s.text.to(device))
-        for s in prefix.segments
-    )
-    return Prefix(prefix.length, segments, prefix.kept, prefix.top_ids, prefix.top_logprobs)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 import torch
 
+from trio_ray.calibration.calibrate import Answering
 from trio_ray.calibration.corpus import DrawnPrefix
-from trio_ray.evaluation.codecs import store_and_load
+from trio_ray.evaluation.codecs import Loaded, store_and_load
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
-from trio_ray.model.replica import Replica
 
 BATCH = 16
 """Prefixes decoded at once."""
@@ -30,6 +31,7 @@ class HeldOut:
         values: numbers that they are.
         error: of keys and of values, squared error as a share of the squares.
         divergence: of the first answer token's distribution, nats; the prompt's last row computed over coded rows.
+        uncertainty: standard error of that mean, nats.
         agreement: share of equal first answer tokens.
     """
 
@@ -39,7 +41,13 @@ class HeldOut:
     values: float
     error: tuple[float, float]
     divergence: float
+    uncertainty: float
     agreement: float
+
+    @property
+    def most(self) -> float:
+        """What the divergence is at most, in all likelihood: a few samples make up most of it, and few are seen."""
+        return self.divergence + 2 * self.uncertainty
 
     @property
     def ratio(self) -> float:
@@ -52,34 +60,32 @@ class HeldOut:
             f"{self.samples} held-out samples: {self.stored:,.0f} bytes instead of {self.plain:,.0f}, "
             f"{self.ratio:.1f} times smaller, {8 * self.stored / self.values:.3f} bits a value\n"
             f"squared error {keys:.2%} of keys, {values:.2%} of values; first answer token: "
-            f"divergence {self.divergence:.4f} nats, {self.agreement:.1%} equal"
+            f"divergence {self.divergence:.4f} nats (+- {2 * self.uncertainty:.4f}), {self.agreement:.1%} equal"
         )
 
 
-def stored_ratio(codec: Codec, drawn: Sequence[DrawnPrefix]) -> float:
+def stored_ratio(model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix]) -> float:
     """How many times smaller than 16 bit the containers of prefixes are."""
-    loaded = store_and_load(PrefixBatch.of([item.prefix for item in drawn]), codec)
-    return sum(_plain_bytes(item.prefix) for item in drawn) / sum(loaded.sizes)
+    stored = sum(sum(loaded.sizes) for _, _, loaded in _stored_and_loaded(model, codec, drawn))
+    return sum(_plain_bytes(item.prefix) for item in drawn) / stored
 
 
-def measure_held_out(replica: Replica, codec: Codec, drawn: Sequence[DrawnPrefix]) -> HeldOut:
-    """Store and load prefixes, and predict each one's first answer token from what came back."""
+def measure_held_out(model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix]) -> HeldOut:
+    """Store and load prefixes on the model's device, and predict each one's first answer token from what came back."""
     stored = 0
     squares = torch.zeros(2, 2, dtype=torch.float64)
-    divergence, equal = 0.0, 0
-    for start in range(0, len(drawn), BATCH):
-        items = drawn[start : start + BATCH]
-        before = [item.prefix for item in items]
-        loaded = store_and_load(PrefixBatch.of(before), codec)
+    nats: list[float] = []
+    equal = 0
+    for items, before, loaded in _stored_and_loaded(model, codec, drawn):
         stored += sum(loaded.sizes)
         for old, new in zip(before, loaded.prefixes, strict=True):
             squares += _squares(old, new)
         tails = [[item.last_token] for item in items]
         was, now = (
-            Continuation(replica.decoder, prefixes, room=1).extend(tails).log_softmax(-1)
+            Continuation(model.decoder, prefixes, room=1).extend(tails).log_softmax(-1)
             for prefixes in (before, loaded.prefixes)
         )
-        divergence += float((was.exp() * (was - now)).sum())
+        nats += (was.exp() * (was - now)).sum(-1).tolist()
         equal += int((was.argmax(-1) == now.argmax(-1)).sum())
     plain = sum(_plain_bytes(item.prefix) for item in drawn)
     error = (squares[:, 0] / squares[:, 1].clamp_min(torch.finfo(torch.float64).tiny)).tolist()
@@ -90,9 +96,20 @@ def measure_held_out(replica: Replica, codec: Codec, drawn: Sequence[DrawnPrefix
         plain=plain / count,
         values=plain / 2 / count,
         error=(error[0], error[1]),
-        divergence=divergence / count,
+        divergence=fmean(nats),
+        uncertainty=pstdev(nats) / max(1, count - 1) ** 0.5,
         agreement=equal / count,
     )
+
+
+def _stored_and_loaded(
+    model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix]
+) -> Iterator[tuple[Sequence[DrawnPrefix], list[Prefix], Loaded]]:
+    """A few prefixes at a time, on the model's device, with what they are as they come back."""
+    for start in range(0, len(drawn), BATCH):
+        items = drawn[start : start + BATCH]
+        before = [item.prefix.on_device(model.device) for item in items]
+        yield items, before, store_and_load(PrefixBatch.of(before), codec)
 
 
 def _plain_bytes(prefix: Prefix) -> int:
@@ -104,6 +121,6 @@ def _squares(old: Prefix, new: Prefix) -> torch.Tensor:
     sums = torch.zeros(2, 2, dtype=torch.float64)
     for was, now in zip(old.segments, new.segments, strict=True):
         for row, (x, y) in enumerate(((was.keys, now.keys), (was.values, now.values))):
-            sums[row, 0] += (x.double() - y.double()).square().sum()
-            sums[row, 1] += x.double().square().sum()
+            sums[row, 0] += (x.double() - y.double()).square().sum().cpu()
+            sums[row, 1] += x.double().square().sum().cpu()
     return sums

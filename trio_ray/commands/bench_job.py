@@ -59,18 +59,21 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("shards", "per_shard"):
         if getattr(arguments, option) < 1:
             raise ConfigError(f"--{option.replace('_', '-')}", "must be at least 1")
+    runs = tuple(JobRun(*_parse_run(text)) for text in arguments.runs)
     folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = arguments.shapes
-    if name != BUNDLED_MODEL:
-        name = str(write_model(folder / "model", name).absolute())
+    model = folder.absolute() / "model"
+    name = BUNDLED_MODEL if arguments.shapes == BUNDLED_MODEL else str(model)
     values = {"model.name": name, "output": arguments.output, "input": "set by each run"}
+    config = load_config(arguments.config, arguments.set, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    if name != BUNDLED_MODEL:
+        write_model(model, arguments.shapes)
     bench = JobBench(
-        config=load_config(arguments.config, arguments.set, values),
+        config=config,
         workload=arguments.workload,
         shards=arguments.shards,
         per_shard=arguments.per_shard,
-        runs=tuple(JobRun(*_parse_run(text)) for text in arguments.runs),
+        runs=runs,
         kill=arguments.kill,
     )
     started = time.monotonic()
@@ -94,7 +97,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _parse_run(text: str) -> tuple[int, Any]:
-    number, _, codec = text.partition(":")
+    from trio_ray.kv.spec import full_spec
+
+    number, sign, codec = text.partition(":")
     if not number.isdigit() or int(number) < 1:
         raise ConfigError("--runs", f"{text!r} must begin with a number of replicas")
-    return int(number), yaml.safe_load(codec) if codec else None
+    if not sign:
+        return int(number), None
+    try:
+        choice = yaml.safe_load(codec)
+        full_spec(choice)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError("--runs", f"{text!r}: {' '.join(str(error).split())}") from None
+    return int(number), choice

@@ -1,8 +1,9 @@
 """Fit a basis of the transform codec to a sample of the corpus that a job will process.
 
 Runs the model over samples drawn evenly from the job's shards, learns which components their keys and values have and
-how much an answer depends on each, and writes the basis. A part of the samples is held back to say how much smaller the
-prefixes get and what that does to the first answer token. The job then names the file:
+how much an answer depends on each, and writes the basis. A part of the samples is held back: on them is measured how
+much smaller the prefixes get and what that does to the first answer token. A job does the same by itself where it makes
+a cache and its codec is left open (auto); a basis made here can serve many caches. The job then names the file:
 
   cache:
     codec: {name: transform, basis: basis.safetensors}
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,7 @@ from trio_ray.config import load_config
 from trio_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trio_ray.calibration.calibrate import Calibration
-
-HELD_OUT = 4
-"""One held-out sample for so many of the calibration set."""
+    from trio_ray.calibration.choice import Fitted, FittedCodec
 
 SAMPLES = 256
 MIN_SAMPLES = 8
@@ -52,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--divergence", type=float, metavar="D",
-        help="nats by which an answer token's distribution may be expected to move (default 0.002)",
+        help="nats by which an answer token's distribution may move, measured (default 0.003)",
     )  # fmt: skip
     size.add_argument("--step", type=float, metavar="S", help="one step for all components, as the report gives it")
     size.add_argument("--ratio", type=float, metavar="R", help="make prefixes R times smaller than in 16 bit")
@@ -65,13 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, report, write."""
-    from trio_ray.calibration.calibrate import DEFAULT_RANK, calibrate
+    from trio_ray.calibration.calibrate import DEFAULT_RANK
+    from trio_ray.calibration.choice import HELD_OUT, fit
     from trio_ray.calibration.corpus import draw_samples, prefixes_of
-    from trio_ray.calibration.report import measure_held_out, stored_ratio
-    from trio_ray.kv.container import checksum
-    from trio_ray.kv.spec import TransformSpec
-    from trio_ray.kv.transform import Transform
-    from trio_ray.kv.transform_basis import write_basis
     from trio_ray.model.loading import model_fingerprint, model_folder
     from trio_ray.model.replica import Replica
 
@@ -85,60 +78,43 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("model.matmul", "calibration needs gradients: --set model.matmul=dtype; the basis fits both")
     started = time.monotonic()
     replica = Replica.load(config.model, config.prompt)
-    samples = draw_samples(config, replica, arguments.samples + max(2, arguments.samples // HELD_OUT))
+    samples = draw_samples(config, replica, arguments.samples + max(2, arguments.samples // (HELD_OUT - 1)))
     if len(samples) < MIN_SAMPLES:
         raise ConfigError("input", f"holds {len(samples)} samples that could be used; {MIN_SAMPLES} are needed")
     progress = _Progress(2 * len(samples))
     drawn = list(prefixes_of(samples, config, replica, progress.advance))
-    held_out = max(2, len(drawn) // (HELD_OUT + 1))
-    fitted, rest = drawn[:-held_out], drawn[-held_out:]
-    calibration = calibrate(
-        replica,
-        [item.prefix for item in fitted],
-        [[item.last_token] for item in fitted],
-        model_fingerprint(model_folder(config.model)),
-        {"samples": len(fitted), "input": list(config.input)},
-        arguments.rank or DEFAULT_RANK,
-        arguments.group_layers,
-        progress.advance,
-    )
+    fingerprint, notes = model_fingerprint(model_folder(config.model)), {"input": list(config.input)}
+    rank = arguments.rank or DEFAULT_RANK
+    fitted = fit(replica, drawn, fingerprint, notes, rank, arguments.group_layers, progress.advance)
     progress.close()
-
-    def codec_of(step: float) -> tuple[Transform, bytes]:
-        basis = calibration.basis(step)
-        data = write_basis(basis)
-        return Transform(TransformSpec(basis=checksum(data)), basis), data
-
-    step = _choose_step(arguments, calibration, lambda step: stored_ratio(codec_of(step)[0], rest))
-    codec, data = codec_of(step)
-    print(
-        f"step {step:.3g}, fitted to {len(fitted)} samples, "
-        f"expected divergence {calibration.divergence(step):.2g} nats\n{measure_held_out(replica, codec, rest)}"
-    )
+    chosen = _choose(arguments, fitted)
+    print(f"step {chosen.step:.3g}, fitted to {fitted.calibration.samples} samples\n{chosen.measured}")
     try:
-        Path(arguments.out).write_bytes(data)
+        Path(arguments.out).write_bytes(chosen.basis)
     except OSError as error:
         raise ConfigError("--out", f"{arguments.out} cannot be written: {error.strerror}") from None
-    print(f"written: {arguments.out}, {len(data):,} bytes, {codec.settings.basis}; {time.monotonic() - started:.0f} s")
+    size, digest = len(chosen.basis), chosen.codec.settings.basis
+    print(f"written: {arguments.out}, {size:,} bytes, {digest}; {time.monotonic() - started:.0f} s")
     return 0
 
 
-def _choose_step(arguments: argparse.Namespace, calibration: Calibration, ratio_of: Callable[[float], float]) -> float:
-    """The step that is given, or that gives the ratio or the divergence that is wanted."""
-    from trio_ray.calibration.calibrate import DEFAULT_DIVERGENCE, largest_step, smallest_step
+def _choose(arguments: argparse.Namespace, fitted: Fitted) -> FittedCodec:
+    """With the step that is given, or that gives the ratio or the divergence that is wanted."""
+    from trio_ray.calibration.calibrate import smallest_step
+    from trio_ray.calibration.choice import DEFAULT_DIVERGENCE
 
     if arguments.step:
-        return arguments.step
+        return fitted.at(arguments.step)
     if arguments.ratio:
-        step = smallest_step(lambda step: ratio_of(step) >= arguments.ratio)
+        step = smallest_step(lambda step: fitted.ratio(step) >= arguments.ratio)
         if step is None:
             raise ConfigError("--ratio", f"{arguments.ratio} cannot be reached; headers and indices alone are larger")
-        return step
+        return fitted.at(step)
     wanted = arguments.divergence or DEFAULT_DIVERGENCE
-    step = largest_step(lambda step: calibration.divergence(step) <= wanted)
-    if step is None:
+    chosen = fitted.choose(wanted)
+    if chosen is None:
         raise ConfigError("--divergence", f"{wanted} needs more components; give a higher --rank or more --samples")
-    return step
+    return chosen
 
 
 def _check(arguments: argparse.Namespace) -> None:

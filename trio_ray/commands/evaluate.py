@@ -23,7 +23,13 @@ from trio_ray.evaluation.methods import METHODS, RETENTIONS, method_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--questions", type=int, default=500, metavar="N", help="held-out questions (default 500; 0 for none, with --codecs)")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=500,
+        metavar="N",
+        help="held-out questions (default 500; 0 for none, with --codecs)",
+    )
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help=f"of: {', '.join(METHODS)} (default all; trio with --codecs)"
     )

@@ -1,4 +1,4 @@
-"""Delete what dead or beaten attempts left in a cache: files that no commit record names, and unfinished uploads.
+"""Delete what dead or beaten attempts left in a cache: files that no record names, and unfinished uploads.
 
 Only what is older than --older-than is touched, so that attempts that are still running keep their files.
 """

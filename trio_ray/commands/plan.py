@@ -1,9 +1,10 @@
 """Estimate a precompute job before it runs, and say whether its cache is worth it.
 
 Reads a sample of the corpus and stores nothing. Speed comes from a GPU that you describe (--gpu-tflops, --efficiency),
-or from this machine: --measure runs the job's own pipeline on the sample. For every level and codec a table says what a
-sample takes to store and to read, and from which bandwidth and number of uses on that beats computing it again. What
-has no price given has no cost.
+or from this machine: --measure runs the job's own pipeline on the sample. A codec that is left open (auto) is then
+calibrated on the sample, and otherwise assumed to make prefixes 8 times smaller. For every level and codec a table says
+what a sample takes to store and to read, and from which bandwidth and number of uses on that beats computing it again.
+What has no price given has no cost.
 
 examples:
   trio-ray plan --config job.yaml --gpu-tflops 766 --efficiency 0.7 --replicas 8 --bandwidth 2 --gpu-price 2.5

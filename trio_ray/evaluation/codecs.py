@@ -72,7 +72,7 @@ def store_and_load(batch: PrefixBatch, codec: Codec) -> Loaded:
     """Code a batch, write each sample's container, and read it back as a later process would."""
     coded = code_batch(batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
     containers = [
-        (str(number), write_container(sample, codec, key=str(number), fingerprint=FINGERPRINT))
+        (str(number), bytes(write_container(sample, codec.settings, key=str(number), fingerprint=FINGERPRINT)))
         for number, sample in enumerate(coded.split())
     ]
     device = batch.segments[0].keys.device

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
-from trio_ray.calibration.calibrate import DEFAULT_DIVERGENCE, DEFAULT_RANK, Calibration, calibrate, largest_step
+from trio_ray.calibration.basis_size import BasisSize
+from trio_ray.calibration.calibrate import DEFAULT_RANK
+from trio_ray.calibration.choice import DEFAULT_DIVERGENCE, Fitted, fit
+from trio_ray.calibration.corpus import DrawnPrefix
 from trio_ray.errors import ConfigError
 from trio_ray.evaluation.accuracy import Setting, prepared_batches
 from trio_ray.evaluation.codecs import Trial, in_16_bit, without_last_rows
@@ -17,40 +20,25 @@ from trio_ray.evaluation.continued_text import Passage, prefill_text
 from trio_ray.evaluation.language_model import LanguageModel
 from trio_ray.evaluation.questions import HeldOutQuestion
 from trio_ray.kv.codecs import make_codec
-from trio_ray.kv.container import checksum
 from trio_ray.kv.spec import full_spec
-from trio_ray.kv.transform_basis import write_basis
 from trio_ray.model.replica import Replica
 
 TRANSFORM = "transform"
 
-Calibrate = Callable[[int, int | None], Calibration]
-"""(rank, group_layers) -> what `calibrate` learns with them."""
+Calibrate = Callable[[int, int | None], Fitted]
+"""(rank, group_layers) -> what is learnt with them."""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a basis is fitted: nats that it may cost, and `calibrate`'s `rank` and `group_layers`."""
+class Fit(BasisSize):
+    """How a basis is fitted: nats that it may cost where it was not fitted, and how large it may get for that."""
 
     divergence: float = DEFAULT_DIVERGENCE
-    rank: int = DEFAULT_RANK
-    group_layers: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.divergence < 10:
             raise ValueError(f"divergence {self.divergence} must be above 0 and below 10 nats")
-        for name in ("rank", "group_layers"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name} {value!r} must be a whole number of at least 1")
-
-    @classmethod
-    def taken_from(cls, spec: dict[str, Any]) -> Fit:
-        """Takes its settings out of a codec's."""
-        given = {name: spec.pop(name) for name in ("divergence", "rank", "group_layers") if name in spec}
-        if "divergence" in given:
-            given["divergence"] = float(given["divergence"])
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -94,15 +82,12 @@ class Recipe:
 
         `calibration` is only called where it is needed.
         """
-        fit = self.fit
-        if fit is None:
+        wanted = self.fit
+        if wanted is None:
             return Trial(self.name, make_codec(full_spec(self.spec)))
-        known = calibration(fit.rank, fit.group_layers)
-        step = largest_step(lambda step: known.divergence(step) <= fit.divergence)
-        if step is None:
-            return None
-        basis = write_basis(known.basis(step))
-        return Trial(self.name, make_codec(full_spec({**self.spec, "basis": checksum(basis)}), lambda _: basis))
+        parameters = {name: value for name, value in self.spec.items() if name != "name"}
+        found = calibration(wanted.rank, wanted.group_layers).choose(wanted.divergence, parameters)
+        return None if found is None else Trial(self.name, found.codec)
 
 
 def calibrate_on_questions(
@@ -112,14 +97,14 @@ def calibrate_on_questions(
     batch: int,
     rank: int = DEFAULT_RANK,
     group_layers: int | None = None,
-) -> Calibration:
+) -> Fitted:
     """What prefixes look like under a setting, learnt from questions that are not measured."""
-    prefixes, tails = [], []
+    drawn = []
     for samples in prepared_batches(replica, asked, batch):
-        whole = in_16_bit(prefill(replica, samples, setting)).split()
-        prefixes += [without_last_rows(prefix, 1) for prefix in whole]
-        tails += [[sample.input_ids[-1]] for sample in samples]
-    return calibrate(replica, prefixes, tails, {}, {}, rank, group_layers)
+        for prefix, sample in zip(in_16_bit(prefill(replica, samples, setting)).split(), samples, strict=True):
+            images = frozenset(image.hash for image in sample.images)
+            drawn.append(DrawnPrefix(without_last_rows(prefix, 1), sample.input_ids[-1], images))
+    return fit(replica, drawn, {}, {}, rank, group_layers)
 
 
 def calibrate_on_text(
@@ -128,14 +113,14 @@ def calibrate_on_text(
     batch: int,
     rank: int = DEFAULT_RANK,
     group_layers: int | None = None,
-) -> Calibration:
+) -> Fitted:
     """What prefixes look like in a language model, learnt from passages that are not measured."""
-    prefixes = []
+    drawn = []
     for start in range(0, len(passages), batch):
-        whole = in_16_bit(prefill_text(model, passages[start : start + batch])).split()
-        prefixes += [without_last_rows(prefix, 1) for prefix in whole]
-    tails = [passage.prefix[-1:] for passage in passages]
-    return calibrate(model, prefixes, tails, {}, {}, rank, group_layers)
+        some = passages[start : start + batch]
+        for prefix, passage in zip(in_16_bit(prefill_text(model, some)).split(), some, strict=True):
+            drawn.append(DrawnPrefix(without_last_rows(prefix, 1), passage.prefix[-1]))
+    return fit(model, drawn, {}, {}, rank, group_layers)
 
 
 def _label(spec: str | Mapping[str, Any]) -> str:

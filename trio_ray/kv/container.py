@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
@@ -28,20 +28,14 @@ from trio_ray.kv.encode import CodedPrefix
 from trio_ray.kv.lossless import expand, is_shrunk, shrink
 from trio_ray.kv.moving import move_joined
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.serialise import DTYPE_NAMES, serialise
+from trio_ray.kv.spec import CodecSpec
 
 CONTAINER_VERSION = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_HEADER_BYTES = 1 << 20
 MAX_NUMBER = 1 << 31
 """Above every size in a header."""
-
-SAFETENSORS_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-}
 
 
 class ContainerError(TrioRayError):
@@ -97,12 +91,12 @@ def checksum(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def write_container(coded: CodedPrefix, codec: Codec, key: str, fingerprint: str) -> bytes:
+def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerprint: str) -> memoryview:
     """A coded prefix as bytes. The lossless stage runs here, in the caller's thread and without Python's lock.
 
     Args:
         coded: in host memory.
-        codec: that has coded it.
+        settings: of the codec that has coded it.
         key: the sample's key, so that a swapped object is noticed.
         fingerprint: hash of the cache's identity.
     """
@@ -111,7 +105,7 @@ def write_container(coded: CodedPrefix, codec: Codec, key: str, fingerprint: str
         "version": CONTAINER_VERSION,
         "key": key,
         "fingerprint": fingerprint,
-        "codec": codec.spec,
+        "codec": settings.model_dump(mode="json"),
         "dtype": str(shape.dtype).removeprefix("torch."),
         "length": coded.length,
         "kv_heads": shape.kv_heads,
@@ -123,11 +117,11 @@ def write_container(coded: CodedPrefix, codec: Codec, key: str, fingerprint: str
         "kept": [len(kept) for kept in coded.kept],
         "top_k": len(coded.top_ids),
     }
-    level = codec.settings.zstd
+    level = settings.zstd
     tensors = {
         name: shrink(tensor, level) if level else tensor.contiguous() for name, tensor in _tensors(coded).items()
     }
-    return save(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
+    return serialise(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
 
 
 def read_container(
@@ -288,7 +282,7 @@ def _check_entries(entries: Mapping[str, Any], layout: Mapping[str, TensorSpec],
         dtype, shape = entries[name]["dtype"], tuple(entries[name]["shape"])
         size = prod(tensor.shape) * tensor.dtype.itemsize
         if not has_lossless:
-            fits = dtype == SAFETENSORS_NAMES[tensor.dtype] and shape == tensor.shape
+            fits = dtype == DTYPE_NAMES[tensor.dtype] and shape == tensor.shape
         else:
             fits = dtype == "U8" and len(shape) == 1 and (shape[0] == size or is_shrunk(shape[0], size))
         if not fits:

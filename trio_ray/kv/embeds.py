@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from trio_ray.kv.container import DTYPES, ContainerError, FingerprintMismatch
+from trio_ray.kv.serialise import serialise
 
 EMBEDS_VERSION = 1
 
@@ -63,7 +64,7 @@ class EmbedsBatch:
         return [Embeds(length, *tensors) for length, *tensors in zip(self.lengths, *parts, strict=True)]
 
 
-def write_embeds(embeds: Embeds, key: str, fingerprint: str) -> bytes:
+def write_embeds(embeds: Embeds, key: str, fingerprint: str) -> memoryview:
     """Embeddings in host memory as bytes.
 
     Args:
@@ -85,7 +86,7 @@ def write_embeds(embeds: Embeds, key: str, fingerprint: str) -> bytes:
         "position": embeds.position.contiguous(),
         "text": embeds.text.to(torch.uint8),
     }
-    return save(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
+    return serialise(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
 
 
 def read_embeds(data: bytes, *, key: str | None = None, fingerprint: str | None = None) -> Embeds:

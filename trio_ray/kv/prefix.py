@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
@@ -41,6 +42,11 @@ class Segment:
         """Rows that each of its layers holds."""
         return self.keys.shape[1]
 
+    def on_device(self, device: torch.device) -> Segment:
+        """The same on a device."""
+        moved = (tensor.to(device) for tensor in (self.keys, self.values, self.position, self.text))
+        return Segment(self.first_layer, *moved)
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -73,3 +79,13 @@ class Prefix:
     def kv_bytes(self) -> int:
         """Bytes of all keys and values as they are in memory."""
         return sum(t.numel() * t.element_size() for segment in self.segments for t in (segment.keys, segment.values))
+
+    def on_device(self, device: torch.device) -> Prefix:
+        """The same on a device."""
+        return Prefix(
+            self.length,
+            tuple(segment.on_device(device) for segment in self.segments),
+            tuple(kept.to(device) for kept in self.kept),
+            self.top_ids.to(device),
+            self.top_logprobs.to(device),
+        )

@@ -71,6 +71,16 @@ class IntegerSpec(CodecSpec):
         default_factory=dict, description="Widths by layer, as '0' or '10-31', where they differ from keys and values."
     )
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _numbers_are_layers(cls, layers: object) -> object:
+        """YAML reads `0:` as a number."""
+        if not isinstance(layers, Mapping):
+            return layers
+        if len({str(name) for name in layers}) < len(layers):
+            raise ValueError("names a layer twice, as a number and as text")
+        return {str(name) if type(name) is int else name: bits for name, bits in layers.items()}
+
     @field_validator("layers")
     @classmethod
     def _layers_are_numbers_or_ranges(cls, layers: dict[str, LayerBits]) -> dict[str, LayerBits]:

@@ -10,12 +10,13 @@ vanish.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
@@ -23,8 +24,8 @@ from trio_ray.kv.moving import move_together
 from trio_ray.kv.spec import TransformSpec
 from trio_ray.kv.transform_bands import BANDS, pack, unpack
 from trio_ray.kv.transform_basis import FOLD_BITS, KINDS, ROTATION_BITS, STEP_BITS, TENSORS, Basis, Components, Group
-from trio_ray.kv.transform_integers import symbols, whole_rows
-from trio_ray.method.fusion import on_device
+from trio_ray.kv.transform_integers import Chunk, row_symbols
+from trio_ray.method.fusion import fused, on_device
 from trio_ray.method.rows import select_rows
 
 CHUNK = 8192
@@ -48,19 +49,34 @@ class Rows:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """From symbols back to rows of one kind, in floats: `symbols @ matrix + mean`. `matrix` (R, C) fp32."""
+    """From symbols back to rows of one kind, in floats: `symbols @ matrix * scale + mean`.
+
+    Attributes:
+        matrix: (R and up to 7 rows of 0, C): fp32, or fp16 where that is as exact as the states that come of it.
+        scale: (C,) fp32.
+        mean: (means, C) fp32.
+    """
 
     matrix: Tensor
+    scale: Tensor
     mean: Tensor
 
     @classmethod
-    def of(cls, part: Components, exponent: Tensor) -> Synthesis:
-        """The least-squares inverse of the integers' way."""
+    def of(cls, part: Components, exponent: Tensor, dtype: torch.dtype) -> Synthesis:
+        """The least-squares inverse of the integers' way, with a matrix of `dtype`."""
         forward = part.matrix.double()
         inverse = torch.linalg.solve(forward @ forward.T, forward)
         size = 2.0**STEP_BITS / part.multiplier.double()
-        gain = torch.ldexp(part.fold.double(), exponent.int() - FOLD_BITS)
-        return cls((inverse * size[:, None] / gain).float(), part.mean)
+        matrix = F.pad((inverse * size[:, None]).to(dtype), (0, 0, 0, -len(forward) % 8))
+        scale = torch.ldexp(part.fold.double(), exponent.int() - FOLD_BITS).reciprocal().float()
+        return cls(matrix, scale, part.mean)
+
+    def products(self, symbols: Tensor) -> Tensor:
+        """(n, C) fp32 of (n, R) int16. Tensor cores multiply by fp16 and add in fp32."""
+        whole = F.pad(symbols, (0, len(self.matrix) - symbols.shape[1])).to(self.matrix.dtype)
+        if self.matrix.dtype == torch.float32:
+            return whole @ self.matrix
+        return torch.mm(whole, self.matrix, out_dtype=torch.float32)
 
 
 class Transform(Codec):
@@ -78,7 +94,7 @@ class Transform(Codec):
         self.settings = settings
         self._basis = basis
         self._bases: dict[torch.device, Basis] = {}
-        self._syntheses: dict[torch.device, list[tuple[Synthesis, Synthesis]]] = {}
+        self._syntheses: dict[tuple[torch.device, torch.dtype, int, int], Synthesis] = {}
 
     def encode(self, batch: SegmentBatch) -> CodedSegments:
         """See `Codec`."""
@@ -100,49 +116,45 @@ class Transform(Codec):
         size = sum(rows * sum(_widths(groups, kind)) for kind, rows in enumerate(_row_counts(shape)))
         return {TENSOR: TensorSpec(torch.uint8, (size,))}
 
+    @torch.no_grad()
     def decode(
         self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
     ) -> SegmentBatch:
         """See `Codec`."""
         numbers = self._groups(shapes[0])
         device = tensors[TENSOR].device
-        basis, syntheses = self._basis_on(device), self._syntheses_on(device)
+        basis = self._basis_on(device)
         groups = [basis.groups[number] for number in numbers]
         kinds = _rows_of_kinds(text, shapes, basis.leads)
         numbers_of_rows = [tensor for rows in kinds for tensor in (rows.index, rows.mean)]
         position, text, *moved = move_together([position, text, *numbers_of_rows], device)
         batch = batch_of(shapes, *empty_states(shapes, device), position, text)
         for kind, bands in enumerate(_bands(tensors[TENSOR], shapes, groups)):
-            index, mean = moved[2 * kind], moved[2 * kind + 1]
-            for start in range(0, len(index), CHUNK):
-                rows = slice(start, start + CHUNK)
+            for rows, chunk in _chunks(basis, moved[2 * kind], moved[2 * kind + 1], position):
                 mine = _split_groups([band[rows] for band in bands], groups, kind)
                 for number, group, packed in zip(numbers, groups, mine, strict=True):
-                    way = syntheses[number][kind]
-                    states = unpack(packed, group.kinds[kind].counts).float() @ way.matrix + way.mean[mean[rows]]
-                    _put_rows(batch, basis, group, index[rows], states)
+                    way = self._synthesis(basis, number, kind, batch.keys.dtype)
+                    products = way.products(unpack(packed, group.kinds[kind].counts))
+                    _put_rows(batch, group, chunk, products, way)
         return batch
+
+    def whole_groups(self, first_layer: int, least: int) -> int:
+        """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
+        ends = [group.first_layer + group.layers - first_layer for group in self._basis.groups]
+        return min((end for end in ends if end >= least), default=ends[-1])
 
     @staticmethod
     def _encode_rows(basis: Basis, groups: Sequence[Group], kind: int, batch: SegmentBatch, rows: Rows) -> list[Tensor]:
         """By band (n, bytes) uint8 packed symbols of rows of one kind, the groups side by side."""
-        chunks = []
-        for index, mean in zip(rows.index.split(CHUNK), rows.mean.split(CHUNK), strict=True):
+        pieces = []
+        for _, chunk in _chunks(basis, rows.index, rows.mean, batch.position):
             packed = []
             for group in groups:
-                first = group.first_layer - batch.first_layer
-                layers = slice(first, first + group.layers)
-                whole = whole_rows(
-                    group.exponent,
-                    basis,
-                    batch.keys[layers].index_select(1, index),
-                    batch.values[layers].index_select(1, index),
-                    batch.position[index],
-                )
-                part = group.kinds[kind]
-                packed.append(pack(symbols(whole, part, mean, basis.rounding), part.counts))
-            chunks.append([torch.cat(bands, 1) for bands in zip(*packed, strict=True)])
-        return [torch.cat(bands) for bands in zip(*chunks, strict=True)]
+                layers = _layers(batch, group)
+                found = row_symbols(group, kind, basis.rounding, batch.keys[layers], batch.values[layers], chunk)
+                packed.append(pack(found, group.kinds[kind].counts))
+            pieces.append([torch.cat(bands, 1) for bands in zip(*packed, strict=True)])
+        return [torch.cat(bands) for bands in zip(*pieces, strict=True)]
 
     def _groups(self, shape: SegmentShape) -> list[int]:
         """Numbers of the groups that make up a segment. Raises `CodecError` if none do."""
@@ -167,14 +179,19 @@ class Transform(Codec):
             self._bases[device] = _moved(self._basis, device)
         return self._bases[device]
 
-    def _syntheses_on(self, device: torch.device) -> list[tuple[Synthesis, Synthesis]]:
-        """By group the ways back, of both kinds of rows, on a device; made once for each."""
-        if device not in self._syntheses:
-            groups = self._basis_on(device).groups
-            self._syntheses[device] = [
-                (Synthesis.of(g.image, g.exponent), Synthesis.of(g.text, g.exponent)) for g in groups
-            ]
-        return self._syntheses[device]
+    def _synthesis(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> Synthesis:
+        """The way back to states of `dtype` in a group's rows of one kind; made once for each device.
+
+        On a GPU states of 16 bits come of a matrix in fp16: its rounding is as fine as theirs, and the product some ten
+        times as fast as one of fp32.
+        """
+        group = basis.groups[number]
+        device = group.exponent.device
+        matrix_dtype = torch.float16 if device.type == "cuda" and dtype.itemsize == 2 else torch.float32
+        key = (device, matrix_dtype, number, kind)
+        if key not in self._syntheses:
+            self._syntheses[key] = Synthesis.of(group.kinds[kind], group.exponent, matrix_dtype)
+        return self._syntheses[key]
 
 
 TENSOR = "symbols"
@@ -230,22 +247,47 @@ def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -
     return [list(mine) for mine in zip(*cut, strict=True)]
 
 
-def _put_rows(batch: SegmentBatch, basis: Basis, group: Group, index: Tensor, states: Tensor) -> None:
-    """Keys and values (n, channels) fp32 of a group's layers into rows `index` of a batch."""
+def _chunks(basis: Basis, index: Tensor, mean: Tensor, position: Tensor) -> Iterator[tuple[slice, Chunk]]:
+    """The rows `index` in runs, with the slice of them that each is; at least one run, if an empty one."""
+    for start in range(0, max(len(index), 1), CHUNK):
+        rows = slice(start, start + CHUNK)
+        yield rows, Chunk.of(basis, index[rows], mean[rows], position)
+
+
+def _layers(batch: SegmentBatch, group: Group) -> slice:
     first = group.first_layer - batch.first_layer
-    layers = slice(first, first + group.layers)
-    both = states.view(len(index), group.layers, 2, basis.kv_heads, basis.head_dim).permute(1, 2, 0, 3, 4)
-    keys = _rotate(both[:, 0], basis, batch.position[index])
-    batch.keys[layers].index_copy_(1, index, keys.to(batch.keys.dtype))
-    batch.values[layers].index_copy_(1, index, both[:, 1].to(batch.values.dtype))
+    return slice(first, first + group.layers)
 
 
-def _rotate(keys: Tensor, basis: Basis, position: Tensor) -> Tensor:
-    """Keys (layers, n, heads, dim) at their positions again."""
-    place = position.long().clamp(0, len(basis.cosine) - 1)
-    cosine, sine = (table[place][:, None].float() * 2.0**-ROTATION_BITS for table in (basis.cosine, basis.sine))
-    low, high = keys.chunk(2, -1)
-    return torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
+def _put_rows(batch: SegmentBatch, group: Group, chunk: Chunk, products: Tensor, way: Synthesis) -> None:
+    """A chunk's keys and values in a group's layers, into their rows of a batch."""
+    layers = _layers(batch, group)
+    size = (group.layers, 2, *batch.keys.shape[2:])
+    keys, values = _states(
+        products.unflatten(1, size), way.scale.view(size), way.mean.unflatten(1, size), chunk.mean, chunk.cosine,
+        chunk.sine, batch.keys.dtype,
+    )  # fmt: skip
+    batch.keys[layers].index_copy_(1, chunk.index, keys)
+    batch.values[layers].index_copy_(1, chunk.index, values)
+
+
+@fused(products=(0,), mean=(0,), cosine=(0,), sine=(0,))
+def _states(
+    products: Tensor, scale: Tensor, means: Tensor, mean: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys, at their positions again, and values, (layers, n, heads, dim) of `dtype`.
+
+    Args:
+        products: (n, layers, 2, heads, dim) fp32, see `Synthesis`; `scale` and `means` without and with n likewise.
+        mean: (n,) int64, which of the means is each row's.
+        cosine, sine: (n, dim / 2) int16, see `Chunk`.
+        dtype: of the states.
+    """
+    both = (products * scale + means[mean]).permute(1, 2, 0, 3, 4)
+    low, high = both[:, 0].chunk(2, -1)
+    cosine, sine = (table[:, None].float() * 2.0**-ROTATION_BITS for table in (cosine, sine))
+    keys = torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
+    return keys.to(dtype), both[:, 1].to(dtype)
 
 
 def _moved(basis: Basis, device: torch.device) -> Basis:

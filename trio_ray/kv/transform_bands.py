@@ -12,14 +12,13 @@ What is larger than its band takes is stored as the band's largest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from trio_ray.method.fusion import on_device
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ BANDS = (Band("wide", 32767, 0), Band("byte", 127, 1), Band("nibble", 7, 2), Ban
 
 
 def pack(symbols: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """(n, components) int64 -> by band (n, `Band.width`) uint8. `counts`: components of each band."""
+    """(n, components) integers -> by band (n, `Band.width`) uint8. `counts`: components of each band."""
     return [_pack(part, band) for part, band in zip(symbols.split(list(counts), 1), BANDS, strict=True)]
 
 
 def unpack(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Undo `pack`: (n, components) int64. Any byte stands for some symbols within the limits."""
+    """Undo `pack`: (n, components) int16. Any byte stands for some symbols within the limits."""
     return torch.cat([_unpack(*each) for each in zip(packed, BANDS, counts, strict=True)], 1)
 
 
@@ -57,20 +56,26 @@ def _pack(symbols: Tensor, band: Band) -> Tensor:
     symbols = symbols.clamp(-band.limit, band.limit)
     if not band.per_byte:
         unsigned = symbols + (band.limit + 1)
-        return torch.cat([unsigned & 255, unsigned >> 8], 1).to(torch.uint8)
-    padded = F.pad(symbols, (0, -symbols.shape[1] % band.per_byte)) + band.limit
-    return (padded.unflatten(1, (-1, band.per_byte)) * _places(band, symbols)).sum(2).to(torch.uint8)
+        return torch.cat([(unsigned & 255).to(torch.uint8), (unsigned >> 8).to(torch.uint8)], 1)
+    digits = symbols + band.limit
+    if band.per_byte > 1:
+        padded = F.pad(digits, (0, -symbols.shape[1] % band.per_byte), value=band.limit)
+        places = _places(band, symbols.device)
+        digits = (padded.unflatten(1, (-1, band.per_byte)) * places).sum(2, dtype=symbols.dtype)
+    return digits.to(torch.uint8)
 
 
 def _unpack(packed: Tensor, band: Band, count: int) -> Tensor:
-    packed = packed.long()
     if not band.per_byte:
-        low, high = packed.chunk(2, 1)
-        return low + (high << 8) - (band.limit + 1)
-    digits = (packed[..., None] // _places(band, packed)) % band.base - band.limit
+        low, high = packed.int().chunk(2, 1)
+        return (low + (high << 8) - (band.limit + 1)).to(torch.int16)
+    digits = (packed[..., None] // _places(band, packed.device)) % band.base - band.limit
     return digits.flatten(1)[:, :count]
 
 
-def _places(band: Band, like: Tensor) -> Tensor:
-    """(per_byte,) int64, what a symbol in each place of a byte counts."""
-    return on_device([band.base**place for place in range(band.per_byte)], like.device)
+@functools.cache
+def _places(band: Band, device: torch.device) -> Tensor:
+    """(per_byte,) int16, what a symbol in each place of a byte counts. Moved once: a copy to a GPU costs more than its
+    use.
+    """
+    return torch.tensor([band.base**place for place in range(band.per_byte)], dtype=torch.int16).to(device)

@@ -22,6 +22,7 @@ from trio_ray.answering.config import AnsweringConfig
 from trio_ray.answering.decode import PrefixDecoder
 from trio_ray.answering.join import Task, join
 from trio_ray.answering.question import NoAnswer, Question, Unanswered
+from trio_ray.answering.stored_level import require_prefixes
 from trio_ray.cache import PrunedCache
 from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig, PromptConfig, SourceConfig, parse_section
 from trio_ray.errors import ConfigError
@@ -81,7 +82,7 @@ class TrioRay(lmms):
         method: settings of `MethodConfig` by name, without a cache: retention=0.111, selector=trio-plus and so on.
 
     Raises:
-        ConfigError: a setting that does not exist, or makes no sense beside a cache.
+        ConfigError: a setting that does not exist, or makes no sense beside a cache; a cache without prefixes.
         IdentityMismatch: another model made the cache.
     """
 
@@ -104,6 +105,7 @@ class TrioRay(lmms):
         self._token_budget = token_budget
         model, prompt = parse_section(ModelConfig, {"name": pretrained, "dtype": dtype}), PromptConfig()
         if self._cache is not None:
+            require_prefixes(self._cache)
             made_in = self._cache.dataset.identity["model"]["dtype"] if dtype == "auto" else dtype
             self._cache.check_model(model_folder(model), made_in)
             model = model.model_copy(update={"dtype": made_in})

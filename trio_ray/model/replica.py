@@ -227,21 +227,34 @@ class Replica:
         With a `zipper`, sample s has only `reduced_to[s]` image tokens, and its rows' `image_index` says which.
         """
         if reduced_to is None or zipper is None:
-            ids = [torch.tensor(sample.input_ids) for sample in samples]
+            ids = self._input_ids(samples)
             features = self._image_features(samples)
             tokens = [features[image.hash] for sample in samples for image in sample.images]
             index = None
         else:
             shares = [_share(count, sample.images) for count, sample in zip(reduced_to, samples, strict=True)]
-            ids = [
-                torch.tensor(self.writer.expand(sample.prompt_ids, share))
-                for sample, share in zip(samples, shares, strict=True)
-            ]
+            ids = self._input_ids(samples, shares)
             tokens, index = self._reduced_features(samples, shares, zipper)
         rows = PackedRows.pack([run == self.image_token_id for run in ids], self.device)
         hidden = self.decoder.embed(to_device(torch.cat(ids), self.device))
         hidden[rows.image_rows] = torch.cat(tokens)
         return hidden, rows if index is None else rows.renumbered(index)
+
+    def _input_ids(
+        self, samples: Sequence[PreparedSample], image_tokens: Sequence[Sequence[int]] | None = None
+    ) -> list[Tensor]:
+        """Of each sample (rows,) int64, one id a row; `image_tokens` of its images where they are not all there.
+
+        From one small tensor of all prompts: making tensors of long lists keeps Python's lock for long.
+        """
+        if image_tokens is None:
+            image_tokens = [[image.tokens for image in sample.images] for sample in samples]
+        ids = torch.tensor([token for sample in samples for token in sample.prompt_ids])
+        times = torch.ones_like(ids)
+        times[ids == self.image_token_id] = torch.tensor([count for counts in image_tokens for count in counts])
+        texts = [len(sample.prompt_ids) - len(sample.images) for sample in samples]
+        rows = [text + sum(counts) for text, counts in zip(texts, image_tokens, strict=True)]
+        return list(ids.repeat_interleave(times).split(rows))
 
     def converse(self, prefixes: Sequence[Prefix], prompts: Sequence[str]) -> Conversation:
         """Conversations that begin with stored prefixes, of the prompts that these cover (column `prompt`).

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from trio_ray.config import JobConfig, codec_spec
+from trio_ray.config import AUTO_CODEC, JobConfig, codec_spec
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.kv.codec import CodecError, SegmentShape
+from trio_ray.kv.container import checksum
 from trio_ray.kv.spec import TransformSpec, parse_spec
 from trio_ray.kv.transform import Transform
 from trio_ray.kv.transform_basis import read_basis
@@ -23,7 +24,7 @@ FIELD = "cache.codec.basis"
 
 
 def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) -> bytes | None:
-    """The bytes of the basis that the job's codec needs, if it needs one.
+    """The bytes of the basis that the job's settings name, if they name one.
 
     Args:
         config: the job; the codec names the basis by path or `s3://` URI.
@@ -34,8 +35,10 @@ def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) ->
     Raises:
         ConfigError: it cannot be read, is damaged, or was calibrated with another model or other prune points.
     """
+    if config.cache.level != "kv" or config.cache.codec == AUTO_CODEC:
+        return None
     settings = parse_spec(codec_spec(config.cache))
-    if config.cache.level != "kv" or not isinstance(settings, TransformSpec):
+    if not isinstance(settings, TransformSpec):
         return None
     try:
         data = StoreOpener(config.s3).read(settings.basis)
@@ -54,3 +57,10 @@ def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) ->
         message = f"calibrated with {field} = {made!r}, the job has {wanted!r}; run `trio-ray calibrate` for this model"
         raise ConfigError(FIELD, message)
     return data
+
+
+def named_codec(config: JobConfig, basis: bytes | None) -> dict[str, Any] | None:
+    """All parameters of the codec that a job's settings name, its basis by its hash; None where they name none."""
+    if config.cache.level != "kv" or config.cache.codec == AUTO_CODEC:
+        return None
+    return codec_spec(config.cache) | ({} if basis is None else {"basis": checksum(basis)})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import socket
 import time
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
+from trio_ray.pipeline.calibration_task import calibrate_on_ray
+from trio_ray.pipeline.codec_choice import CalibrationOrder, CodecChoice
 from trio_ray.pipeline.metrics import JobMetrics
 from trio_ray.pipeline.plan import JobPlan, plan_job
 from trio_ray.pipeline.pool import PoolEvent, ReplicaPool
@@ -33,7 +35,11 @@ SAMPLES_BEFORE_LIMIT = 100
 
 @dataclass
 class JobSummary:
-    """What a run did. `failed` maps input that is not in the cache (a URI, and rows of a split file) to the reason."""
+    """What a run did.
+
+    `codec` says why the cache has its codec, where this run has chosen it. `failed` maps input that is not in the cache
+    (a URI, and rows of a split file) to the reason.
+    """
 
     output: str
     run_id: str
@@ -44,6 +50,7 @@ class JobSummary:
     parts: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    codec: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -59,6 +66,8 @@ class JobSummary:
             f"{self.bytes:,} bytes, {self.seconds:.1f} s ({rate:.1f} samples/s)",
             f"shards: {self.shards}, of which {self.shards_before} were complete before",
         ]
+        if self.codec is not None:
+            lines.append(f"codec: {self.codec}")
         if self.shards == self.shards_before:
             lines.append("nothing was left to do")
         lines += [f"FAILED {uri}: {reason}" for uri, reason in self.failed.items()]
@@ -75,23 +84,35 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
     Raises:
         ConfigError: it cannot be run; nothing was loaded.
         IdentityMismatch: the output is a cache of other settings.
-        JobFailed: no replica can be started, or too many samples are bad. What was committed stays.
+        JobFailed: the codec cannot be calibrated, no replica can be started, or too many samples are bad. What was
+            committed stays.
     """
     started = time.monotonic()
     cpus = config.pipeline.replicas_max * config.pipeline.cpus_per_replica
-    with ray_session(cpus) if cluster_given() else nullcontext():
+    with ExitStack() as session:
         # On a cluster, whether there are GPUs decides what is stored, so Ray is asked first; alone, this machine is.
+        if cluster_given():
+            session.enter_context(ray_session(cpus))
         with_gpu = gpus_per_replica(config.pipeline.gpus_per_replica) > 0
-        plan = plan_job(config, with_gpu)
-        summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete))
+
+        def calibrate(order: CalibrationOrder) -> CodecChoice:
+            if progress is not None:
+                progress.say("cache.codec auto: calibrating a basis on samples of the input")
+            session.enter_context(ray_session(cpus))
+            return calibrate_on_ray(order, gpus_per_replica(config.pipeline.gpus_per_replica))
+
+        plan = plan_job(config, with_gpu, calibrate)
+        summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete), codec=plan.codec_choice)
+        if progress is not None and plan.codec_choice is not None:
+            progress.say(f"cache.codec auto: {plan.codec_choice}")
         run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
         _clear_settled(plan)
         for shard, reason in plan.lost:
             summary.failed[_label(shard)] = reason
             _record_failure(plan, run, shard, 1, reason)
         if plan.tasks:
-            with ray_session(cpus):
-                _work(config, plan, run, summary, progress, started)
+            session.enter_context(ray_session(cpus))
+            _work(config, plan, run, summary, progress, started)
     summary.seconds = time.monotonic() - started
     return summary
 

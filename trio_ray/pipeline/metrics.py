@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from trio_ray.pipeline.pool import PoolEvent
 
 OUTPUT = "output"
-"""The one label of our own: the cache's URI, so that jobs which share a cluster can be told apart."""
+"""A label of every metric: the cache's URI, so that jobs which share a cluster can be told apart."""
+
+REASON = "reason"
+"""A label of the bad samples: why they are in quarantine (`trio_ray.source.sample.Reason`)."""
 
 REFRESH_S = 5.0
 """Ray's agent drops a gauge that was not set again for two report intervals (20 s)."""
@@ -24,13 +27,14 @@ REFRESH_S = 5.0
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `boundaries` are a histogram's buckets, in `unit`."""
+    """One metric. `boundaries` are a histogram's buckets, in `unit`; `labels` come beside `OUTPUT`."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
     description: str
     boundaries: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -44,7 +48,11 @@ class Metric:
 
 SAMPLES_STORED = Metric("trio_ray_samples_stored", "counter", "samples", "Samples whose prefix was committed.")
 SAMPLES_QUARANTINED = Metric(
-    "trio_ray_samples_quarantined", "counter", "samples", "Bad samples that were committed to quarantine."
+    "trio_ray_samples_quarantined",
+    "counter",
+    "samples",
+    "Bad samples that were committed to quarantine, by `reason`.",
+    labels=(REASON,),
 )
 PARTS_COMMITTED = Metric("trio_ray_parts_committed", "counter", "parts", "Parts that this job committed.")
 BYTES_WRITTEN = Metric("trio_ray_bytes_written", "counter", "bytes", "Encoded prefixes in those parts.")
@@ -110,7 +118,8 @@ class JobMetrics:
         """Count an event."""
         if event.report is not None:
             self._count(SAMPLES_STORED, event.report.stored)
-            self._count(SAMPLES_QUARANTINED, event.report.quarantined)
+            for reason, number in event.report.reasons.items():
+                self._count(SAMPLES_QUARANTINED, number, {REASON: reason})
             # A part without samples of ours was committed by a faster attempt, or has none.
             self._count(PARTS_COMMITTED, int(event.report.stored + event.report.quarantined > 0))
             self._count(BYTES_WRITTEN, event.report.bytes)
@@ -127,9 +136,9 @@ class JobMetrics:
     def __exit__(self, *error: object) -> None:
         self._shards_left.close()
 
-    def _count(self, metric: Metric, amount: float) -> None:
+    def _count(self, metric: Metric, amount: float, labels: dict[str, str] | None = None) -> None:
         if amount:  # Ray refuses to add nothing
-            self._counters[metric.name].inc(amount)
+            self._counters[metric.name].inc(amount, labels)
 
 
 class ReplicaMetrics:
@@ -171,10 +180,11 @@ class _KeptGauge:
 
 
 def _make(metric: Metric, output: str) -> Any:
-    """The Ray metric, with its label filled in."""
+    """The Ray metric, with the cache's label filled in."""
+    labels = (OUTPUT, *metric.labels)
     if metric.kind == "histogram":
-        made = Histogram(metric.name, metric.description, boundaries=list(metric.boundaries), tag_keys=(OUTPUT,))
+        made = Histogram(metric.name, metric.description, boundaries=list(metric.boundaries), tag_keys=labels)
     else:
-        made = {"counter": Counter, "gauge": Gauge}[metric.kind](metric.name, metric.description, tag_keys=(OUTPUT,))
+        made = {"counter": Counter, "gauge": Gauge}[metric.kind](metric.name, metric.description, tag_keys=labels)
     made.set_default_tags({OUTPUT: output})
     return made

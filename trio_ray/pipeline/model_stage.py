@@ -4,71 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from trio_ray.config import CacheConfig
 from trio_ray.kv.codec import Codec
-from trio_ray.kv.embeds import Embeds, EmbedsBatch
-from trio_ray.kv.encode import Allocate, CodedBatch, CodedPrefix, code_batch, frame_of
+from trio_ray.kv.encode import code_batch, frame_of
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
 from trio_ray.method.suppression import Haste
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
-from trio_ray.model.targets import Targets, TargetsBatch, answer_targets
+from trio_ray.model.targets import answer_targets
+from trio_ray.pipeline.host_batch import HostGroup
+from trio_ray.pipeline.host_memory import ALIGNMENT, HostMemory, Lease, aligned
 from trio_ray.pipeline.packing import pack
+from trio_ray.pipeline.stored_batch import StoredBatch, StoredSample
 
 Mark = torch.cuda.Event | float
 """A point in a device's work, or where there is no GPU, in seconds."""
-
-
-@dataclass(frozen=True)
-class StoredSample:
-    """What is stored of a sample, in host memory. `coded` has no segments where keys and values are not stored."""
-
-    coded: CodedPrefix
-    embeds: Embeds | None = None
-    targets: Targets | None = None
-
-
-@dataclass(frozen=True)
-class StoredBatch:
-    """What is stored of a batch, as the device leaves it or on its way to the host."""
-
-    coded: CodedBatch
-    embeds: EmbedsBatch | None = None
-    targets: TargetsBatch | None = None
-
-    def tensors(self) -> Iterator[Tensor]:
-        """All of its tensors."""
-        for part in (self.coded, self.embeds, self.targets):
-            if part is not None:
-                yield from part.tensors()
-
-    def on_host(self, allocate: Allocate) -> StoredBatch:
-        """The same in host memory; see `CodedBatch.on_host`."""
-
-        def copy(tensor: Tensor) -> Tensor:
-            return allocate(tuple(tensor.shape), tensor.dtype).copy_(tensor, non_blocking=True)
-
-        return StoredBatch(
-            self.coded.on_host(allocate),
-            None if self.embeds is None else self.embeds.copied(copy),
-            None if self.targets is None else self.targets.copied(copy),
-        )
-
-    def split(self) -> list[StoredSample]:
-        """The samples' shares; their tensors are views."""
-        coded = self.coded.split()
-        embeds = self.embeds.split() if self.embeds else [None] * len(coded)
-        targets = self.targets.split() if self.targets else [None] * len(coded)
-        return [StoredSample(*parts) for parts in zip(coded, embeds, targets, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -81,6 +41,7 @@ class StoredGroup:
         copied: when all is in host memory.
         settled: () bool beside the batch, whether nothing has to be made again; see `Haste`.
         again: makes it again.
+        lease: of the host memory that the batch is copied to.
     """
 
     batch: StoredBatch
@@ -89,14 +50,29 @@ class StoredGroup:
     copied: torch.cuda.Event | None = None
     settled: Tensor | None = None
     again: Callable[[], StoredGroup] | None = None
+    lease: Lease | None = None
+
+    def arrived(self) -> StoredGroup:
+        """Waits until the batch is in host memory; what had not settled is made again, and is another group."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if self.settled is None or self.again is None or self.settled:
+            return self
+        self.release()
+        return self.again().arrived()
 
     def samples(self) -> list[StoredSample]:
         """The samples in host memory, as soon as they are there."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        if self.settled is not None and self.again is not None and not self.settled:
-            return self.again().samples()
-        return self.batch.split()
+        return self.arrived().batch.split()
+
+    def release(self) -> None:
+        """Nobody needs the batch any more."""
+        if self.lease is not None:
+            self.lease.release()
+
+    def on_host(self) -> HostGroup:
+        """The batch for those that know no GPU; ask when it has arrived."""
+        return HostGroup(self.batch, self.milliseconds, self.lease.block if self.lease else None)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -129,6 +105,7 @@ class ModelStage:
         codec: how keys and values are stored; None where they are not.
         cache: what is stored of a sample.
         token_budget: most rows of a batch of several samples. It is halved whenever the device runs out of memory.
+        memory: where results are copied to; None leaves those of the CPU where they are. A GPU needs one.
     """
 
     replica: Replica
@@ -138,6 +115,7 @@ class ModelStage:
     codec: Codec | None
     cache: CacheConfig
     token_budget: int
+    memory: HostMemory | None = None
     _haste: Haste = field(default_factory=Haste)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _copies: torch.cuda.Stream | None = None
@@ -145,6 +123,7 @@ class ModelStage:
     def __post_init__(self) -> None:
         if self.replica.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.replica.device)
+            self.memory = self.memory or HostMemory(pinned=True)
 
     def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
         """What is stored of the samples, in order: one group, or several where the device's memory is too small.
@@ -196,19 +175,22 @@ class ModelStage:
         again: Callable[[], StoredGroup] | None = None,
     ) -> StoredGroup:
         ended = self._mark()
-        if self._copies is None or isinstance(ended, float):
+        if self.memory is None:
             return StoredGroup(stored, started, ended, None, settled, again)
+        lease = self.memory.lease(sum(aligned(t.numel() * t.element_size()) for t in stored.tensors()) + ALIGNMENT)
+        if self._copies is None:
+            return StoredGroup(stored.on_host(lease.allocate), started, ended, None, settled, again, lease)
         with torch.cuda.stream(self._copies):
-            self._copies.wait_event(ended)
-            on_host = stored.on_host(_pinned)
+            self._copies.wait_event(cast(torch.cuda.Event, ended))
+            on_host = stored.on_host(lease.allocate)
             if settled is not None:
                 settled.record_stream(self._copies)
-                settled = _pinned((), torch.bool).copy_(settled, non_blocking=True)
+                settled = lease.allocate((), torch.bool).copy_(settled, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
         for tensor in stored.tensors():
             tensor.record_stream(self._copies)  # or its memory would be given away while it is still being copied
-        return StoredGroup(on_host, started, ended, copied, settled, again)
+        return StoredGroup(on_host, started, ended, copied, settled, again, lease)
 
     def _stored(self, samples: Sequence[PreparedSample], selector: Selector) -> StoredBatch:
         cache, replica = self.cache, self.replica
@@ -230,8 +212,3 @@ class ModelStage:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    # torch keeps pinned blocks and hands them out again, so only a job's first batches pay for them.
-    return torch.empty(shape, dtype=dtype, pin_memory=True)

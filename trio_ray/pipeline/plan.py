@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from trio_ray.config import JobConfig
+from trio_ray.config import AUTO_CODEC, JobConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.identity import build_identity
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import make_schedule
-from trio_ray.pipeline.codec_basis import job_basis
+from trio_ray.pipeline.calibration_task import calibrate_here
+from trio_ray.pipeline.codec_basis import job_basis, named_codec
+from trio_ray.pipeline.codec_choice import CalibrationOrder, Calibrator, make_or_join
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
@@ -45,6 +47,7 @@ class JobPlan:
     """What a run will do.
 
     Attributes:
+        codec_choice: why a new cache has the codec that it has, in one line, where the settings left it open.
         tasks: shards with work left.
         complete: shards that need none.
         lost: shards that cannot be processed, each with the reason: files that cannot be read, or have changed since a
@@ -57,6 +60,7 @@ class JobPlan:
     schedule: Schedule
     dtype: torch.dtype
     folder: Path
+    codec_choice: str | None = None
     tasks: list[Task] = field(default_factory=list)
     complete: list[Shard] = field(default_factory=list)
     lost: list[tuple[Shard, str]] = field(default_factory=list)
@@ -67,16 +71,18 @@ class JobPlan:
         return len(self.tasks) + len(self.complete) + len(self.lost)
 
 
-def plan_job(config: JobConfig, with_gpu: bool) -> JobPlan:
+def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrate_here) -> JobPlan:
     """Check a configuration against the world, create or join its cache, and find what is left to do.
 
     Args:
         config: the job.
         with_gpu: whether the replicas will have a GPU; decides what `dtype: auto` means.
+        calibrate: makes the codec of a new cache with `cache.codec: auto`.
 
     Raises:
         ConfigError: model, method, input or output cannot work; names the field. Nothing was written then.
         IdentityMismatch: the output holds a cache of other settings.
+        JobFailed: the codec of a new cache could not be calibrated.
     """
     if not config.input:
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
@@ -90,14 +96,25 @@ def plan_job(config: JobConfig, with_gpu: bool) -> JobPlan:
     units = find_units(config)
     store = _open_output(config)
     basis = job_basis(config, folder, schedule, text)
-    identity = build_identity(config, folder, dtype, schedule, basis)
+    identity = build_identity(config, folder, dtype, schedule, named_codec(config, basis))
     size = config.cache.part_samples or part_samples(config, schedule, model_config, dtype)
-    dataset = create_or_check(store, identity, size)
+    why = None
+    if config.cache.level == "kv" and config.cache.codec == AUTO_CODEC:
+        dataset, why = make_or_join(store, identity, size, _calibration_order(config, identity, dtype), calibrate)
+    else:
+        dataset = create_or_check(store, identity, size)
     if basis is not None:
         store_basis(store, basis)
-    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder, why)
     _find_work(plan, units)
     return plan
+
+
+def _calibration_order(config: JobConfig, identity: dict[str, Any], dtype: torch.dtype) -> CalibrationOrder:
+    arithmetic = {"dtype": str(dtype).removeprefix("torch."), "matmul": "dtype"}  # gradients are needed
+    model = config.model.model_copy(update=arithmetic)
+    fingerprint = {name: value for name, value in identity["model"].items() if name not in arithmetic}
+    return CalibrationOrder(config.model_copy(update={"model": model}), fingerprint)
 
 
 def _open_output(config: JobConfig) -> ObjectStore:

@@ -16,24 +16,27 @@ from trio_ray.errors import JobFailed
 from trio_ray.pipeline.plan import Task
 from trio_ray.pipeline.ray_session import in_one_line
 from trio_ray.pipeline.replica_actor import ReplicaActor, ReplicaOrder
-from trio_ray.pipeline.shard_run import InputRead, PartReport
+from trio_ray.pipeline.shard_run import SHARDS_AT_ONCE, InputRead
+from trio_ray.pipeline.shard_writer import PartReport
 
 POLL_S = 0.5
-SHARDS_AT_ONCE = 2
-"""Shards on a replica: without the second, its GPU would wait while the first is being stored."""
 MAX_FAILED_STARTS = 3
 """Replicas in a row that may fail to load before the job gives up: the next would fail as well."""
 
 
 @dataclass
 class PoolEvent:
-    """Something the job wants to know: exactly one of the fields is set, beside the number of the `replica`."""
+    """Something the job wants to know: exactly one of the fields is set, beside the number of the `replica`.
+
+    A replica without work left is ended, whether it was ready or still starting; it is not lost.
+    """
 
     report: PartReport | None = None
     shard_done: Task | None = None
     shard_failed: tuple[Task, int, str] | None = None
     replica_ready: str | None = None
     replica_lost: str | None = None
+    replica_ended: bool = False
     replica: int | None = None
 
 
@@ -98,7 +101,7 @@ class ReplicaPool:
         needed = min(self._settings.replicas_min, len(tasks))  # more than one a shard are never started
         try:
             while waiting or any(replica.runs for replica in self._replicas):
-                self._match_size(len(waiting))
+                yield from self._match_size(len(waiting))
                 self._hand_out(waiting)
                 for replica, run in self._changed():
                     if replica in self._replicas:  # an event before may have shown that it died
@@ -111,13 +114,14 @@ class ReplicaPool:
                 ray.kill(replica.actor)
             self._replicas = []
 
-    def _match_size(self, waiting: int) -> None:
+    def _match_size(self, waiting: int) -> Iterator[PoolEvent]:
         """Start replicas that are missing; end those that have no work left."""
         busy = sum(bool(replica.runs) for replica in self._replicas)
         wanted = min(self._settings.replicas_max, busy + waiting)
         for replica in [r for r in self._replicas if not r.runs][max(0, wanted - busy) :]:
             self._replicas.remove(replica)
             ray.kill(replica.actor)
+            yield PoolEvent(replica_ended=True, replica=replica.number)
         while len(self._replicas) < wanted:
             actor_class = ray.remote(ReplicaActor)
             actor = actor_class.options(
@@ -148,9 +152,11 @@ class ReplicaPool:
         if not pending:
             time.sleep(POLL_S)
             return []
-        changed, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL_S, fetch_local=False)
-        if not changed:
+        # The first to have news ends the wait: a replica that is done reading must not wait for the others' parts.
+        first, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S, fetch_local=False)
+        if not first:
             return []
+        changed, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=False)
         return [pending[reference] for reference in changed]
 
     def _advance(

@@ -20,7 +20,11 @@ LOG_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """Told of every event, with the summary so far."""
+    """Told of every event, with the summary so far, and of what happens before the first."""
+
+    def say(self, what: str) -> None:
+        """A line for people."""
+        ...
 
     def update(self, event: PoolEvent, summary: JobSummary) -> None:
         """An event happened."""
@@ -32,15 +36,16 @@ class Tally:
 
     def __init__(self) -> None:
         self.finished = 0
-        self.replicas = 0
+        self._ready: set[int | None] = set()
         self._began: float | None = None
 
     def note(self, event: PoolEvent) -> None:
         """Count an event."""
         if event.replica_ready:
-            self.replicas += 1
+            self._ready.add(event.replica)
             self._began = self._began or time.monotonic()
-        self.replicas -= event.replica_lost is not None and self.replicas > 0
+        if event.replica_lost or event.replica_ended:
+            self._ready.discard(event.replica)  # one that never loaded its model was not counted
         self.finished += bool(event.shard_done or event.shard_failed)
 
     def describe(self, summary: JobSummary) -> str:
@@ -51,7 +56,7 @@ class Tally:
         done = summary.shards_before + self.finished
         text = (
             f"{summary.stored} samples ({rate:.1f}/s), {summary.quarantined} bad, shards {done}/{summary.shards}, "
-            f"{self.replicas} replicas"
+            f"{len(self._ready)} replicas"
         )
         if summary.failed:
             text += f", {len(summary.failed)} FAILED"
@@ -73,6 +78,10 @@ class BarProgress:
         self._bars = Bars(BarColumn(), TextColumn("{task.description}"), console=console, transient=False)
         self._task = self._bars.add_task("starting replicas", total=None)
         self._bars.start()
+
+    def say(self, what: str) -> None:
+        """See `Progress`."""
+        self._bars.console.print(escape(what), highlight=False)
 
     def update(self, event: PoolEvent, summary: JobSummary) -> None:
         """See `Progress`."""
@@ -102,10 +111,14 @@ class LogProgress:
         self._tally = Tally()
         self._last = 0.0
 
+    def say(self, what: str) -> None:
+        """See `Progress`."""
+        print(what, file=sys.stderr, flush=True)
+
     def update(self, event: PoolEvent, summary: JobSummary) -> None:
         """See `Progress`."""
         self._tally.note(event)
-        loud = event.replica_ready or event.replica_lost or event.shard_failed
+        loud = event.replica_ready or event.replica_lost or event.replica_ended or event.shard_failed
         if event.replica_ready:
             print(f"replica ready: {event.replica_ready}", file=sys.stderr, flush=True)
         if event.replica_lost:

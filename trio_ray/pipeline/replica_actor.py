@@ -5,18 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from trio_ray.config import JobConfig
 from trio_ray.identity import codec_of
 from trio_ray.method.schedule import Schedule
+from trio_ray.model.decoder import default_device
 from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.pipeline.auto_budget import suit_budget
+from trio_ray.pipeline.host_memory import HostMemory
+from trio_ray.pipeline.host_share import cpus_to_count_on
 from trio_ray.pipeline.metrics import ReplicaMetrics
 from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.plan import Task
-from trio_ray.pipeline.shard_run import InputRead, PartReport, ShardRunner
+from trio_ray.pipeline.shard_run import SHARDS_AT_ONCE, InputRead, ShardRunner
+from trio_ray.pipeline.shard_writer import PartReport, ShardWriter, StoringOrder
+from trio_ray.pipeline.storing import StoringProcesses
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.opening import open_store
@@ -41,21 +47,31 @@ class ReplicaActor:
         torch.set_num_threads(order.threads)
         config = order.config
         store = open_store(config.output, config.s3)
+        codec = codec_of(order.dataset.identity, store)
+        cpus = cpus_to_count_on(config.pipeline)
+        storing = StoringOrder.of(config, order.dataset, codec, order.run_id, cpus)
+        # On a CPU the model leaves nothing idle that another process could use.
+        memory = HostMemory(pinned=True) if default_device().type == "cuda" else None
+        open_sink = (
+            StoringProcesses(storing, memory, SHARDS_AT_ONCE).open if memory else partial(ShardWriter, storing, store)
+        )
         self._runner = ShardRunner(
             stage=ModelStage(
                 replica=Replica.load(config.model, config.prompt),
                 schedule=order.schedule,
                 selector=make_selector(config.method),
                 zipper=make_zipper(config.method),
-                codec=codec_of(order.dataset.identity, store),
+                codec=codec,
                 cache=config.cache,
                 token_budget=config.pipeline.batch_rows,
+                memory=memory,
             ),
             config=config,
             store=store,
             dataset=order.dataset,
             opener=StoreOpener(config.s3),
-            run_id=order.run_id,
+            decode_threads=config.pipeline.decoders(cpus),
+            open_sink=open_sink,
         )
         self._finds_budget = config.pipeline.token_budget == "auto"
         self._metrics = ReplicaMetrics(config.output, time.monotonic() - started)

@@ -6,9 +6,12 @@ from typing import Any
 
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.prepare import PreparedImage, PreparedSample
-from trio_ray.pipeline.model_stage import StoredSample
+from trio_ray.pipeline.host_batch import GoodSample
+from trio_ray.pipeline.stored_batch import StoredSample
 from trio_ray.source.sample import Shard
 from trio_ray.store.commits import ShardInput
+
+TARGETS = ("answer_ids", "target_ids", "target_logprobs")
 
 
 def shard_input(shard: Shard) -> ShardInput:
@@ -16,19 +19,11 @@ def shard_input(shard: Shard) -> ShardInput:
     return ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows)
 
 
-def sample_row(
-    sample: PreparedSample,
-    stored: StoredSample,
-    schedule: Schedule,
-    codec: str | None,
-    prefill_ms: float,
-    encode_ms: float,
-) -> dict[str, Any]:
-    """All columns of `store.tables.SAMPLES` but those that say where its member of the tar lies."""
-    coded, part = stored.coded, sample.image_part
+def good_sample(sample: PreparedSample, schedule: Schedule) -> GoodSample:
+    """A prepared sample without its pixels, and the columns of `store.tables.SAMPLES` that it knows itself."""
+    part, answer = sample.image_part, sample.answer_tokens
     covered = part or sample
-    has_first_token = len(coded.top_ids) > 0
-    return {
+    columns = {
         "key": sample.key,
         "index": sample.index,
         "images": [_image_fields(image) for image in sample.images],
@@ -38,11 +33,24 @@ def sample_row(
         "prompt_ids": list(covered.prompt_ids),
         "prompt_tokens": sample.rows - (len(sample.prompt_ids) - len(covered.prompt_ids)),
         "image_tokens": sample.image_tokens,
+        "retention": schedule.mean_tokens(sample.image_tokens) / sample.image_tokens,
+        "answer_ids": list(answer.ids) if answer else None,
+    }
+    return GoodSample(sample.key, sample.index, columns)
+
+
+def sample_row(
+    sample: GoodSample, stored: StoredSample, codec: str | None, prefill_ms: float, encode_ms: float
+) -> dict[str, Any]:
+    """All columns of `store.tables.SAMPLES` but those that say where its member of the tar lies."""
+    coded = stored.coded
+    has_first_token = len(coded.top_ids) > 0
+    return {
+        **sample.columns,
         "kept": [kept.tolist() for kept in coded.kept],
         "segments": [
             {"first_layer": shape.first_layer, "layers": shape.layers, "rows": shape.rows} for shape in coded.shapes
         ],
-        "retention": schedule.mean_tokens(sample.image_tokens) / sample.image_tokens,
         "codec": codec,
         "first_token": int(coded.top_ids[0]) if has_first_token else None,
         "first_logprob": float(coded.top_logprobs[0]) if has_first_token else None,
@@ -65,12 +73,8 @@ def _image_fields(image: PreparedImage) -> dict[str, Any]:
     }
 
 
-def _target_fields(sample: PreparedSample, stored: StoredSample) -> dict[str, Any]:
-    answer, targets = sample.answer_tokens, stored.targets
-    if answer is None or targets is None:
-        return dict.fromkeys(("answer_ids", "target_ids", "target_logprobs"))
-    return {
-        "answer_ids": list(answer.ids),
-        "target_ids": targets.ids.tolist(),
-        "target_logprobs": targets.logprobs.tolist(),
-    }
+def _target_fields(sample: GoodSample, stored: StoredSample) -> dict[str, Any]:
+    targets = stored.targets
+    if targets is None or sample.columns["answer_ids"] is None:
+        return dict.fromkeys(TARGETS)
+    return {"target_ids": targets.ids.tolist(), "target_logprobs": targets.logprobs.tolist()}

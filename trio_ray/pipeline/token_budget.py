@@ -27,6 +27,9 @@ MOST_ROWS = {"cuda": 1 << 18, "cpu": 1 << 13}
 GAIN = 1.02
 """A larger budget must be this much faster to be worth its memory; less is noise."""
 
+PATIENCE = 2
+"""Doublings in a row without such a gain that end the search: the rate has steps, where batches happen to fit badly."""
+
 GROUPS, PASSES, LONG_S = 2, 2, 3.0
 """Batches in one trial; timed passes over them, of which the faster counts; a pass so long that it needs no second."""
 
@@ -91,7 +94,8 @@ def find_budget(
             ended_by = "memory"
             break
         trials.append(trial)
-        if trial.samples_per_s < GAIN * max(earlier.samples_per_s for earlier in trials[:-1]):
+        before = trials[:-PATIENCE]
+        if before and max(t.samples_per_s for t in trials[-PATIENCE:]) < GAIN * max(t.samples_per_s for t in before):
             ended_by = "gain"
             break
     around = BudgetSearch(tuple(trials), ended_by).best.token_budget

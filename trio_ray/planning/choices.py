@@ -53,7 +53,7 @@ class Choice:
         level, codec: which; see `MemberSize`.
         bytes_per_sample: what a use reads: the sample's member and its row.
         total_bytes: of all samples.
-        source: whether sizes were `encoded` really or `computed`.
+        source: whether sizes were `encoded` really, `computed` or `assumed`.
         zstd_factor: see `MemberSize`.
         read_s: at the given bandwidth; None without one.
         finish_s: what is left to compute behind it.
@@ -64,7 +64,7 @@ class Choice:
     codec: str | None
     bytes_per_sample: float
     total_bytes: float
-    source: Literal["encoded", "computed"]
+    source: Literal["encoded", "computed", "assumed"]
     zstd_factor: float
     read_s: float | None
     finish_s: float

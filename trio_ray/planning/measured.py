@@ -26,9 +26,11 @@ from trio_ray.model.known import KnownMethod
 from trio_ray.model.measure import measure
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.pipeline.host_share import cpus_to_count_on
 from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.packing import pack
-from trio_ray.pipeline.shard_run import PartReport, ShardRunner
+from trio_ray.pipeline.shard_run import ShardRunner
+from trio_ray.pipeline.shard_writer import PartReport, ShardWriter, StoringOrder
 from trio_ray.pipeline.token_budget import as_of_new_images
 from trio_ray.planning.draw import DrawnCorpus, Item, evenly
 from trio_ray.planning.parts import PartShares, part_shares
@@ -139,7 +141,16 @@ class Machine:
     def _pass(self, items: Sequence[Item], corpus: DrawnCorpus, output: str) -> tuple[int, int, PartShares]:
         store = open_store(output, self.config.s3)
         dataset = Dataset({}, SAMPLE_HASH, max(1, len(items)), utc_now(), package_version(), SCHEMA_VERSION)
-        runner = ShardRunner(self._stage(), self.config, store, dataset, StoreOpener(self.config.s3), "plan")
+        pipeline, cpus = self.config.pipeline, cpus_to_count_on(self.config.pipeline)
+        runner = ShardRunner(
+            stage=self._stage(),
+            config=self.config,
+            store=store,
+            dataset=dataset,
+            opener=StoreOpener(self.config.s3),
+            decode_threads=pipeline.decoders(cpus),
+            open_sink=partial(ShardWriter, StoringOrder.of(self.config, dataset, self.codec, "plan", cpus), store),
+        )
         numbered = [replace(item, index=index) for index, item in enumerate(items)]
         reports = [report for report in runner.run_items(numbered, corpus.shards[0]) if isinstance(report, PartReport)]
         stored = sum(report.stored for report in reports)
@@ -206,7 +217,7 @@ class Machine:
                 torch.cuda.synchronize(self.replica.device)
             parts = coded.split()
             sizes += [encoded_size(name, [part], codec, [s.key]) for part, s in zip(parts, batch, strict=True)]
-            data = write_container(parts[0], codec, batch[0].key, SAMPLE_HASH)
+            data = bytes(write_container(parts[0], codec.settings, batch[0].key, SAMPLE_HASH))
             read = partial(read_container, data, codec, device=self.replica.device)
             unpack.append(min(measure(self.replica.device, read).seconds for _ in range(PASSES)))
         factor = fmean(size.zstd_factor for size in sizes)

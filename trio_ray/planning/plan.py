@@ -14,9 +14,11 @@ from trio_ray.config import JobConfig, codec_spec
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.codecs import make_codec
 from trio_ray.kv.spec import full_spec
+from trio_ray.kv.transform import Transform
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import Replica, make_schedule, make_selector
 from trio_ray.pipeline.plan import part_samples
+from trio_ray.planning.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calibrated_here, is_auto
 from trio_ray.planning.choices import GB, Choice, Terms, verdict
 from trio_ray.planning.draw import DrawnCorpus, draw_corpus
 from trio_ray.planning.measured import Machine, Measurement
@@ -25,6 +27,7 @@ from trio_ray.planning.prices import Prices
 from trio_ray.planning.probe import probe_shares
 from trio_ray.planning.requests import RequestCount, count_requests
 from trio_ray.planning.sizes import MemberSize, SizeModel
+from trio_ray.planning.threads import threads_of_a_replica
 from trio_ray.planning.times import SampleTimes, SampleWork, count_work
 from trio_ray.planning.workload import Workload, make_preparer, prepare_workload
 from trio_ray.store.inputs import StoreOpener
@@ -110,7 +113,8 @@ class JobCost:
 class Plan:
     """A plan: what was given or measured, what follows, and in one sentence what to do. JSON: schemas of its parts.
 
-    `work` counts FLOP for one sample; `times` are seconds of one replica for one sample.
+    `work` counts FLOP for one sample; `times` are seconds of one replica for one sample. `codec_note` says what stands
+    for a codec that the job will choose itself.
     """
 
     corpus: CorpusFacts
@@ -121,6 +125,7 @@ class Plan:
     prices: Prices
     choices: tuple[Choice, ...]
     verdict: str
+    codec_note: str | None
 
 
 @dataclass(frozen=True)
@@ -148,27 +153,32 @@ def make_plan(settings: PlanSettings, on_step: Callable[[str], None] = lambda wh
     corpus = draw_corpus(config, settings.samples)
     workload = prepare_workload(corpus.runs, make_preparer(config, folder))
     work = count_work(model_config, workload, schedule, len(getattr(make_selector(config.method), "supervised", ())))
+    facts = _facts(corpus, workload)
     codecs = {name: _codec(choice, config) for name, choice in settings.codecs.items()}
     if settings.flop_per_s is None:
         replica, load_s = _load(config, on_step)
         dtype = replica.dtype
-        machine = Machine(config, replica, schedule, _own_codec(config), load_s)
-        measured = machine.measure(corpus, workload, codecs, settings.seconds, on_step)
+        own = _own_codec(config, lambda: calibrated_here(config, replica, workload))
+        if isinstance(own.codec, Transform):
+            codecs.setdefault(_own_name(config), own.codec)
+        machine = Machine(config, replica, schedule, own.codec, load_s)
+        with threads_of_a_replica(config.pipeline):
+            measured = machine.measure(corpus, workload, codecs, settings.seconds, on_step)
         model = SizeModel(config, model_config, schedule, dtype, workload)
         times, sizes = measured.times, _measured_sizes(config, measured, model)
     else:
         on_step("computing sizes")
         dtype = resolve_dtype(config.model.dtype, torch.device("cuda"))
         model = SizeModel(config, model_config, schedule, dtype, workload)
-        times, sizes = work.times(settings.flop_per_s), _computed_sizes(config, codecs, model)
-    facts = _facts(corpus, workload)
+        own = _own_codec(config, lambda: assumed(config, facts.stored_samples))
+        times, sizes = work.times(settings.flop_per_s), _computed_sizes(config, codecs, own.codec, model)
     size = config.cache.part_samples or part_samples(config, schedule, model_config, dtype)
     job = _job_cost(settings, corpus, facts, times, sizes, size)
     writes = job.requests.writes / max(1, facts.stored_samples)
     terms = Terms(times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices, writes)
     choices = tuple(terms.choice(item, sizes.unpack_s.get(item.codec or "", 0.0)) for item in sizes.choices)
     return Plan(
-        facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, verdict(choices)
+        facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, verdict(choices), own.note
     )  # fmt: skip
 
 
@@ -184,30 +194,36 @@ def _codec(choice: str | Mapping[str, Any], config: JobConfig) -> Codec:
     return make_codec(full_spec(choice), lambda place: opener.read(place))
 
 
-def _own_codec(config: JobConfig) -> Codec | None:
-    return _codec(codec_spec(config.cache), config) if config.cache.level == "kv" else None
-
-
-def _own_name(config: JobConfig) -> str | None:
+def _own_codec(config: JobConfig, auto: Callable[[], OwnCodec]) -> OwnCodec:
+    """The job's codec; None where it stores no keys and values, or where `auto` only assumes one."""
     if config.cache.level != "kv":
-        return None
+        return OwnCodec(None, None)
+    return auto() if is_auto(config) else OwnCodec(_codec(codec_spec(config.cache), config), None)
+
+
+def _own_name(config: JobConfig) -> str:
     codec = config.cache.codec
     return codec if isinstance(codec, str) else str(codec["name"])
 
 
 def _measured_sizes(config: JobConfig, measured: Measurement, model: SizeModel) -> _Sizes:
-    own = MemberSize(config.cache.level, _own_name(config), measured.member_bytes, 1.0, "encoded")
+    name = _own_name(config) if config.cache.level == "kv" else None
+    own = MemberSize(config.cache.level, name, measured.member_bytes, 1.0, "encoded")
     choices = (INDICES, model.embeds(), *measured.sizes)
     return _Sizes(own, choices, measured.unpack_s, measured.shares)
 
 
-def _computed_sizes(config: JobConfig, codecs: Mapping[str, Codec], model: SizeModel) -> _Sizes:
+def _computed_sizes(
+    config: JobConfig, codecs: Mapping[str, Codec], own_codec: Codec | None, model: SizeModel
+) -> _Sizes:
     choices = (INDICES, model.embeds(), *(model.kv(name, codec) for name, codec in codecs.items()))
-    codec, level = _own_codec(config), config.cache.level
-    if codec is not None:
-        own = model.kv(_own_name(config) or "", codec)
+    if own_codec is not None:
+        own = model.kv(_own_name(config), own_codec)
+    elif config.cache.level == "kv":
+        own = model.assumed(_own_name(config), ASSUMED_RATIO)
+        choices = (*choices, own)
     else:
-        own = next(choice for choice in choices if choice.level == level)
+        own = next(choice for choice in choices if choice.level == config.cache.level)
     return _Sizes(own, choices, {}, probe_shares(model, own))
 
 

@@ -7,8 +7,8 @@ import tempfile
 import numpy as np
 
 from trio_ray.kv.encode import CodedPrefix
-from trio_ray.pipeline.model_stage import StoredSample
-from trio_ray.pipeline.rows import sample_row
+from trio_ray.pipeline.rows import good_sample, sample_row
+from trio_ray.pipeline.stored_batch import StoredSample
 from trio_ray.planning.draw import evenly
 from trio_ray.planning.parts import PartShares, part_shares
 from trio_ray.planning.sizes import SAMPLE_HASH, MemberSize, SizeModel
@@ -34,7 +34,8 @@ def probe_shares(model: SizeModel, size: MemberSize) -> PartShares:
         store = LocalStore(folder)
         writer = PartWriter(store, dataset, shard, 0, "plan")
         for sample, frame, (prefill_ms, encode_ms) in zip(samples, frames, times, strict=True):
-            row = sample_row(sample, StoredSample(frame), model.schedule, size.codec, prefill_ms, encode_ms)
+            good = good_sample(sample, model.schedule)
+            row = sample_row(good, StoredSample(frame), size.codec, prefill_ms, encode_ms)
             _add(writer, row, frame, size)
         commit = writer.commit(last=True)
         assert commit is not None  # nobody else writes here

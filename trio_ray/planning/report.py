@@ -56,6 +56,7 @@ def _job_lines(plan: Plan) -> list[str]:
         f"job ({stored}): {plan.corpus.stored_samples:,} samples, {size(job.bytes_per_sample)} each, "
         f"{size(job.total_bytes)} in {job.parts:,} parts; {job.gpu_hours:.3g} GPU-hours, {duration(job.wall_s)} on "
         f"{job.replicas} replicas",
+        *([] if plan.codec_note is None else [f"codec: {plan.codec_note}"]),
         f"requests: {job.requests.writes:,} PUT, POST and LIST, {job.requests.reads:,} GET and HEAD",
     ]
     costs = (

@@ -49,14 +49,14 @@ class MemberSize:
         codec: its name as it was asked for; None where no keys and values are stored.
         bytes: of its member of the tar, with the tar's header and padding, mean.
         zstd_factor: bytes behind zstd over bytes before it; 1 where there is no zstd stage.
-        source: `encoded` really, or `computed`.
+        source: `encoded` really, `computed`, or where there is nothing to compute from `assumed`.
     """
 
     level: Level
     codec: str | None
     bytes: float
     zstd_factor: float
-    source: Literal["encoded", "computed"]
+    source: Literal["encoded", "computed", "assumed"]
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,17 @@ class SizeModel:
         layouts = [layout_bytes(frame, codec) for frame in frames]
         tensors = [sum(len(codec.layout(shape)) for shape in frame.shapes) for frame in frames]
         around = fmean(
-            len(write_container(frame, codec, sample.key, SAMPLE_HASH))
+            len(write_container(frame, codec.settings, sample.key, SAMPLE_HASH))
             for frame, sample in zip(frames[:FRAMES_MADE], self.workload.samples, strict=False)
         )
         data = fmean(layouts) * factor + fmean(tensors) * TENSOR_ENTRY_BYTES + around
         return MemberSize("kv", name, in_tar(data, "key"), factor, "computed")
+
+    def assumed(self, name: str, ratio: float) -> MemberSize:
+        """Size of a prefix in a container that is `ratio` times smaller than its keys and values in 16 bit."""
+        shapes = [shape for frame in self.frames(len(self.workload.samples)) for shape in frame.shapes]
+        plain = sum(2 * 2 * prod(shape.size) for shape in shapes) / len(self.workload.samples)
+        return MemberSize("kv", name, in_tar(plain / ratio, "key"), 1.0, "assumed")
 
     def embeds(self) -> MemberSize:
         """Size of the retained input embeddings: a row each, its position (int32) and whether it is text (uint8)."""
@@ -117,7 +123,8 @@ class SizeModel:
 
 def encoded_size(name: str, prefixes: Sequence[CodedPrefix], codec: Codec, keys: Sequence[str]) -> MemberSize:
     """Size of prefixes that have really been coded, in their containers."""
-    data = [len(write_container(coded, codec, key, SAMPLE_HASH)) for coded, key in zip(prefixes, keys, strict=True)]
+    settings, named = codec.settings, zip(prefixes, keys, strict=True)
+    data = [len(write_container(coded, settings, key, SAMPLE_HASH)) for coded, key in named]
     factor = fmean(data) / fmean(layout_bytes(coded, codec) for coded in prefixes)
     member = fmean(in_tar(size, key) for size, key in zip(data, keys, strict=True))
     return MemberSize("kv", name, member, factor if codec.settings.zstd else 1.0, "encoded")
@@ -141,7 +148,7 @@ def zstd_factor(codec: Codec, geometry: Geometry, dtype: torch.dtype) -> float:
     batch = prefix_batch(geometry, 1, torch.device("cpu"))
     coded = code_batch(_as_dtype(batch, dtype), codec).split()[0]
     bare = replace(coded, segments=())
-    size = len(write_container(coded, codec, "", "")) - len(write_container(bare, codec, "", ""))
+    size = len(write_container(coded, codec.settings, "", "")) - len(write_container(bare, codec.settings, "", ""))
     return size / layout_bytes(coded, codec)
 
 

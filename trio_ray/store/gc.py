@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 
 from trio_ray.store.commits import read_commits
-from trio_ray.store.layout import DATA, parse_data_name
+from trio_ray.store.dataset import NotACacheError, load_dataset
+from trio_ray.store.layout import BASES, DATA, basis_name, is_basis_name, parse_data_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 
 _THREADS = 16
 
 
 def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> list[ObjectInfo]:
-    """Remove attempt objects that no commit references, temporary files, and open multipart uploads.
+    """Remove attempt objects that no commit references, bases that the identity does not name, temporary files, and
+    open multipart uploads.
 
     Args:
         older_than_s: nothing younger is touched. It must exceed the longest time between an attempt's first
@@ -23,19 +25,29 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
         What was (or would be) removed. The size is 0 where the store does not tell, as for multipart uploads.
 
     Raises:
-        ObjectDamaged: a commit record cannot be read, so it is not known what it references; nothing was
-            removed.
+        ObjectDamaged: a commit record or `dataset.json` cannot be read, so it is not known what it references; nothing
+            was removed.
     """
     newest = time.time() - older_than_s
-    # The data is listed before the commits are read: a part that is committed in between is then known to be
-    # one.
+    # Data and bases are listed before the records are read: what is committed in between is then known to be.
     attempts = [info for info in store.list(DATA) if parse_data_name(info.name) and info.modified < newest]
+    bases = [info for info in store.list(BASES) if is_basis_name(info.name) and info.modified < newest]
     unfinished = [write for write in store.list_unfinished() if write.modified < newest]
     referenced = {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}
-    orphans = [info for info in attempts if info.name not in referenced]
+    referenced |= _named_basis(store) if bases else set()
+    orphans = [info for info in [*attempts, *bases] if info.name not in referenced]
     if not dry_run:
         for info in orphans:
             store.delete(info.name)
         for write in unfinished:
             store.remove_unfinished(write)
     return orphans + [ObjectInfo(write.name, write.size, "", write.modified) for write in unfinished]
+
+
+def _named_basis(store: ObjectStore) -> set[str]:
+    """The name of the cache's own basis, if it has one."""
+    try:
+        codec = load_dataset(store).identity["cache"]["codec"] or {}
+    except NotACacheError:  # a job that calibrated and got no further
+        return set()
+    return {basis_name(codec["basis"])} if "basis" in codec else set()

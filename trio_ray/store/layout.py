@@ -67,6 +67,11 @@ def basis_name(digest: str) -> str:
     return name
 
 
+def is_basis_name(name: str) -> bool:
+    """Whether this is the name of a calibrated basis."""
+    return _BASIS_NAME.fullmatch(name) is not None
+
+
 def parse_commit_name(name: str) -> tuple[str, int] | None:
     """Shard and part of a commit record's name; None for any other name."""
     match = _COMMIT_NAME.fullmatch(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ class PartWriter:
 
     Args:
         attempt: letters and digits, unique to this attempt; made up if not given.
+        started: when work on its samples began (`utc_now`); now if not given.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class PartWriter:
         part: int,
         run_id: str,
         attempt: str | None = None,
+        started: str | None = None,
     ) -> None:
         self._store = store
         self._dataset = dataset
@@ -55,7 +58,7 @@ class PartWriter:
         self._part = part
         self._run_id = run_id
         self.attempt = attempt or uuid.uuid4().hex
-        self._started = utc_now()
+        self._started = started or utc_now()
         self._rows: list[dict[str, Any]] = []
         self._bad: list[dict[str, Any]] = []
         self._tar: HashingWriter | None = None
@@ -70,6 +73,11 @@ class PartWriter:
     def quarantined(self) -> int:
         """Samples put into quarantine so far."""
         return len(self._bad)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Of the samples put into quarantine so far, how many for each reason."""
+        return dict(Counter(str(row["reason"]) for row in self._bad))
 
     @property
     def tar_bytes(self) -> int:

@@ -27,7 +27,7 @@ from trio_ray.store.objects import (
 )
 from trio_ray.store.s3_errors import BROKEN_BODY, error_code, is_conflict, is_taken, translated
 from trio_ray.store.s3_reader import S3Reader
-from trio_ray.store.s3_writer import S3Writer
+from trio_ray.store.s3_writer import Pieces, S3Writer
 
 _TOKEN = "trio-ray-creator"
 _READ_BUFFER = 1 << 20
@@ -45,6 +45,7 @@ class S3Store(ObjectStore):
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._config = config
+        self._pieces = Pieces(config.part_mib << 20, most=2 * config.upload_threads)
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str, str, S3Config]]:
@@ -114,7 +115,7 @@ class S3Store(ObjectStore):
             self._client,
             {"Bucket": self._bucket, "Key": self._key(name)},
             self.uri_of(name),
-            self._config.part_mib << 20,
+            self._pieces,
             self._config.upload_threads,
         )
 

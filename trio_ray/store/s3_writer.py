@@ -8,11 +8,39 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from botocore.exceptions import ClientError
 
 from trio_ray.errors import StoreError
 from trio_ray.store.objects import BytesLike, ObjectWriter
 from trio_ray.store.s3_errors import error_code, translated
+
+
+class Pieces:
+    """Memory for pieces of uploads, used again and again: to get it anew, touched for the first time, would take as
+    long as filling it. Thread-safe.
+
+    Args:
+        size: of a piece, bytes.
+        most: pieces that are kept while nobody needs them.
+    """
+
+    def __init__(self, size: int, most: int) -> None:
+        self.size = size
+        self._most = most
+        self._free: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        """A piece, contents undefined."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return bytearray(self.size)
+
+    def give_back(self, piece: bytearray | None) -> None:
+        """It is needed no more."""
+        if piece is not None and len(self._free) < self._most:
+            self._free.append(piece)
 
 
 class S3Writer(ObjectWriter):
@@ -23,13 +51,14 @@ class S3Writer(ObjectWriter):
     completed.
     """
 
-    def __init__(self, client: Any, target: Mapping[str, str], uri: str, piece_bytes: int, threads: int) -> None:
+    def __init__(self, client: Any, target: Mapping[str, str], uri: str, pieces: Pieces, threads: int) -> None:
         self._client = client
         self._target = target
         self._uri = uri
-        self._piece_bytes = piece_bytes
+        self._memory = pieces
         self._threads = threads
-        self._piece = bytearray()
+        self._piece: bytearray | None = None
+        self._filled = 0
         self._upload_id: str | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future[dict[str, Any]]] = deque()
@@ -44,18 +73,27 @@ class S3Writer(ObjectWriter):
         with self._aborting():
             while len(view):
                 # A full piece goes up only when more follows, so that an object of one piece stays one PUT.
-                if len(self._piece) == self._piece_bytes:
+                if self._filled == self._memory.size:
                     self._submit_piece()
-                room = self._piece_bytes - len(self._piece)
-                self._piece += view[:room]
-                view = view[room:]
+                view = view[self._fill(view) :]
+
+    def _fill(self, data: memoryview) -> int:
+        """Copy as much as the piece has room for."""
+        if self._piece is None:
+            self._piece = self._memory.take()
+        count = min(len(data), self._memory.size - self._filled)
+        # By numpy, which lets go of Python's lock.
+        room = np.frombuffer(self._piece, np.uint8)[self._filled : self._filled + count]
+        room[:] = np.frombuffer(data[:count], np.uint8)
+        self._filled += count
+        return count
 
     def close(self) -> None:
         if not self._open:
             return
         with self._aborting():
             if self._upload_id is None:
-                self._client.put_object(**self._target, Body=self._piece)
+                self._client.put_object(**self._target, Body=self._body())
             else:
                 self._submit_piece()
                 while self._pending:
@@ -90,13 +128,20 @@ class S3Writer(ObjectWriter):
         if len(self._pending) == self._threads:
             self._collect_oldest()
         self._pieces += 1
-        self._pending.append(self._pool.submit(self._upload, self._pieces, self._piece))
-        self._piece = bytearray()
+        self._pending.append(self._pool.submit(self._upload, self._pieces, self._piece, self._body()))
+        self._piece, self._filled = None, 0
 
-    def _upload(self, number: int, piece: bytearray) -> dict[str, Any]:
-        answer = self._client.upload_part(**self._target, UploadId=self._upload_id, PartNumber=number, Body=piece)
+    def _body(self) -> bytes | bytearray:
+        """What the piece holds."""
+        if self._piece is None:
+            return b""
+        return self._piece if self._filled == len(self._piece) else bytes(memoryview(self._piece)[: self._filled])
+
+    def _upload(self, number: int, piece: bytearray | None, body: bytes | bytearray) -> dict[str, Any]:
+        answer = self._client.upload_part(**self._target, UploadId=self._upload_id, PartNumber=number, Body=body)
         checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
         checksums.pop("ChecksumType", None)
+        self._memory.give_back(piece)
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
 
     def _collect_oldest(self) -> None:
@@ -118,6 +163,7 @@ class S3Writer(ObjectWriter):
 
     def _finish(self) -> None:
         self._open = False
-        self._piece = bytearray()
+        self._memory.give_back(self._piece)
+        self._piece = None
         if self._pool is not None:
             self._pool.shutdown(wait=True)

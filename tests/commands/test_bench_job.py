@@ -1,0 +1,101 @@
+"""`trio-ray bench-job` runs whole jobs on real Ray, says what they made, and leaves none of it behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_ray.benchmark import job_corpus, whole_job
+from trio_ray.cli import main
+
+SHARDS, PER_SHARD, PARTS = 2, 6, 3
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer images and samples than on a GPU, and a Ray of our own."""
+    monkeypatch.setattr(whole_job, "BARE_SAMPLES", 3)
+    monkeypatch.setattr(job_corpus, "IMAGES", 2)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a token would be asked for by the next tests' clusters too
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_a_job_is_run_counted_and_held_against_the_bare_replica(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, output = tmp_path / "out", tmp_path / "store"
+    options = [
+        "--shards", str(SHARDS), "--per-shard", str(PER_SHARD), "--runs", "1:int4",
+        "--set", f"cache.part_samples={PER_SHARD // PARTS}", "--set", "pipeline.token_budget=1000",
+    ]  # fmt: skip
+    assert main(["bench-job", *options, "--output", str(output), "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    record: dict[str, Any] = json.loads((out / "bench-job.json").read_text(), parse_constant=refuse)
+    (run,) = record["runs"]
+    assert run["samples"] == SHARDS * PER_SHARD
+    assert (run["replicas"], run["codec"], run["lost"]) == (1, "int4", 0)
+    assert len(record["bare"]["samples_per_s"]) == 3
+    assert all(rate > 0 for rate in record["bare"]["samples_per_s"])
+    bare = sorted(record["bare"]["samples_per_s"])[1]
+    assert run["times_bare"] == pytest.approx(run["samples_per_s"] / bare)
+    assert run["busy"] > 0  # a few parts come as one, soon after their batches, so it may be above 1
+    assert run["busy_by_replica"] == [run["busy"]]
+    assert 0 < run["all_ready_s"] < run["seconds"]
+    # One replica: from its first part to its last, so all parts but one.
+    stored = (SHARDS * PARTS - 1) * PER_SHARD // PARTS
+    assert run["samples_per_s"] * run["steady_s"] == pytest.approx(stored)
+    assert run["bytes_per_s"] / run["samples_per_s"] > 10_000
+    assert run["tail_s"] == 0
+    assert (record["config"]["model"]["name"], record["per_shard"]) == ("bundled", PER_SHARD)
+    assert not {"input", "output", "s3"} & set(record["config"])
+
+    table = (out / "bench-job.md").read_text()
+    assert table in shown.out
+    assert re.search(rf"^\| 1 \| int4 \| {SHARDS * PER_SHARD} \| {run['samples_per_s']:.1f} \| ", table, re.MULTILINE)
+    assert [file for file in output.rglob("*") if file.is_file()] == []
+    assert len(list((out / "corpus").iterdir())) == SHARDS
+    assert "job on 1 replicas" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shapes", "vicuna-13b"], "--shapes: 'vicuna-13b'"), (["--shards", "0"], "--shards: "),
+        (["--per-shard", "0"], "--per-shard: "), (["--runs", "0"], "--runs: '0'"),
+        (["--runs", "1", "two"], "--runs: 'two'"), (["--runs", "2:"], "--runs: '2:'"),
+        (["--runs", "1:zip"], "--runs: '1:zip': name 'zip'"), (["--runs", "1:{name: int, keys: 1}"], "--runs: "),
+        (["--runs", "1:{name"], "--runs: "), (["--set", "method.retention=2"], "method.retention: "),
+        (["--config", "/no/such.yaml"], "--config: "),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_run_is_named_before_anything_is_written(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench-job", *options, "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"trio-ray: {words}")
+    assert len(shown.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_a_bare_replica_that_fails_is_said_with_its_own_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--per-shard", "1", "--shards", "1", "--set", "model.attention=fa3"]
+    assert main(["bench-job", *options, "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 4
+    shown = capsys.readouterr()
+    assert "trio-ray: the bare replica ended with 1: " in shown.err
+    assert "fa3 cannot be used" in shown.err

@@ -1,0 +1,162 @@
+"""Host memory that a GPU copies into and another process reads from, lent out batch by batch and used again."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from math import prod
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64
+ROOM = 1.25
+"""A block is made this much larger than what it is first needed for: the next batch may be a little larger."""
+
+GRAIN = 1 << 20
+
+
+class Block:
+    """A piece of shared memory: a file without a name, mapped.
+
+    Attributes:
+        number: tells blocks apart.
+        file: descriptor, open as long as the block is.
+        size: bytes.
+        data: (size,) uint8.
+    """
+
+    def __init__(self, number: int, size: int, file: int, pinned: bool) -> None:
+        self.number = number
+        self.size = size
+        self.file = file
+        self.data = torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8)
+        if pinned:
+            code = int(torch.cuda.cudart().cudaHostRegister(self.data.data_ptr(), size, 0))
+            if code:
+                raise MemoryError(f"the GPU's driver does not pin {size} bytes of host memory: CUDA error {code}")
+        # Before the memory is unmapped, or the driver would take whatever comes to this address for pinned.
+        self._undo = weakref.finalize(self, _give_back, self.data.data_ptr() if pinned else None, file)
+
+    @classmethod
+    def make(cls, number: int, size: int, pinned: bool) -> Block:
+        """A new one; `pinned` for copies from a GPU that run beside everything else."""
+        file = os.memfd_create("trio_ray")
+        try:
+            os.ftruncate(file, size)
+            return cls(number, size, file, pinned)
+        except BaseException:
+            os.close(file)
+            raise
+
+    def close(self) -> None:
+        """Give it back, once nobody here looks at it any more."""
+        self._undo()
+
+
+def _give_back(pinned_at: int | None, file: int) -> None:
+    if pinned_at is not None:
+        torch.cuda.cudart().cudaHostUnregister(pinned_at)
+    os.close(file)
+
+
+class Lease:
+    """A block for as long as a batch needs it. `allocate` gives out its memory piece by piece."""
+
+    def __init__(self, block: Block, give_back: Callable[[Block], None]) -> None:
+        self.block = block
+        self._give_back = give_back
+        self._used = 0
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor in the block, contents undefined."""
+        size = prod(shape) * dtype.itemsize
+        start, self._used = self._used, self._used + aligned(size)
+        return self.block.data[start : start + size].view(dtype).view(shape)
+
+    def release(self) -> None:
+        """Nobody reads the tensors any more."""
+        self._give_back(self.block)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a block."""
+
+    block: int
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor, blocks: Sequence[Block]) -> Place:
+        """Raises `ValueError` for a tensor that lies in none of the blocks, or in pieces."""
+        size = tensor.numel() * tensor.element_size()
+        for block in blocks:
+            start = tensor.data_ptr() - block.data.data_ptr() if size else 0
+            if 0 <= start <= block.size - size and tensor.is_contiguous():
+                return cls(block.number, start, tuple(tensor.shape), tensor.dtype)
+        raise ValueError(f"a tensor {tuple(tensor.shape)} lies in none of the blocks that its batch was given")
+
+    def tensor(self, block: Block) -> Tensor:
+        """The tensor, a view of the block."""
+        size = prod(self.shape) * self.dtype.itemsize
+        return block.data[self.start : self.start + size].view(self.dtype).view(self.shape)
+
+
+class HostMemory:
+    """All blocks of a replica. There are as many as batches are on their way; thread-safe.
+
+    Args:
+        pinned: for copies from a GPU.
+    """
+
+    def __init__(self, pinned: bool) -> None:
+        self._pinned = pinned
+        self._free: list[Block] = []
+        self._alive: dict[int, Block] = {}
+        self._numbers = count()
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> frozenset[int]:
+        """Numbers of the blocks that may still be used."""
+        with self._lock:
+            return frozenset(self._alive)
+
+    def lease(self, size: int) -> Lease:
+        """A block of at least so many bytes: the smallest free one, or a new one in the place of a free smaller one.
+
+        Raises:
+            MemoryError: there is not so much memory that can be shared, or pinned.
+        """
+        with self._lock:
+            fitting = [block for block in self._free if block.size >= size]
+            block = min(fitting, key=lambda block: block.size, default=None)
+            if block is None:
+                if self._free:
+                    self._close(max(self._free, key=lambda block: block.size))
+                block = Block.make(next(self._numbers), GRAIN * (1 + int(ROOM * size) // GRAIN), self._pinned)
+                self._alive[block.number] = block
+            else:
+                self._free.remove(block)
+        return Lease(block, self._give_back)
+
+    def _give_back(self, block: Block) -> None:
+        with self._lock:
+            self._free.append(block)
+
+    def _close(self, block: Block) -> None:
+        self._free.remove(block)
+        del self._alive[block.number]
+        block.close()
+
+
+def aligned(size: int) -> int:
+    """Bytes that a piece of `size` bytes takes in a block."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
