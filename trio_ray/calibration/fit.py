@@ -25,8 +25,9 @@ from trio_ray.kv.transform_basis import (
 )
 from trio_ray.kv.transform_integers import Chunk, folded, sums_of_products, symbols, whole_rows
 
-GROUP_CHANNELS = 32768
-"""Most channels that are transformed together, where one layer has not more: 4 layers of LLaVA-NeXT-7B."""
+GROUP_CHANNELS = 2048
+"""Most channels that are transformed together, where one layer has not more: as many as may have components each
+(`DEFAULT_RANK`), so that a fit is not short of them. One layer of LLaVA-NeXT-7B."""
 
 HEADROOM = 4.0
 """Inputs up to this many times the largest one seen are not clipped."""

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_corpus(unfinished, scenes=arguments.scenes, samples_per_shard=100, broken=True, seed=0)
         unfinished.rename(corpus)
     options = ["--input", str(corpus / "*.tar"), "--output", str(cache), "--set", "pipeline.replicas_max=2"]
+    options += ["--set", "cache.codec=int4"]  # which needs no calibration first
     print("== precompute: two replicas of the bundled model; the broken samples go to quarantine", flush=True)
     status = _step(precompute, options)
     print("== verify: every stored byte against its checksum", flush=True)
