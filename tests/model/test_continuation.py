@@ -153,7 +153,8 @@ def test_continuing_a_prompt_equals_prefilling_it_with_the_tokens_behind(llama: 
     (prefix,) = llama.prefill([sample], whole, Trio(), top_k=40)
     tail = [20, 21, 22, 9]
     logits = Continuation(llama.decoder, [prefix], room=4).extend([tail])[0]
-    longer = replace(sample, input_ids=(*sample.input_ids, *tail))
+    ids = {"prompt_ids": (*sample.prompt_ids, *tail), "input_ids": (*sample.input_ids, *tail)}
+    longer = replace(sample, **ids)
     (truth,) = llama.prefill([longer], whole, Trio(), top_k=40)
     ours = logits.log_softmax(-1)[truth.top_ids.long()]
     assert relative_error(ours, truth.top_logprobs) < 1e-5
