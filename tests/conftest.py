@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from trio_ray.model.loading import load_model, load_processor
 from trio_ray.model.replica import Replica
 
 pytest_plugins = ["tests.seaweed"]
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+"""Ray settles this once a process: a test that started a Ray with tokens would have the next one's workers refused."""
 
 torch.set_num_threads(1)
 """Tensors of tiny models gain nothing from a second thread, and lose much where the cores are busy."""

@@ -20,7 +20,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer images and samples than on a GPU, and a Ray of our own."""
     monkeypatch.setattr(whole_job, "BARE_SAMPLES", 3)
     monkeypatch.setattr(job_corpus, "IMAGES", 2)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a token would be asked for by the next tests' clusters too
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

@@ -78,6 +78,7 @@ def command(config: JobConfig) -> list[str]:
     settings = {
         "model.dtype": config.model.dtype,
         "cache.part_samples": config.cache.part_samples,
+        "cache.codec": config.cache.codec,
         "pipeline.replicas_max": config.pipeline.replicas_max,
         "pipeline.shard_attempts": config.pipeline.shard_attempts,
         "pipeline.shard_timeout_s": config.pipeline.shard_timeout_s or "null",

@@ -32,7 +32,6 @@ PATIENCE_S = 40.0
 def node() -> Iterator[str]:
     """A Ray node that reports more often than by default; gives the URL of its metrics."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
