@@ -15,6 +15,10 @@ FLOOR_KL = 1e-6
 """Smaller divergences are drawn here: the axis is logarithmic."""
 
 
+LINEAR = 2.0
+"""Per cent: changes of perplexity up to this are drawn to scale; a logarithm's ticks would miss them."""
+
+
 def plot(questions: Sequence[Record], texts: Sequence[Record], path: str) -> None:
     """A panel each for accuracy lost, divergence of answers and perplexity, of those that were measured.
 
@@ -36,7 +40,8 @@ def plot(questions: Sequence[Record], texts: Sequence[Record], path: str) -> Non
     if texts:
         _draw(axes[-1], texts, colors, _perplexity)
         axes[-1].set_ylabel("perplexity of continued text, change in %, with 95 % intervals")
-        axes[-1].set_yscale("symlog", linthresh=1)
+        if max(abs(bound) for record in texts for bound in _perplexity(record)) > LINEAR:
+            axes[-1].set_yscale("symlog", linthresh=1)  # or the worst codec would press all others onto one line
     for one in axes:
         one.set_xscale("log", base=2)
         one.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
