@@ -7,6 +7,7 @@ runs that add to one cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -244,6 +245,16 @@ class CacheConfig(Section):
         return self
 
     @property
+    def chooses_codec(self) -> bool:
+        """Whether the job chooses a codec itself."""
+        return self.level == "kv" and self.codec == AUTO_CODEC
+
+    @property
+    def names_codec(self) -> bool:
+        """Whether there is one, and these settings say which."""
+        return self.level == "kv" and self.codec != AUTO_CODEC
+
+    @property
     def selected_under(self) -> str | None:
         """The generic instruction that stands in for each sample's own text, if any does."""
         return (self.instruction or DEFAULT_INSTRUCTION) if self.scope == "image" else None
@@ -331,6 +342,11 @@ class PipelineConfig(Section):
     def batch_rows(self) -> int:
         """Prompt rows packed into one batch as long as nothing has been tried: what is set, for 'auto' the default."""
         return DEFAULT_TOKEN_BUDGET if self.token_budget == "auto" else self.token_budget
+
+    @property
+    def torch_threads(self) -> int:
+        """Threads that torch computes with in a replica: one for each whole CPU that it reserves, at least one."""
+        return max(1, math.floor(self.cpus_per_replica))
 
     def decoders(self, cpus: int) -> int:
         """`decode_threads` of a replica with so many CPUs."""

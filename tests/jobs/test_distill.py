@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +32,6 @@ from trio_ray.store.opening import open_store
 pytestmark = pytest.mark.slow
 
 COUNT = 12
-DEADLINE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +73,6 @@ def stored(uri: str, name: str) -> bytes:
     return open_store(uri, S3Config()).read(name)
 
 
-def submit(cluster: SmallCluster, *options: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit` of the job; a cluster that has just started takes jobs only after some seconds."""
-    command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster.dashboard, "--"]
-    command += [sys.executable, str(REPOSITORY / "jobs" / "distill.py"), *options]
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S, cwd=REPOSITORY)
-        if "No available agent" not in ended.stderr or time.monotonic() > deadline:
-            return ended
-        time.sleep(1)
-
-
 def test_the_shipped_configuration_is_valid() -> None:
     config = load_section(DistillConfig, REPOSITORY / "jobs" / "distill.yaml")
     assert config.cache.startswith("s3://")
@@ -102,7 +86,7 @@ def test_a_submitted_job_trains_a_student_that_can_be_loaded(
     output = s3_server.fresh_uri()
     settings = settings_of(job, output, test={"cache": job.output, "max_new_tokens": 8})
     (tmp_path / "distill.yaml").write_text(yaml.safe_dump(settings))
-    submitted = submit(cluster, "--config", str(tmp_path / "distill.yaml"))
+    submitted = cluster.submit("distill.py", "--config", str(tmp_path / "distill.yaml"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "2 layers" in submitted.stdout
     assert "accuracy" in submitted.stdout

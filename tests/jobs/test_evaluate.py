@@ -6,9 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +36,6 @@ pytestmark = pytest.mark.slow
 
 SCENES = 6
 NEW_TOKENS = 16
-DEADLINE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +89,6 @@ def in_process(config: JobConfig, replica: Replica) -> dict[str, tuple[str, str 
     return answers
 
 
-def submit(cluster: SmallCluster, *options: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit` of the job; a cluster that has just started takes jobs only after some seconds."""
-    command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster.dashboard, "--"]
-    command += [sys.executable, str(REPOSITORY / "jobs" / "evaluate.py"), *options]
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S, cwd=REPOSITORY)
-        if "No available agent" not in ended.stderr or time.monotonic() > deadline:
-            return ended
-        time.sleep(1)
-
-
 def test_the_shipped_configuration_is_valid() -> None:
     config = load_section(EvaluateConfig, REPOSITORY / "jobs" / "evaluate.yaml")
     assert config.cache.startswith("s3://")
@@ -122,7 +106,7 @@ def test_a_submitted_job_answers_from_s3_as_the_pruned_run_in_one_process_does(
         "replicas": {"count": 2, "chunk_questions": 5},
     }  # fmt: skip
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings))
-    submitted = submit(cluster, "--config", str(tmp_path / "evaluate.yaml"))
+    submitted = cluster.submit("evaluate.py", "--config", str(tmp_path / "evaluate.yaml"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
 
     expected = in_process(job, bundled)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from ray.util.state import list_actors
 from tests.seaweed import S3Server
 
 REPOSITORY = Path(__file__).parents[2]
+SUBMIT_S = 120.0
 TRAPS = Path(__file__).parent / "traps"
 NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0}
 
@@ -69,6 +72,17 @@ class SmallCluster:
         while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
             assert time.monotonic() < deadline, "replicas of an ended job are still alive"
             time.sleep(0.2)
+
+    def submit(self, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of one of the jobs; a cluster that has just started takes jobs only after some seconds."""
+        command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", self.dashboard, "--"]
+        command += [sys.executable, str(REPOSITORY / "jobs" / script), *options]
+        deadline = time.monotonic() + SUBMIT_S
+        while True:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * SUBMIT_S, cwd=REPOSITORY)
+            if "No available agent" not in ended.stderr or time.monotonic() > deadline:
+                return ended
+            time.sleep(1)
 
     def shutdown(self) -> None:
         """End it."""

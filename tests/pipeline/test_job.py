@@ -322,15 +322,7 @@ def test_a_submitted_job_succeeds_and_its_cache_verifies(
     cluster: SmallCluster, corpus: str, tiny_model: Path, s3_server: S3Server
 ) -> None:
     config = s3_job(tiny_model, corpus, s3_server.fresh_uri())
-    ray_command = Path(sys.executable).with_name("ray")
-    job = [sys.executable, str(REPOSITORY / "jobs" / "precompute.py"), *command(config)[1:]]
-    submitted = subprocess.run(
-        [ray_command, "job", "submit", "--address", cluster.dashboard, "--", *job],
-        capture_output=True,
-        text=True,
-        timeout=2 * DEADLINE_S,
-        cwd=REPOSITORY,
-    )
+    submitted = cluster.submit("precompute.py", *command(config)[1:])
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "succeeded" in submitted.stdout
     assert_each_sample_once(open_store(config.output, config.s3))

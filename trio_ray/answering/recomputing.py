@@ -73,9 +73,8 @@ def _recompute(config: JobConfig, replica: Replica, max_new_tokens: int) -> dict
 
 def _samples(config: JobConfig, replica: Replica) -> Iterator[tuple[str, Iterator[PreparedSample]]]:
     """The good samples of each shard, as a job prepares them."""
-    prepare = replica.preparer(config.source.max_pixels, config.cache.selected_under).prepare
+    preparer = replica.preparer(config.source.max_pixels, config.cache.selected_under)
     opener = StoreOpener(config.s3)
     for file in expand_inputs(config.input, config.s3):
         for shard in split_file(file.uri, file.size, file.etag, config.source, opener):
-            prepared = map(prepare, read_shard(shard, config.source, opener))
-            yield shard.name, (sample for sample in prepared if isinstance(sample, PreparedSample))
+            yield shard.name, preparer.good(read_shard(shard, config.source, opener))

@@ -76,8 +76,7 @@ def prefixes_of(
     `on_sample` is called behind each.
     """
     for batch in pack(samples, config.pipeline.batch_rows):
-        good = [sample for sample in batch if isinstance(sample, PreparedSample)]
-        for sample, prefix in _prefill(good, config, replica):
+        for sample, prefix in _prefill(batch, config, replica):
             images = frozenset(image.hash for image in sample.images)
             yield DrawnPrefix(_on_host(prefix), sample.input_ids[-1], images)
             on_sample()
@@ -111,17 +110,14 @@ def _evenly(items: list[T], most: int) -> list[T]:
 
 
 def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> Iterator[PreparedSample]:
-    prepare = replica.preparer(config.source.max_pixels).prepare
+    preparer = replica.preparer(config.source.max_pixels)
     with contextlib.suppress(StoreError):
         for first in range(STRIDE):
 
             def skip(index: int, first: int = first) -> bool:
                 return index % STRIDE != first
 
-            for item in read_shard(shard, config.source, opener, skip):
-                sample = prepare(item)
-                if isinstance(sample, PreparedSample):
-                    yield sample
+            yield from preparer.good(read_shard(shard, config.source, opener, skip))
 
 
 def _on_host(prefix: Prefix) -> Prefix:

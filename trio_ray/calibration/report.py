@@ -10,7 +10,7 @@ import torch
 
 from trio_ray.calibration.calibrate import Answering
 from trio_ray.calibration.corpus import DrawnPrefix
-from trio_ray.evaluation.codecs import Loaded, store_and_load
+from trio_ray.evaluation.codecs import containers_of, store_and_load
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.prefix import Prefix
@@ -66,7 +66,9 @@ class HeldOut:
 
 def stored_ratio(model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix]) -> float:
     """How many times smaller than 16 bit the containers of prefixes are."""
-    stored = sum(sum(loaded.sizes) for _, _, loaded in _stored_and_loaded(model, codec, drawn))
+    stored = sum(
+        len(data) for _, before in _on_device(model, drawn) for _, data in containers_of(PrefixBatch.of(before), codec)
+    )
     return sum(_plain_bytes(item.prefix) for item in drawn) / stored
 
 
@@ -76,7 +78,8 @@ def measure_held_out(model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix
     squares = torch.zeros(2, 2, dtype=torch.float64)
     nats: list[float] = []
     equal = 0
-    for items, before, loaded in _stored_and_loaded(model, codec, drawn):
+    for items, before in _on_device(model, drawn):
+        loaded = store_and_load(PrefixBatch.of(before), codec)
         stored += sum(loaded.sizes)
         for old, new in zip(before, loaded.prefixes, strict=True):
             squares += _squares(old, new)
@@ -102,14 +105,11 @@ def measure_held_out(model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix
     )
 
 
-def _stored_and_loaded(
-    model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix]
-) -> Iterator[tuple[Sequence[DrawnPrefix], list[Prefix], Loaded]]:
-    """A few prefixes at a time, on the model's device, with what they are as they come back."""
+def _on_device(model: Answering, drawn: Sequence[DrawnPrefix]) -> Iterator[tuple[Sequence[DrawnPrefix], list[Prefix]]]:
+    """A few prefixes at a time, beside what they are on the model's device."""
     for start in range(0, len(drawn), BATCH):
         items = drawn[start : start + BATCH]
-        before = [item.prefix.on_device(model.device) for item in items]
-        yield items, before, store_and_load(PrefixBatch.of(before), codec)
+        yield items, [item.prefix.on_device(model.device) for item in items]
 
 
 def _plain_bytes(prefix: Prefix) -> int:

@@ -12,7 +12,7 @@ from trio_ray.distillation.examples import Example, Targets
 from trio_ray.distillation.stream import CachedSample
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation, generate
-from trio_ray.model.prompt import PromptError
+from trio_ray.model.prompt import PromptError, up_to_stop
 from trio_ray.model.replica import Replica
 from trio_ray.reading.ranges import Row
 from trio_ray.source.sample import Turn
@@ -71,8 +71,7 @@ class PrefixTeacher(Teacher):
             _, ids = writer.new_ids(held, whole, fixed=len(held))
         except PromptError:
             return None
-        ends = next((number for number, token in enumerate(ids) if token in stop), None)
-        return [*ids, *stop[:1]] if ends is None else ids[: ends + 1]
+        return up_to_stop(ids, stop)
 
     def _completed(self, true: Sequence[list[int] | None], prefixes: Sequence[Prefix]) -> list[list[int]]:
         """The true answers, and in the others' places the teacher's own."""

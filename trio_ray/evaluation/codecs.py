@@ -68,13 +68,18 @@ def in_16_bit(batch: PrefixBatch) -> PrefixBatch:
     return replace(batch, segments=tuple(segments))
 
 
-def store_and_load(batch: PrefixBatch, codec: Codec) -> Loaded:
-    """Code a batch, write each sample's container, and read it back as a later process would."""
+def containers_of(batch: PrefixBatch, codec: Codec) -> list[tuple[str, bytes]]:
+    """Code a batch and write each sample's container; its key and its bytes."""
     coded = code_batch(batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
-    containers = [
+    return [
         (str(number), bytes(write_container(sample, codec.settings, key=str(number), fingerprint=FINGERPRINT)))
         for number, sample in enumerate(coded.split())
     ]
+
+
+def store_and_load(batch: PrefixBatch, codec: Codec) -> Loaded:
+    """Store a batch in containers, and read it back as a later process would."""
+    containers = containers_of(batch, codec)
     device = batch.segments[0].keys.device
     prefixes = []
     for outcome in read_containers(containers, codec, fingerprint=FINGERPRINT, device=device):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import xxhash
 from torch import Tensor
 
-from trio_ray.model.prompt import IMAGE_MARKER, PromptError, PromptWriter
+from trio_ray.model.prompt import IMAGE_MARKER, PromptError, PromptWriter, up_to_stop
 from trio_ray.model.tiles import Tiler
 from trio_ray.source.images import ImageRejected, decode_image
 from trio_ray.source.sample import BadSample, Reason, Sample, Turn
@@ -150,6 +150,10 @@ class SamplePreparer:
                 prepared = replace(prepared, answer_tokens=self._answer_tokens(prepared, sample.answer))
         return prepared
 
+    def good(self, items: Iterable[Sample | BadSample]) -> Iterator[PreparedSample]:
+        """The samples that the model can take, in order; what is wrong with the others is passed over."""
+        return (sample for sample in map(self.prepare, items) if isinstance(sample, PreparedSample))
+
     def _image_part(self, prompt: str, turns: Sequence[Turn]) -> ImagePart:
         head = self._writer.up_to_images(prompt)
         own = tuple(Turn(turn.role, turn.text.replace(IMAGE_MARKER, "").strip()) for turn in turns)
@@ -169,8 +173,7 @@ class SamplePreparer:
         asked = self._writer.ids(self._writer.continued(prompt, turns)) if part else held
         whole = self._writer.continued(prompt, (*turns, Turn("assistant", answer)), then_answer=False)
         stay, ids = self._writer.new_ids(asked, whole, fixed)
-        ends = next((number for number, token in enumerate(ids) if token in self._stop_tokens), None)
-        ids = [*ids, self._stop_tokens[0]] if ends is None else ids[: ends + 1]
+        ids = up_to_stop(ids, self._stop_tokens)
         if sample.rows + stay - fixed + len(ids) > self._context:
             return None
         return AnswerTokens(tuple(asked[fixed:stay]), tuple(ids))

@@ -148,3 +148,9 @@ def _content(text: str) -> list[dict[str, str]]:
         if stripped.strip():
             parts.append({"type": "text", "text": stripped})
     return parts
+
+
+def up_to_stop(ids: Sequence[int], stop_tokens: Sequence[int]) -> list[int]:
+    """An answer's tokens up to the first that ends it; the usual one, `stop_tokens[0]`, behind those that none ends."""
+    ends = next((number for number, token in enumerate(ids) if token in stop_tokens), None)
+    return [*ids, *stop_tokens[:1]] if ends is None else list(ids[: ends + 1])

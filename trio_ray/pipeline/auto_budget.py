@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 import torch
 
 from trio_ray.config import JobConfig
-from trio_ray.model.prepare import PreparedSample
 from trio_ray.pipeline.model_stage import ModelStage
 from trio_ray.pipeline.token_budget import find_budget
 from trio_ray.source.reader import read_shard
@@ -31,7 +29,8 @@ def suit_budget(stage: ModelStage, config: JobConfig, shard: Shard, opener: Open
     Raises:
         StoreError: the shard could not be read.
     """
-    samples = list(islice(_good_samples(stage, config, shard, opener), SAMPLES_TRIED))
+    preparer = stage.replica.preparer(config.source.max_pixels, config.cache.selected_under)
+    samples = list(islice(preparer.good(read_shard(shard, config.source, opener)), SAMPLES_TRIED))
     if samples:
         try:
             limit = _memory_limit(stage.replica.device)
@@ -42,14 +41,6 @@ def suit_budget(stage: ModelStage, config: JobConfig, shard: Shard, opener: Open
         except torch.OutOfMemoryError:
             pass  # the stage halves its budget until a batch fits, and quarantines what does not fit alone
     return stage.token_budget
-
-
-def _good_samples(stage: ModelStage, config: JobConfig, shard: Shard, opener: Opener) -> Iterator[PreparedSample]:
-    prepare = stage.replica.preparer(config.source.max_pixels, config.cache.selected_under).prepare
-    for item in read_shard(shard, config.source, opener):
-        sample = prepare(item)
-        if isinstance(sample, PreparedSample):
-            yield sample
 
 
 def _memory_limit(device: torch.device) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Iterator
 
@@ -77,5 +76,5 @@ def _attempt(order: CalibrationOrder, settings: PipelineConfig, gpus: float) -> 
 def _calibrate(order: CalibrationOrder) -> Iterator[str | CodecChoice]:
     """Says where it runs as soon as it does, then what it chose."""
     yield socket.gethostname()
-    torch.set_num_threads(max(1, math.floor(order.config.pipeline.cpus_per_replica)))
+    torch.set_num_threads(order.config.pipeline.torch_threads)
     yield calibrate_here(order)

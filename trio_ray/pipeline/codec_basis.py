@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trio_ray.config import AUTO_CODEC, JobConfig, codec_spec
+from trio_ray.config import JobConfig, codec_spec
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.kv.codec import CodecError, SegmentShape
 from trio_ray.kv.container import checksum
@@ -35,7 +35,7 @@ def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) ->
     Raises:
         ConfigError: it cannot be read, is damaged, or was calibrated with another model or other prune points.
     """
-    if config.cache.level != "kv" or config.cache.codec == AUTO_CODEC:
+    if not config.cache.names_codec:
         return None
     settings = parse_spec(codec_spec(config.cache))
     if not isinstance(settings, TransformSpec):
@@ -61,6 +61,6 @@ def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) ->
 
 def named_codec(config: JobConfig, basis: bytes | None) -> dict[str, Any] | None:
     """All parameters of the codec that a job's settings name, its basis by its hash; None where they name none."""
-    if config.cache.level != "kv" or config.cache.codec == AUTO_CODEC:
+    if not config.cache.names_codec:
         return None
     return codec_spec(config.cache) | ({} if basis is None else {"basis": checksum(basis)})

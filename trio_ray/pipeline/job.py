@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from contextlib import ExitStack, closing
@@ -125,10 +124,15 @@ def _work(
     progress: Progress | None,
     started: float,
 ) -> None:
-    threads = max(1, math.floor(config.pipeline.cpus_per_replica))
     # The cache's identity names the arithmetic, so a replica must not choose another on the device that it happens on.
     model = config.model.model_copy(update={"dtype": str(plan.dtype).removeprefix("torch.")})
-    order = ReplicaOrder(config.model_copy(update={"model": model}), plan.schedule, plan.dataset, plan.run_id, threads)
+    order = ReplicaOrder(
+        config.model_copy(update={"model": model}),
+        plan.schedule,
+        plan.dataset,
+        plan.run_id,
+        config.pipeline.torch_threads,
+    )
     pool = ReplicaPool(order, config.pipeline, gpus_per_replica(config.pipeline.gpus_per_replica))
     # Two runs on one cache begin at different shards, so that they rarely do the same work.
     turn = int(plan.run_id, 16) % len(plan.tasks)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trio_ray.config import AUTO_CODEC, JobConfig
+from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.identity import build_identity
 from trio_ray.method.schedule import Schedule
@@ -99,7 +99,7 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     identity = build_identity(config, folder, dtype, schedule, named_codec(config, basis))
     size = config.cache.part_samples or part_samples(config, schedule, model_config, dtype)
     why = None
-    if config.cache.level == "kv" and config.cache.codec == AUTO_CODEC:
+    if config.cache.chooses_codec:
         dataset, why = make_or_join(store, identity, size, _calibration_order(config, identity, dtype), calibrate)
     else:
         dataset = create_or_check(store, identity, size)

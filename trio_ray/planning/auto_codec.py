@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trio_ray.calibration.auto import MIN_SAMPLES, Uncalibrated, calibrate_on
-from trio_ray.config import AUTO_CODEC, JobConfig
+from trio_ray.config import JobConfig
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.raw import Raw
 from trio_ray.kv.spec import RawSpec
@@ -23,11 +23,6 @@ class OwnCodec:
 
     codec: Codec | None
     note: str | None
-
-
-def is_auto(config: JobConfig) -> bool:
-    """Whether the job chooses a codec itself."""
-    return config.cache.level == "kv" and config.cache.codec == AUTO_CODEC
 
 
 def calibrated_here(config: JobConfig, replica: Replica, workload: Workload) -> OwnCodec:

@@ -18,7 +18,7 @@ from trio_ray.kv.transform import Transform
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import Replica, make_schedule, make_selector
 from trio_ray.pipeline.plan import part_samples
-from trio_ray.planning.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calibrated_here, is_auto
+from trio_ray.planning.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calibrated_here
 from trio_ray.planning.choices import GB, Choice, Terms, verdict
 from trio_ray.planning.draw import DrawnCorpus, draw_corpus
 from trio_ray.planning.measured import Machine, Measurement
@@ -198,7 +198,7 @@ def _own_codec(config: JobConfig, auto: Callable[[], OwnCodec]) -> OwnCodec:
     """The job's codec; None where it stores no keys and values, or where `auto` only assumes one."""
     if config.cache.level != "kv":
         return OwnCodec(None, None)
-    return auto() if is_auto(config) else OwnCodec(_codec(codec_spec(config.cache), config), None)
+    return auto() if config.cache.chooses_codec else OwnCodec(_codec(codec_spec(config.cache), config), None)
 
 
 def _own_name(config: JobConfig) -> str:

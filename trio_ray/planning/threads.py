@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ from trio_ray.config import PipelineConfig
 def threads_of_a_replica(settings: PipelineConfig) -> Iterator[None]:
     """Torch computes with the threads that a replica is given, until the end; by default it takes every core."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, math.floor(settings.cpus_per_replica)))
+    torch.set_num_threads(settings.torch_threads)
     try:
         yield
     finally:
