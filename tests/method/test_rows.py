@@ -78,7 +78,7 @@ def test_padded_views_hold_each_samples_rows_and_nothing_else(masks: list[list[b
     texts, text_real = rows.padded_texts
     longest = max(map(len, masks))
     assert slots.shape == (len(masks), -(-longest // 8) * 8)  # matrix products want aligned rows
-    assert images.shape == (len(masks), max(map(sum, masks)))
+    assert images.shape == (len(masks), -(-max(map(sum, masks)) // 8) * 8)
     assert texts.shape == (len(masks), max(mask.count(False) for mask in masks))
     for sample, mask in enumerate(masks):
         start = rows.offsets[sample]

@@ -1,10 +1,11 @@
-"""Memory-bound tensor code as fused kernels on a GPU, the same code as it is elsewhere."""
+"""Tensor code for a GPU: memory-bound code as fused kernels, and numbers that get there without a wait."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -47,6 +48,11 @@ def fused(**dynamic: tuple[int, ...]) -> Callable[[Callable[P, R]], Callable[P, 
         return run
 
     return decorate
+
+
+def has_triton(tensor: Tensor) -> bool:
+    """Whether our own kernels can work on the tensor: it is on a GPU, and Triton is there, which comes with torch."""
+    return tensor.is_cuda and find_spec("triton") is not None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from trio_ray.method.fusion import on_device, to_device
 
+ALIGNMENT = 8
+"""Matrix products want numbers of rows that are multiples of this."""
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -104,7 +107,7 @@ class PackedRows:
 
         S is the longest sample's length, rounded up, since matrix products want aligned rows.
         """
-        return _pad_runs(self.offsets[:-1], self.lengths, self.device, multiple=8)
+        return _pad_runs(self.offsets[:-1], self.lengths, self.device, ALIGNMENT)
 
     @cached_property
     def image_rows(self) -> Tensor:
@@ -113,10 +116,10 @@ class PackedRows:
 
     @cached_property
     def padded_images(self) -> tuple[Tensor, Tensor]:
-        """(B, most image rows) row numbers of each sample's image rows, clamped into range, and the mask of the real
-        ones.
+        """(B, N) row numbers of each sample's image rows, clamped into range, and the mask of the real ones; N is the
+        most image rows of a sample, rounded up like S of `padded`.
         """
-        return _pad_selected(self.image_rows, self.image_counts)
+        return _pad_selected(self.image_rows, self.image_counts, ALIGNMENT)
 
     @cached_property
     def padded_texts(self) -> tuple[Tensor, Tensor]:
@@ -161,10 +164,10 @@ def select_rows(mask: Tensor, count: int) -> Tensor:
     return rows.scatter_(0, slots, torch.arange(len(mask), device=mask.device))[:count]
 
 
-def _pad_selected(selected: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _pad_selected(selected: Tensor, counts: Sequence[int], multiple: int = 1) -> tuple[Tensor, Tensor]:
     """Consecutive runs of `selected`, of these lengths, as (B, longest) and the mask of entries inside the run."""
     starts = list(accumulate(counts, initial=0))
-    slots, real = _pad_runs(starts[:-1], counts, selected.device)
+    slots, real = _pad_runs(starts[:-1], counts, selected.device, multiple)
     return (selected[slots.clamp_max(starts[-1] - 1)] if starts[-1] else slots), real
 
 

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from trio_ray.method.fusion import fused, on_device
 from trio_ray.method.proxy import ProxyLayer, rms_norm, rms_norm_backward, rotate
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.supervision import TargetAttention, TargetRows, attend_from, group_heads, ungroup_heads
+from trio_ray.method.supervision import (
+    TargetAttention,
+    TargetRows,
+    attend_from,
+    group_heads,
+    kernels_take,
+    rotated_and_padded,
+    ungroup_heads,
+)
 
 LOSS_SCALE = 1024.0
 """Factor on the loss, so that half-precision gradients do not underflow; divided out again at the end, in fp32."""
@@ -56,16 +64,17 @@ def proxy_saliency(
         scale = scale * (target.weight > 0)[:, None]
         # In fp32 first: the factor of a nearly certain row does not fit into half precision, the product does.
         grad_out, grad_residual = (grad_out.float() * scale).to(grad_out.dtype), grad_residual.float() * scale
-    grad_scores, grad_normed = _attention_gradient(padded, rows, proxy, target, attention, values, grad_out)
-    reaches_images = any(-row > tail for row in supervised for tail in rows.tails)
-    if reaches_images:
-        # A supervised image row also acts through its own query and residual.
-        grad_normed = grad_normed.index_add(0, target.flat, _query_gradient(proxy, attention, target, grad_scores))
-    if reaches_images:
-        grad = rms_norm_backward(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
-        grad = grad.index_add(0, target.flat, grad_residual.float())
-        return torch.linalg.vector_norm(grad, dim=-1) / LOSS_SCALE
-    return _norm_of_gradient(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
+    through = _attention_gradient(padded, rows, proxy, target, attention, values, grad_out)
+    flat = _unpad_index(rows)
+    if not any(-row > tail for row in supervised for tail in rows.tails):
+        return _norm_of_gradient(through.key, through.value, flat, hidden, proxy.norm_weight, proxy.norm_eps)
+    # A supervised image row also acts through its own query and residual.
+    grad_normed = (through.key + through.value[flat]).index_add(
+        0, target.flat, _query_gradient(proxy, rows, attention, target, through.scores)
+    )
+    grad = rms_norm_backward(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
+    grad = grad.index_add(0, target.flat, grad_residual.float())
+    return torch.linalg.vector_norm(grad, dim=-1) / LOSS_SCALE
 
 
 @fused(hidden=(0,))
@@ -73,10 +82,15 @@ def _normed(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm(hidden, weight, eps)
 
 
-@fused(grad_normed=(0,), hidden=(0,))
-def _norm_of_gradient(grad_normed: Tensor, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """(T,) fp32, from the gradient behind the input norm; one pass that never writes the gradient before it."""
-    return torch.linalg.vector_norm(rms_norm_backward(grad_normed, hidden, weight, eps), dim=-1) / LOSS_SCALE
+@fused(through_key=(0,), through_value=(0,), flat=(0,), hidden=(0,))
+def _norm_of_gradient(
+    through_key: Tensor, through_value: Tensor, flat: Tensor, hidden: Tensor, weight: Tensor, eps: float
+) -> Tensor:
+    """(T,) fp32, from the gradient behind the input norm (`_Through`); one pass that never writes the gradient before
+    it, nor the sum.
+    """
+    grad = through_key.float() + through_value[flat].float()
+    return torch.linalg.vector_norm(rms_norm_backward(grad, hidden, weight, eps), dim=-1) / LOSS_SCALE
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,17 @@ def _loss_gradient(hidden: Tensor, proxy: ProxyLayer, target: TargetRows, out: T
     return grads[0], grads[1]
 
 
+@dataclass(frozen=True)
+class _Through:
+    """Gradients at the scores, (B, kv_heads, M, S), and at the normed rows: by way of keys, (T, d), and of values,
+    (B * S, d).
+    """
+
+    scores: Tensor
+    key: Tensor
+    value: Tensor
+
+
 def _attention_gradient(
     padded: Tensor,
     rows: PackedRows,
@@ -123,8 +148,7 @@ def _attention_gradient(
     attention: TargetAttention,
     values: _Values,
     grad_out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gradients at the scores, (B, kv_heads, M, S), and at all normed rows by way of keys and values, (T, d)."""
+) -> _Through:
     dtype = padded.dtype
     grad_out = group_heads(grad_out, proxy, target)
     # dL/dA_ij = dO_i . v_j = (W_v^T dO_i) . x_j, so the values stay unformed here too.
@@ -132,11 +156,19 @@ def _attention_gradient(
     grad_probs = (back.flatten(1, 2) @ padded.transpose(1, 2)).unflatten(1, (proxy.kv_heads, -1))
     mean_grad = (grad_out.float() * values.attended.float()).sum(-1, keepdim=True)
     grad_scores = _score_gradient(attention.probs, grad_probs, mean_grad, proxy.scaling)
-    flat = _unpad_index(rows)
-    grad_key = _packed_and_unrotated(grad_scores.transpose(2, 3) @ attention.query, flat, proxy.cos, proxy.sin)
+    grad_key = _key_gradient(grad_scores, attention.query, rows, proxy)
     weights = attention.probs.flatten(1, 2).to(dtype).transpose(1, 2)
-    through_value = (weights @ back.flatten(1, 2)).flatten(0, 1)[flat]
-    return grad_scores, torch.addmm(through_value, grad_key, proxy.k_weight)
+    return _Through(grad_scores, grad_key @ proxy.k_weight, (weights @ back.flatten(1, 2)).flatten(0, 1))
+
+
+def _key_gradient(grad_scores: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
+    """(T, kv_heads * D), at the keys before rotation."""
+    if kernels_take(query):
+        from trio_ray.method import supervision_kernels
+
+        return supervision_kernels.key_gradient(grad_scores, query, proxy.cos, proxy.sin, rows.cu_seqlens)
+    rotated = grad_scores.transpose(2, 3) @ query
+    return rotate(rotated.transpose(1, 2).flatten(0, 1)[_unpad_index(rows)], proxy.cos, -proxy.sin).flatten(1)
 
 
 @fused(probs=(0, 3), grad_probs=(0, 3), mean_grad=(0,))
@@ -145,15 +177,12 @@ def _score_gradient(probs: Tensor, grad_probs: Tensor, mean_grad: Tensor, scalin
     return (probs * (grad_probs.float() - mean_grad) * scaling).to(grad_probs.dtype)
 
 
-@fused(grad_key=(0, 2), flat=(0,), cos=(0,), sin=(0,))
-def _packed_and_unrotated(grad_key: Tensor, flat: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(B, kv_heads, S, D) gradients at the rotated keys as (T, kv_heads * D) at the keys before rotation."""
-    return rotate(grad_key.transpose(1, 2).flatten(0, 1)[flat], cos, -sin).flatten(1)
-
-
-def _query_gradient(proxy: ProxyLayer, attention: TargetAttention, target: TargetRows, grad_scores: Tensor) -> Tensor:
+def _query_gradient(
+    proxy: ProxyLayer, rows: PackedRows, attention: TargetAttention, target: TargetRows, grad_scores: Tensor
+) -> Tensor:
     """Gradient at the target rows' normed states by way of their queries, (B * P, d)."""
-    grad_query = ungroup_heads(grad_scores @ attention.key, proxy, target).unflatten(1, (proxy.heads, proxy.head_dim))
+    grad_query = grad_scores @ rotated_and_padded(attention.key, rows, proxy)
+    grad_query = ungroup_heads(grad_query, proxy, target).unflatten(1, (proxy.heads, proxy.head_dim))
     return rotate(grad_query, proxy.cos[target.flat], -proxy.sin[target.flat]).flatten(1) @ proxy.q_weight
 
 

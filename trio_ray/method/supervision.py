@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import fused, on_device
+from trio_ray.method.fusion import fused, has_triton, on_device
 from trio_ray.method.proxy import ProxyLayer, rotate
 from trio_ray.method.rows import PackedRows
 
@@ -41,7 +41,7 @@ class TargetAttention:
     """Attention of the target rows. M = (heads / kv_heads) * P rows of a sample share a key head; S is the longest
     sample.
 
-    `probs` (B, kv_heads, M, S) fp32; `query` (B, kv_heads, M, D); `key` (B, kv_heads, S, D).
+    `probs` (B, kv_heads, M, S) fp32; `query` (B, kv_heads, M, D), rotated; `key` (T, kv_heads * D), before rotation.
     """
 
     probs: Tensor
@@ -54,17 +54,38 @@ def attend_from(normed: Tensor, rows: PackedRows, proxy: ProxyLayer, target: Tar
     batch, per_sample, dim = len(rows.lengths), target.per_sample, proxy.head_dim
     slots, real = rows.padded
     key = F.linear(normed, proxy.k_weight, proxy.k_bias)
-    key = _rotated_and_padded(key, proxy.cos, proxy.sin, slots, dim)
     query = F.linear(normed[target.flat], proxy.q_weight, proxy.q_bias).view(-1, proxy.heads, dim)
     query = group_heads(rotate(query, proxy.cos[target.flat], proxy.sin[target.flat]), proxy, target)
     visible = real[:, None] & (slots[:, None] <= target.flat.view(batch, per_sample, 1))
-    probs = _softmax(query @ key.transpose(2, 3), visible, proxy.scaling)
+    probs = _softmax(_scores(key, query, rows, proxy), visible, proxy.scaling)
     return TargetAttention(probs, query, key)
+
+
+def _scores(key: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
+    """(B, kv_heads, M, S); what stands behind a sample's end means nothing."""
+    if kernels_take(query):
+        from trio_ray.method import supervision_kernels
+
+        return supervision_kernels.scores(key, query, proxy.cos, proxy.sin, rows.cu_seqlens, rows.padded[0].shape[1])
+    return query @ rotated_and_padded(key, rows, proxy).transpose(2, 3)
+
+
+def kernels_take(query: Tensor) -> bool:
+    """Whether `supervision_kernels` can work with these queries of `TargetAttention`."""
+    if not has_triton(query):
+        return False
+    from trio_ray.method import supervision_kernels
+
+    return supervision_kernels.fit(query.shape[2], query.shape[3])
+
+
+def rotated_and_padded(key: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
+    """(T, kv_heads * D) packed keys as (B, kv_heads, S, D), rotated."""
+    return _rotated_and_padded(key, proxy.cos, proxy.sin, rows.padded[0], proxy.head_dim)
 
 
 @fused(key=(0,), cos=(0,), sin=(0,), slots=(0, 1))
 def _rotated_and_padded(key: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, dim: int) -> Tensor:
-    """(T, kv_heads * D) keys, rotated, as (B, kv_heads, S, D)."""
     rotated = rotate(key.unflatten(1, (-1, dim)), cos, sin)
     return rotated[slots].transpose(1, 2).contiguous()
 

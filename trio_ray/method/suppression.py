@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression, exact, without a loop over tokens, for all samples of a batch."""
+"""Greedy non-maximum suppression, exact, without a loop over tokens on the host, for all samples of a batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import fused, on_device
-
-ROUNDS_PER_CHECK = 8
-"""Fixpoint rounds between two looks at whether anything still changes: each look waits for the device once."""
+from trio_ray.method.fusion import fused, has_triton, on_device
+from trio_ray.method.rows import ALIGNMENT
 
 SIMILARITY_ELEMENTS = 1 << 28
 """Most elements of the similarity matrices held at once (1 GiB in fp32)."""
@@ -20,20 +18,20 @@ SIMILARITY_ELEMENTS = 1 << 28
 WINDOW = 2
 """Candidates looked at for each token kept, at first."""
 
+LEAST_WINDOW = 64
+
 
 @dataclass
 class Haste:
-    """Leave to go on without waiting for the device, which alone knows whether suppression has settled.
+    """Leave to go on without waiting for the device, which alone knows whether a window held enough survivors.
 
     Attributes:
         window: candidates looked at for each token kept.
-        rounds: of the fixpoint.
         unchecked: what must be looked at later, () bool each, on the device: where one is False, the choice may not be
             the greedy one, and must be made again without haste.
     """
 
     window: int = WINDOW
-    rounds: int = 2 * ROUNDS_PER_CHECK
     unchecked: list[Tensor] = field(default_factory=list)
 
 
@@ -71,34 +69,18 @@ def suppress(
     ranked = torch.nan_to_num(score, nan=0.0).masked_fill(~real, float("-inf"))
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     real, ranked_slots = real.gather(1, order), slots.gather(1, order)
-    # The greedy result over the best W candidates is that over all, as long as W hold enough survivors.
-    window = tokens if threshold > 1 else min(tokens, max((haste.window if haste else WINDOW) * most, 64))
+    window = max((haste.window if haste else WINDOW) * most, LEAST_WINDOW)
+    window = min(tokens, -(-window // ALIGNMENT) * ALIGNMENT)
     step = max(1, SIMILARITY_ELEMENTS // (window * window))
     for start in range(0, batch, step):
         part = slice(start, start + step)
-        best = _choose(hidden, ranked_slots[part], real[part], keep[part], threshold, window, haste)
+        wanted = on_device(tuple(keep[part]), score.device)[:, None]
+        alive = real[part]
+        if threshold <= 1:
+            alive = _survivors(hidden, ranked_slots[part], alive, wanted, threshold, window, haste)
+        best = _first(alive, real[part], wanted)
         chosen[part] = chosen[part].scatter(1, order[part], best)
     return chosen
-
-
-def _choose(
-    hidden: Tensor,
-    slots: Tensor,
-    real: Tensor,
-    keep: Sequence[int],
-    threshold: float,
-    window: int,
-    haste: Haste | None,
-) -> Tensor:
-    """(b, N) bool in rank order: the first survivors, then the first of the suppressed."""
-    wanted = on_device(tuple(keep), slots.device)[:, None]
-    if threshold > 1:
-        alive = real
-    elif haste is None:
-        alive = _survivors(hidden, slots, real, wanted, threshold, window)
-    else:
-        alive = _likely_survivors(hidden, slots, real, wanted, threshold, window, haste)
-    return _first(alive, real, wanted)
 
 
 @fused(alive=(0, 1), real=(0, 1), wanted=(0,))
@@ -110,65 +92,52 @@ def _first(alive: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
     return (alive & (survivors <= wanted)) | (fillers & (fillers.cumsum(1) <= missing))
 
 
-def _survivors(hidden: Tensor, slots: Tensor, real: Tensor, wanted: Tensor, threshold: float, window: int) -> Tensor:
+def _survivors(
+    hidden: Tensor, slots: Tensor, real: Tensor, wanted: Tensor, threshold: float, window: int, haste: Haste | None
+) -> Tensor:
     """(b, N) bool, the greedy result over the candidates in rank order, as far as it is needed to fill `wanted`.
 
-    Token j survives if no surviving token i < j suppresses it. Iterating that statement from all-true settles the
-    tokens in order of rank, so its fixpoint is the greedy result; it is reached when a round changes nothing.
+    The result over the best W candidates is that over all, as long as W hold enough survivors.
     """
     tokens = slots.shape[1]
-    candidates = real[:, :window]
-    suppresses = _suppression(hidden[slots[:, :window]], threshold)
-    alive = candidates
     while True:
-        for _ in range(ROUNDS_PER_CHECK):
-            before = alive
-            alive = _round(candidates, suppresses, alive)
-        enough = (alive.sum(1, keepdim=True) >= wanted).all()
-        settled, filled = torch.stack([(alive == before).all(), enough]).tolist()  # the one wait for the device
-        if settled and (filled or window == tokens):
-            return F.pad(alive, (0, tokens - window))
-        if settled:
-            window = min(tokens, 2 * window)
-            candidates = real[:, :window]
-            suppresses = _suppression(hidden[slots[:, :window]], threshold)
-            alive = candidates
+        candidates = hidden[slots[:, :window].contiguous()]
+        alive = F.pad(_greedy(candidates, real[:, :window], wanted, threshold), (0, tokens - window))
+        if window == tokens:
+            return alive
+        # A sample without real tokens behind the window has no more survivors anywhere.
+        enough = ((alive.sum(1, keepdim=True) >= wanted) | ~real[:, window : window + 1]).all()
+        if haste is not None:
+            haste.unchecked.append(enough)
+            return alive
+        if enough:
+            return alive
+        window = min(tokens, 2 * window)
 
 
-def _likely_survivors(
-    hidden: Tensor, slots: Tensor, real: Tensor, wanted: Tensor, threshold: float, window: int, haste: Haste
-) -> Tensor:
-    """As `_survivors`, if `haste` was enough; whether it was is noted there."""
-    tokens = slots.shape[1]
-    candidates = real[:, :window]
-    suppresses = _suppression(hidden[slots[:, :window]], threshold)
-    alive = before = candidates
-    for _ in range(haste.rounds):
-        before, alive = alive, _round(candidates, suppresses, alive)
-    enough = (alive.sum(1, keepdim=True) >= wanted).all() | (window == tokens)
-    haste.unchecked.append((alive == before).all() & enough)
-    return F.pad(alive, (0, tokens - window))
-
-
-@fused(candidates=(0, 1), suppresses=(0, 1, 2), alive=(0, 1))
-def _round(candidates: Tensor, suppresses: Tensor, alive: Tensor) -> Tensor:
-    return candidates & ~(suppresses & alive[..., None]).any(1)
-
-
-def _suppression(candidates: Tensor, threshold: float) -> Tensor:
-    """(b, W, W) bool, from (b, W, d) in rank order: whether that of rank i resembles that of rank j, behind it, too
-    much.
+def _greedy(candidates: Tensor, real: Tensor, wanted: Tensor, threshold: float) -> Tensor:
+    """(b, W) bool, the survivors among (b, W, d) candidates in rank order; those behind the first `wanted` of a sample
+    need not be told from the others.
     """
+    if has_triton(candidates):
+        from trio_ray.method.suppression_kernel import first_survivors
+
+        return first_survivors(*_products(candidates), real, wanted, threshold)
+    products, length = _products(candidates)
+    suppresses = (products >= threshold * length[:, :, None] * length[:, None]).triu(1)
+    # Token j survives if no surviving token i < j suppresses it. Iterating that statement from all-true settles the
+    # tokens in order of rank, so its fixpoint is the greedy result; it is reached when a round changes nothing.
+    before, alive = None, real
+    while before is None or not torch.equal(before, alive):
+        before, alive = alive, real & ~(suppresses & alive[..., None]).any(1)
+    return alive
+
+
+def _products(candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalar products (b, W, W) and lengths (b, W), both fp32, of (b, W, d) candidates."""
     if candidates.is_cuda and candidates.dtype in (torch.bfloat16, torch.float16):
         # Products of two halves are exact in fp32, in which tensor cores sum them up: as good as fp32, and far faster.
         products = torch.bmm(candidates, candidates.transpose(1, 2), out_dtype=torch.float32)
-        return _alike(products, threshold)
+        return products, products.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()
     unit = F.normalize(candidates.float(), dim=-1)
-    return (unit @ unit.transpose(1, 2) >= threshold).triu(1)
-
-
-@fused(products=(0, 1, 2))
-def _alike(products: Tensor, threshold: float) -> Tensor:
-    """(b, W, W) bool, from the candidates' scalar products in fp32."""
-    length = products.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()
-    return (products >= threshold * length[:, :, None] * length[:, None]).triu(1)
+    return unit @ unit.transpose(1, 2), unit.new_ones(unit.shape[:2])

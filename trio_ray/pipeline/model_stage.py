@@ -164,7 +164,7 @@ class ModelStage:
     def _again(self, samples: Sequence[PreparedSample]) -> StoredGroup:
         """A batch that had not settled, waiting for the device as often as it takes."""
         with self._lock:
-            self._haste = Haste(2 * self._haste.window, 2 * self._haste.rounds)
+            self._haste = Haste(2 * self._haste.window)
             return self._copied(self._stored(samples, self.selector), self._mark())
 
     def _copied(
