@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trio_ray.kv.transform_bands import BANDS, pack, unpack
+from trio_ray.kv.transform_bands import BANDS, PackedPlaces, pack, unpack
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 5, 11), (0, 0, 0, 1), (1, 0, 1, 0), (0, 4, 2, 5), (0, 0, 0, 0)])
@@ -34,6 +34,17 @@ def test_a_symbol_too_large_for_its_band_becomes_the_largest_and_harms_no_other(
         [32767, -127, 7, -3, 1, 0, -1, 1, 1],
         [-32767, 127, -7, 3, -1, 0, 1, -1, -1],
     ]
+
+
+def test_packed_rows_are_stored_at_their_places_and_nothing_else_is_touched() -> None:
+    packed = [torch.tensor([[1], [2]]), torch.tensor([[3, 4], [5, 6]]), torch.zeros(2, 0), torch.tensor([[7], [8]])]
+    places = PackedPlaces(
+        stored=torch.zeros(14, dtype=torch.uint8),
+        rows=torch.tensor([[0, 2, 9, 9], [1, 5, 9, 11]]),
+        columns=(0, 1, 0, 2),
+    )
+    places.put([band.to(torch.uint8) for band in packed])
+    assert places.stored.tolist() == [1, 2, 0, 3, 4, 0, 5, 6, 0, 0, 0, 7, 0, 8]
 
 
 def test_every_byte_means_symbols_within_reach() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +23,16 @@ from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
 from trio_ray.kv.moving import move_together
 from trio_ray.kv.spec import TransformSpec
-from trio_ray.kv.transform_bands import BANDS, pack, unpack
+from trio_ray.kv.transform_bands import BANDS, PackedPlaces, unpack
 from trio_ray.kv.transform_basis import FOLD_BITS, KINDS, ROTATION_BITS, STEP_BITS, TENSORS, Basis, Components, Group
-from trio_ray.kv.transform_integers import Chunk, row_symbols
+from trio_ray.kv.transform_integers import Chunk, TorchRowCoder
 from trio_ray.method.fusion import fused, on_device
 from trio_ray.method.rows import select_rows
 
-CHUNK = 8192
-"""Rows coded or decoded at once, which bounds the memory of their integers and floats."""
+CHUNK, GPU_CHUNK = 1 << 23, 1 << 26
+"""Rows times channels of the widest group that are coded or decoded at once, which bounds the memory of their integers
+and floats. A GPU wants few and large pieces of work.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class Rows:
 
     Attributes:
         index: (n,) int64, where they are.
+        sample: (n,) int64, whose they are.
         mean: (n,) int64, which mean each differs from, see `Components.offset`.
         counts: how many of them each sample has.
     """
 
     index: Tensor
+    sample: Tensor
     mean: Tensor
     counts: tuple[int, ...]
 
@@ -79,6 +84,21 @@ class Synthesis:
         return torch.mm(whole, self.matrix, out_dtype=torch.float32)
 
 
+class RowCoder(Protocol):
+    """What `transform_integers` and `transform_kernels` both offer; see `TorchRowCoder`."""
+
+    def put(self, keys: Tensor, values: Tensor, chunk: Chunk, places: PackedPlaces) -> None: ...
+
+
+def row_coder(group: Group, kind: int, rounding: int) -> RowCoder:
+    """The implementation for the device that a group is on. On a GPU decoding and calibrating take Triton too."""
+    if group.exponent.is_cuda:
+        from trio_ray.kv import transform_kernels
+
+        return transform_kernels.KernelRowCoder.of(group, kind, rounding)
+    return TorchRowCoder(group, kind, rounding)
+
+
 class Transform(Codec):
     """One tensor a segment: of each sample, of image rows and then of text rows, by band (`transform_bands`) the packed
     symbols of all groups of layers, row by row.
@@ -94,27 +114,30 @@ class Transform(Codec):
         self.settings = settings
         self._basis = basis
         self._bases: dict[torch.device, Basis] = {}
+        self._coders: dict[tuple[torch.device, int, int], RowCoder] = {}
         self._syntheses: dict[tuple[torch.device, torch.dtype, int, int], Synthesis] = {}
 
     def encode(self, batch: SegmentBatch) -> CodedSegments:
         """See `Codec`."""
         shapes = SegmentShape.of(batch)
-        numbers = self._groups(shapes[0])
-        basis = self._basis_on(batch.keys.device)
+        numbers, device = self._groups(shapes[0]), batch.keys.device
+        basis = self._basis_on(device)
         groups = [basis.groups[number] for number in numbers]
-        blocks: list[list[Tensor]] = [[] for _ in shapes]
+        blocks = _blocks(shapes, groups)
+        sizes = tuple(map(sum, blocks))
+        stored = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         for kind, rows in enumerate(_rows_of_kinds(batch.text, shapes, basis.leads)):
-            for packed in self._encode_rows(basis, groups, kind, batch, rows):
-                for block, piece in zip(blocks, packed.split(list(rows.counts)), strict=True):
-                    block.append(piece.flatten())
-        pieces = [torch.cat(block) if block else batch.text.new_empty(0, dtype=torch.uint8) for block in blocks]
-        return CodedSegments({TENSOR: torch.cat(pieces)}, {TENSOR: tuple(len(piece) for piece in pieces)})
+            begins, columns = _begins(blocks, rows, _widths(groups, kind), kind), _columns(groups, kind)
+            for part, chunk in _chunks(basis, groups, rows.index, rows.mean, batch.position):
+                for number, group, own in zip(numbers, groups, columns, strict=True):
+                    layers, places = _layers(batch, group), PackedPlaces(stored, begins[part], own)
+                    self._coder(basis, number, kind).put(batch.keys[layers], batch.values[layers], chunk, places)
+        return CodedSegments({TENSOR: stored}, {TENSOR: sizes})
 
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """See `Codec`."""
         groups = [self._basis.groups[number] for number in self._groups(shape)]
-        size = sum(rows * sum(_widths(groups, kind)) for kind, rows in enumerate(_row_counts(shape)))
-        return {TENSOR: TensorSpec(torch.uint8, (size,))}
+        return {TENSOR: TensorSpec(torch.uint8, (sum(_blocks([shape], groups)[0]),))}
 
     @torch.no_grad()
     def decode(
@@ -130,7 +153,7 @@ class Transform(Codec):
         position, text, *moved = move_together([position, text, *numbers_of_rows], device)
         batch = batch_of(shapes, *empty_states(shapes, device), position, text)
         for kind, bands in enumerate(_bands(tensors[TENSOR], shapes, groups)):
-            for rows, chunk in _chunks(basis, moved[2 * kind], moved[2 * kind + 1], position):
+            for rows, chunk in _chunks(basis, groups, moved[2 * kind], moved[2 * kind + 1], position):
                 mine = _split_groups([band[rows] for band in bands], groups, kind)
                 for number, group, packed in zip(numbers, groups, mine, strict=True):
                     way = self._synthesis(basis, number, kind, batch.keys.dtype)
@@ -142,19 +165,6 @@ class Transform(Codec):
         """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
         ends = [group.first_layer + group.layers - first_layer for group in self._basis.groups]
         return min((end for end in ends if end >= least), default=ends[-1])
-
-    @staticmethod
-    def _encode_rows(basis: Basis, groups: Sequence[Group], kind: int, batch: SegmentBatch, rows: Rows) -> list[Tensor]:
-        """By band (n, bytes) uint8 packed symbols of rows of one kind, the groups side by side."""
-        pieces = []
-        for _, chunk in _chunks(basis, rows.index, rows.mean, batch.position):
-            packed = []
-            for group in groups:
-                layers = _layers(batch, group)
-                found = row_symbols(group, kind, basis.rounding, batch.keys[layers], batch.values[layers], chunk)
-                packed.append(pack(found, group.kinds[kind].counts))
-            pieces.append([torch.cat(bands, 1) for bands in zip(*packed, strict=True)])
-        return [torch.cat(bands) for bands in zip(*pieces, strict=True)]
 
     def _groups(self, shape: SegmentShape) -> list[int]:
         """Numbers of the groups that make up a segment. Raises `CodecError` if none do."""
@@ -178,6 +188,14 @@ class Transform(Codec):
         if device not in self._bases:
             self._bases[device] = _moved(self._basis, device)
         return self._bases[device]
+
+    def _coder(self, basis: Basis, number: int, kind: int) -> RowCoder:
+        """What codes a group's rows of one kind; made once for each device."""
+        group = basis.groups[number]
+        key = (group.exponent.device, number, kind)
+        if key not in self._coders:
+            self._coders[key] = row_coder(group, kind, basis.rounding)
+        return self._coders[key]
 
     def _synthesis(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> Synthesis:
         """The way back to states of `dtype` in a group's rows of one kind; made once for each device.
@@ -217,7 +235,7 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
     for kind, mask in enumerate((~text, text)):
         counts = tuple(_row_counts(shape)[kind] for shape in shapes)
         index = select_rows(mask, sum(counts))
-        kinds.append(Rows(index, mean[index], counts))
+        kinds.append(Rows(index, sample[index], mean[index], counts))
     return kinds
 
 
@@ -226,15 +244,24 @@ def _widths(groups: Sequence[Group], kind: int) -> list[int]:
     return [sum(band.width(group.kinds[kind].counts[number]) for group in groups) for number, band in enumerate(BANDS)]
 
 
+def _blocks(shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[int]]:
+    """By sample the bytes of its blocks, one for each kind of rows and band in it, as they are stored."""
+    widths = [_widths(groups, kind) for kind in range(len(KINDS))]
+    return [
+        [rows * width for rows, own in zip(_row_counts(shape), widths, strict=True) for width in own]
+        for shape in shapes
+    ]
+
+
 def _bands(stored: Tensor, shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[Tensor]]:
     """By kind and band, (rows of all samples, bytes) uint8 packed symbols, from the samples' pieces."""
-    counts = [_row_counts(shape) for shape in shapes]
-    places = [(kind, width) for kind in range(len(KINDS)) for width in _widths(groups, kind)]
-    blocks = stored.split([own[kind] * width for own in counts for kind, width in places])
-    bands: list[list[Tensor]] = [[] for _ in KINDS]
-    for number, (kind, width) in enumerate(places):
-        joined = torch.cat(blocks[number :: len(places)])
-        bands[kind].append(joined.view(sum(own[kind] for own in counts), width))
+    blocks = stored.split([size for sizes in _blocks(shapes, groups) for size in sizes])
+    bands: list[list[Tensor]] = []
+    for kind in range(len(KINDS)):
+        rows = sum(_row_counts(shape)[kind] for shape in shapes)
+        own = range(kind * len(BANDS), (kind + 1) * len(BANDS))
+        joined = [torch.cat(blocks[number :: len(KINDS) * len(BANDS)]) for number in own]
+        bands.append([band.view(rows, width) for band, width in zip(joined, _widths(groups, kind), strict=True)])
     return bands
 
 
@@ -247,10 +274,42 @@ def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -
     return [list(mine) for mine in zip(*cut, strict=True)]
 
 
-def _chunks(basis: Basis, index: Tensor, mean: Tensor, position: Tensor) -> Iterator[tuple[slice, Chunk]]:
-    """The rows `index` in runs, with the slice of them that each is; at least one run, if an empty one."""
-    for start in range(0, max(len(index), 1), CHUNK):
-        rows = slice(start, start + CHUNK)
+def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
+    """(n, bands) int64, where in the samples' pieces each row of a kind begins.
+
+    Args:
+        blocks: see `_blocks`.
+        rows: of that kind.
+        widths: bytes of each band that one of them takes.
+        kind: its number.
+    """
+    starts = list(accumulate((size for sizes in blocks for size in sizes), initial=0))
+    # Rows are numbered through all samples, so a block begins behind those of the samples ahead.
+    ahead = list(accumulate(rows.counts, initial=0))
+    first = [
+        starts[(sample * len(KINDS) + kind) * len(BANDS) + band] - ahead[sample] * width
+        for sample in range(len(blocks))
+        for band, width in enumerate(widths)
+    ]
+    device = rows.sample.device
+    table = on_device([*widths, *first], device).view(-1, len(BANDS))
+    return table[1:][rows.sample] + torch.arange(len(rows.sample), device=device)[:, None] * table[0]
+
+
+def _columns(groups: Sequence[Group], kind: int) -> list[tuple[int, ...]]:
+    """By group, how many bytes of each band the groups ahead of it take."""
+    ends = [accumulate(widths, initial=0) for widths in zip(*(_widths([group], kind) for group in groups), strict=True)]
+    return list(zip(*ends, strict=True))[:-1]
+
+
+def _chunks(
+    basis: Basis, groups: Sequence[Group], index: Tensor, mean: Tensor, position: Tensor
+) -> Iterator[tuple[slice, Chunk]]:
+    """The rows `index` in runs, with the slice of them that each is."""
+    size = GPU_CHUNK if index.is_cuda else CHUNK
+    rows_at_once = max(1, size // max(len(group.exponent) for group in groups))
+    for start in range(0, len(index), rows_at_once):
+        rows = slice(start, start + rows_at_once)
         yield rows, Chunk.of(basis, index[rows], mean[rows], position)
 
 

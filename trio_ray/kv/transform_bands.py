@@ -42,6 +42,27 @@ class Band:
 BANDS = (Band("wide", 32767, 0), Band("byte", 127, 1), Band("nibble", 7, 2), Band("trit", 1, 5))
 
 
+@dataclass(frozen=True)
+class PackedPlaces:
+    """Where the packed symbols of n rows and of one group are stored; other groups' lie beside them.
+
+    Attributes:
+        stored: flat uint8, room for all.
+        rows: (n, bands) int64, where in it each row begins in each band.
+        columns: how many bytes of each band other groups come first with.
+    """
+
+    stored: Tensor
+    rows: Tensor
+    columns: tuple[int, ...]
+
+    def put(self, packed: Sequence[Tensor]) -> None:
+        """Store by band (n, bytes) uint8, as `pack` gives them."""
+        for number, (band, column) in enumerate(zip(packed, self.columns, strict=True)):
+            bytes_of_row = torch.arange(column, column + band.shape[1], device=band.device)
+            self.stored[self.rows[:, number, None] + bytes_of_row] = band
+
+
 def pack(symbols: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """(n, components) integers -> by band (n, `Band.width`) uint8. `counts`: components of each band."""
     return [_pack(part, band) for part, band in zip(symbols.split(list(counts), 1), BANDS, strict=True)]

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trio_ray.kv.transform_bands import PackedPlaces, pack
 from trio_ray.kv.transform_basis import FOLD_BITS, INPUT_LIMIT, ROTATION_BITS, STEP_BITS, Basis, Components, Group
 from trio_ray.method.fusion import fused
 
 SUM_LIMIT = 1 << 38
+
+LOW_BYTE = 128
+"""Taken from a low byte, which has no sign, so that it is one of 8 bits with a sign."""
 
 TILE_ROWS = 8
 """An 8-bit matrix product of a GPU wants multiples of this, and two tiles or more of the first factor."""
@@ -45,13 +49,32 @@ class Chunk:
         place = position[index].long().clamp(0, len(basis.cosine) - 1)
         return cls(index, mean, basis.cosine[place], basis.sine[place])
 
-    def in_whole_tiles(self) -> Chunk:
-        """The same, with row 0 behind it so often that both bytes of all rows fill tiles of a GPU's matrix units; only
-        `mean` stays as long as it is.
+
+@dataclass(frozen=True)
+class TorchRowCoder:
+    """From rows of one kind in a group's layers to stored bytes. `transform_kernels` has its match for a GPU.
+
+    Attributes:
+        group: on the device of the states.
+        kind: of the rows, its number in `KINDS`.
+        rounding: of the basis.
+    """
+
+    group: Group
+    kind: int
+    rounding: int
+
+    def put(self, keys: Tensor, values: Tensor, chunk: Chunk, places: PackedPlaces) -> None:
+        """Code rows and store them.
+
+        Args:
+            keys, values: (layers, T, kv_heads, head_dim) of the group's layers, keys rotated.
+            chunk: which n of the T rows.
+            places: of n rows.
         """
-        lacking = max(TILE_ROWS * 2 - len(self.index), -len(self.index) % (TILE_ROWS // 2))
-        cosine, sine = (F.pad(table, (0, 0, 0, lacking)) for table in (self.cosine, self.sine))
-        return Chunk(F.pad(self.index, (0, lacking)), self.mean, cosine, sine)
+        part = self.group.kinds[self.kind]
+        rows = whole_rows(self.group.exponent, keys, values, chunk)
+        places.put(pack(symbols(rows, part, chunk.mean, self.rounding), part.counts))
 
 
 def whole_rows(exponent: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
@@ -63,34 +86,6 @@ def whole_rows(exponent: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> 
         chunk: which of the T rows.
     """
     return _whole_rows(keys, values, chunk.index, chunk.cosine, chunk.sine, exponent)
-
-
-def row_symbols(group: Group, kind: int, rounding: int, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
-    """(n, R) integers, the symbols of a chunk in a group's layers.
-
-    Args:
-        group: on the device of the others.
-        kind: of the rows, its number in `KINDS`.
-        rounding: of the basis.
-        keys, values: (layers, T, kv_heads, head_dim) of the group's layers, keys rotated.
-        chunk: which of the T rows.
-    """
-    part = group.kinds[kind]
-    if keys.is_cuda:
-        return row_symbols_by_bytes(part, group.exponent, rounding, keys, values, chunk)
-    return symbols(whole_rows(group.exponent, keys, values, chunk), part, chunk.mean, rounding)
-
-
-def row_symbols_by_bytes(
-    part: Components, exponent: Tensor, rounding: int, keys: Tensor, values: Tensor, chunk: Chunk
-) -> Tensor:
-    """The same as a GPU is quickest at: one pass over the states, one 8-bit matrix product, one pass over the sums."""
-    count, chunk = len(chunk.index), chunk.in_whole_tiles()
-    planes = _planes_of_rows(
-        keys, values, chunk.index, chunk.cosine, chunk.sine, exponent, part.center, part.fold
-    )  # fmt: skip
-    products = _products(planes, part.matrix)[:, :count]
-    return _symbols_of_products(products, _sums(part.matrix), part.offset, chunk.mean, part.multiplier, rounding)
 
 
 def symbols(rows: Tensor, part: Components, mean: Tensor, rounding: int) -> Tensor:
@@ -108,52 +103,22 @@ def sums_of_products(rows: Tensor, matrix: Tensor) -> Tensor:
 
 def sums_by_bytes(rows: Tensor, matrix: Tensor) -> Tensor:
     """The same by an 8-bit matrix product with 32-bit sums, which a GPU has units for."""
-    return _joined(_products(_planes(rows), matrix), _sums(matrix))
+    planes = torch.cat([(rows >> 8).to(torch.int8), ((rows & 255) - LOW_BYTE).to(torch.int8)])
+    both, tiles = _whole_tiles(planes, 4 * TILE_ROWS), _whole_tiles(matrix, TILE_ROWS)
+    products = torch._int_mm(both, tiles.T)[:, : len(matrix)]
+    high, low = products[: 2 * len(rows)].unflatten(0, (2, len(rows)))
+    return high.long() * 256 + low + low_byte_sums(matrix)
 
 
-@fused(keys=(1,), values=(1,), index=(0,), cosine=(0,), sine=(0,))
-def _planes_of_rows(
-    keys: Tensor, values: Tensor, index: Tensor, cosine: Tensor, sine: Tensor, exponent: Tensor, center: Tensor,
-    fold: Tensor,
-) -> Tensor:  # fmt: skip
-    """(2, n, C) int8: from 16-bit states to the product's input in one pass over memory."""
-    return _planes(folded(_whole_rows(keys, values, index, cosine, sine, exponent), center, fold))
-
-
-def _planes(rows: Tensor) -> Tensor:
-    """(2, n, C) int8 high and low bytes of 16-bit integers: `high * 256 + low + 128`."""
-    return torch.stack([(rows >> 8).to(torch.int8), ((rows & 255) - 128).to(torch.int8)])
-
-
-def _products(planes: Tensor, matrix: Tensor) -> Tensor:
-    """(2, n, R) int32 products of both bytes with (R, C) int8; the GPU's units want whole tiles."""
-    rows, components = planes.shape[1], len(matrix)
-    both, tiles = _whole_tiles(planes.flatten(0, 1), 4 * TILE_ROWS), _whole_tiles(matrix, TILE_ROWS)
-    return torch._int_mm(both, tiles.T)[: 2 * rows].unflatten(0, (2, rows))[:, :, :components]
+def low_byte_sums(matrix: Tensor) -> Tensor:
+    """(R,) int64, what sums of products with (R, C) int8 lack where low bytes are `LOW_BYTE` too small."""
+    return LOW_BYTE * matrix.sum(1, dtype=torch.int64)
 
 
 def _whole_tiles(x: Tensor, least: int) -> Tensor:
     """(n, C) and rows of 0 behind it, up to whole tiles and at least so many rows; no copy where there are."""
     lacking = max(least - len(x), -len(x) % TILE_ROWS)
     return F.pad(x, (0, 0, 0, lacking)) if lacking else x
-
-
-def _sums(matrix: Tensor) -> Tensor:
-    """(R,) int64."""
-    return matrix.sum(1, dtype=torch.int64)
-
-
-def _joined(products: Tensor, sums: Tensor) -> Tensor:
-    """(n, R) int64 from `_products`; `sums` (R,) int64 of the matrix make up for the 128 that low bytes lack."""
-    return products[0].long() * 256 + products[1] + 128 * sums
-
-
-@fused(products=(1, 2), sums=(0,), offset=(1,), mean=(0,), multiplier=(0,))
-def _symbols_of_products(
-    products: Tensor, sums: Tensor, offset: Tensor, mean: Tensor, multiplier: Tensor, rounding: int
-) -> Tensor:
-    """(n, R) int32: no symbol has more bits."""
-    return _quantise(_joined(products, sums), offset[mean], multiplier, rounding).int()
 
 
 @fused(keys=(1,), values=(1,), index=(0,), cosine=(0,), sine=(0,))
