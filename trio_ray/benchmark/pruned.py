@@ -8,18 +8,24 @@ from functools import cached_property
 
 from trio_ray.benchmark.contestant import Contestant
 from trio_ray.config import CacheConfig
+from trio_ray.kv.codec import Codec
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
+from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.pipeline.model_stage import ModelStage, StoredGroup
 from trio_ray.pipeline.packing import pack
+from trio_ray.pipeline.shard_run import BATCHES_IN_FLIGHT
 from trio_ray.pipeline.token_budget import as_of_new_images
+
+NOTHING_BUT_THE_ROW = CacheConfig(level="indices", top_k=1)
 
 
 @dataclass(frozen=True)
 class Pruned(Contestant):
-    """Packed, pruned prefill as a job's replica runs it; keys and values stay on the device and are dropped.
+    """Packed, pruned prefill as a job's replica runs it, and what is stored of it, on its way to the host. By default
+    keys and values stay on the device and are dropped; what reaches the host is dropped there.
 
     Attributes:
         replica: the model.
@@ -27,6 +33,9 @@ class Pruned(Contestant):
         token_budget: prompt rows a batch.
         schedule: what is kept where.
         selector: which tokens stay.
+        zipper: the reduction behind the vision tower, if any.
+        codec: of keys and values, if they are stored.
+        cache: what is stored.
     """
 
     replica: Replica
@@ -34,13 +43,17 @@ class Pruned(Contestant):
     token_budget: int
     schedule: Schedule
     selector: Selector
-    _open: list[StoredGroup | None] = field(default_factory=list)
+    zipper: VisionZip | None = None
+    codec: Codec | None = None
+    cache: CacheConfig = NOTHING_BUT_THE_ROW
+    _open: list[StoredGroup] = field(default_factory=list)
 
     @cached_property
     def stage(self) -> ModelStage:
         """What a job's replica would run."""
-        cache = CacheConfig(level="indices", top_k=1)
-        return ModelStage(self.replica, self.schedule, self.selector, None, None, cache, self.token_budget)
+        return ModelStage(
+            self.replica, self.schedule, self.selector, self.zipper, self.codec, self.cache, self.token_budget
+        )
 
     def batches(self, number: int) -> list[list[PreparedSample]]:
         """See `Contestant`."""
@@ -48,11 +61,14 @@ class Pruned(Contestant):
 
     def run(self, batch: Sequence[PreparedSample]) -> None:
         """See `Contestant`."""
-        self._open.extend(self.stage.run(batch))
+        self._open.extend(group for group in self.stage.run(batch) if group is not None)
+        self._drop(but=BATCHES_IN_FLIGHT)
 
     def finish(self) -> None:
-        """See `Contestant`: what had not settled is made again."""
-        for group in self._open:
-            if group is not None:
-                group.arrived().release()
-        self._open.clear()
+        """See `Contestant`."""
+        self._drop(but=0)
+
+    def _drop(self, but: int) -> None:
+        """Wait for all but the last few, as a job does; what had not settled is made again."""
+        while len(self._open) > but:
+            self._open.pop(0).arrived().release()

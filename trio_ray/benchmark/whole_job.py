@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,12 +12,19 @@ from typing import Any
 
 from trio_ray.benchmark.job_corpus import write_corpus
 from trio_ray.benchmark.job_watch import JobWatch
-from trio_ray.config import JobConfig
-from trio_ray.errors import JobFailed, StoreError
+from trio_ray.benchmark.own_process import in_own_process
+from trio_ray.benchmark.replica_killer import one_replica_killed
+from trio_ray.config import AUTO_CODEC, JobConfig
+from trio_ray.errors import JobFailed, StoreError, TrioRayError
 from trio_ray.pipeline.job import run_job
+from trio_ray.store.commits import read_commits
 from trio_ray.store.opening import open_store
 
 BARE_SAMPLES = 192
+
+READ_THREADS = 16
+
+CodecSetting = str | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class JobRun:
     """One run: on so many replicas, with another codec than the job's where one is given."""
 
     replicas: int
-    codec: str | dict[str, Any] | None = None
+    codec: CodecSetting | None = None
 
 
 @dataclass(frozen=True)
@@ -54,110 +55,165 @@ class JobBench:
     runs: tuple[JobRun, ...]
     kill: bool
 
+    @property
+    def most(self) -> int:
+        """Replicas of the largest run."""
+        return max(run.replicas for run in self.runs)
 
-def run_bench(bench: JobBench, folder: Path, on_step: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+    @property
+    def calibrates(self) -> bool:
+        """Whether the codec of a run is left open."""
+        asked = [self.codec_of(run) for run in self.runs] + [self.config.cache.codec] * self.kill
+        return any(self.leaves_open(codec) for codec in asked)
+
+    def leaves_open(self, codec: CodecSetting) -> bool:
+        """Whether a job with this codec would calibrate one."""
+        return self.config.cache.level == "kv" and codec == AUTO_CODEC
+
+    def codec_of(self, run: JobRun) -> CodecSetting:
+        """As it was asked for."""
+        return self.config.cache.codec if run.codec is None else run.codec
+
+
+def run_bench(
+    bench: JobBench,
+    folder: Path,
+    on_step: Callable[[str], None] = lambda what: None,
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
     """Run it; the record is what `bench-job.json` holds.
+
+    A run that fails says so in its place (`failed`), and the others follow.
 
     Args:
         bench: what to run.
-        folder: where the corpus is written.
-        on_step: told what begins.
+        folder: where the corpus and a calibrated basis are written.
+        on_step: told what begins, and in JSON what came of it.
+        on_record: given all that is known so far, whenever it has grown.
 
     Raises:
-        JobFailed: the bare replica or a run did not come to its end.
+        JobFailed: the bare replica could not be measured.
     """
-    most = max(run.replicas for run in bench.runs)
-    inputs = write_corpus(folder / "corpus", bench.workload, bench.shards * most, bench.per_shard)
+    record: dict[str, Any] = {"workload": bench.workload, "per_shard": bench.per_shard, "runs": []}
+
+    def note(found: Mapping[str, Any]) -> None:
+        on_step(json.dumps({name: round(x, 4) if isinstance(x, float) else x for name, x in found.items()}))
+        on_record(record)
+
+    inputs = write_corpus(folder / "corpus", bench.workload, bench.shards * bench.most, bench.per_shard)
+    if bench.calibrates:
+        on_step("calibration")
+        record["calibration"] = _calibration(bench, inputs[0], folder)
+        note(record["calibration"])
+    jobs = _Jobs(bench, inputs, record.get("calibration", {}))
     on_step("bare replica")
-    bare = _bare(bench)
-    record: dict[str, Any] = {"bare": bare, "runs": [], "workload": bench.workload, "per_shard": bench.per_shard}
+    record["bare"] = jobs.bare()
+    note(record["bare"])
     for number, run in enumerate(bench.runs):
-        on_step(f"job on {run.replicas} replicas")
-        watch = _run(bench, inputs[: bench.shards * run.replicas], run, f"run{number}")
-        result = {"codec": run.codec or bench.config.cache.codec, **watch.summary(run.replicas)}
-        rate = result["samples_per_s"]
-        result["times_bare"] = None if rate is None else rate / (run.replicas * median(bare["samples_per_s"]))
-        record["runs"].append(result)
-        on_step(json.dumps(result))
+        on_step(f"job on {run.replicas} replicas, codec {bench.codec_of(run)}")
+        record["runs"].append(jobs.measured(run, f"run{number}", record["bare"]))
+        note(record["runs"][-1])
     if bench.kill:
-        on_step(f"job on {most} replicas, of which one is killed")
-        record["kill"] = _run_with_kill(bench, inputs, JobRun(most))
-        on_step(json.dumps(record["kill"]))
+        on_step(f"job on {bench.most} replicas, of which one is killed")
+        record["kill"] = jobs.killed(JobRun(bench.most))
+        note(record["kill"])
     return record
 
 
-def _bare(bench: JobBench) -> dict[str, Any]:
-    order = {"config": bench.config.model_dump(mode="json"), "workload": bench.workload, "samples": BARE_SAMPLES}
-    command = [sys.executable, "-m", "trio_ray.benchmark.bare_replica"]
-    done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise JobFailed(f"the bare replica ended with {done.returncode}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _run(bench: JobBench, inputs: Sequence[str], run: JobRun, name: str) -> JobWatch:
-    pipeline = bench.config.pipeline.model_copy(update={"replicas_min": run.replicas, "replicas_max": run.replicas})
-    cache = bench.config.cache.model_copy(update={} if run.codec is None else {"codec": run.codec})
-    output = f"{bench.config.output.rstrip('/')}/{name}"
-    config = bench.config.model_copy(
-        update={"input": tuple(inputs), "output": output, "pipeline": pipeline, "cache": cache}
-    )
-    watch = JobWatch()
+def _calibration(bench: JobBench, shard: str, folder: Path) -> dict[str, Any]:
+    """On one shard, as the others are the same file."""
+    config = bench.config.model_copy(update={"input": (shard,)})
+    order = {"config": config.model_dump(mode="json"), "basis": str(folder.absolute() / "basis.safetensors")}
     try:
-        summary = run_job(config, watch)
-        if not summary.ok:
-            raise JobFailed(str(summary))
-    finally:
-        _empty(config)
-    return watch
+        return in_own_process("trio_ray.benchmark.job_calibration", "calibration", order)
+    except JobFailed as error:
+        return {"failed": str(error)}
 
 
-def _run_with_kill(bench: JobBench, inputs: Sequence[str], run: JobRun) -> dict[str, Any]:
-    """Kill one replica when all of them have worked for a while; say what it cost."""
-    killed: list[float] = []
-    replicas = run.replicas
-    began = time.monotonic()
-    killer = threading.Thread(target=_kill_one, args=(replicas, began, killed), daemon=True)
-    killer.start()
-    watch = _run(bench, inputs, run, "kill")
-    summary = watch.summary(replicas)
-    ready = watch.ready()
-    back = ready[replicas] if len(ready) > replicas else None
-    end = summary["seconds"] - summary["tail_s"]
-    return {
-        **summary,
-        "expected": len(inputs) * bench.per_shard,
-        "killed_s": killed[0] if killed else None,
-        "replaced_s": back,
-        "samples_per_s_before": watch.rate(max(ready[:replicas]) + 5, killed[0]) if killed else None,
-        "samples_per_s_after": watch.rate(back + 5, end) if back is not None and end > back + 5 else None,
-    }
+@dataclass(frozen=True)
+class _Jobs:
+    """Jobs over one corpus. `calibration` is its record, empty where no codec is left open."""
+
+    bench: JobBench
+    inputs: Sequence[str]
+    calibration: Mapping[str, Any]
+
+    def bare(self) -> dict[str, Any]:
+        """The bare replica's rates, without coding and with the job's codec, if there is one by now."""
+        codec = self.bench.config.cache.codec
+        coding = "codec" in self.calibration or not self.bench.leaves_open(codec)
+        order = {
+            "config": (self._config(codec) if coding else self.bench.config).model_dump(mode="json"),
+            "workload": self.bench.workload,
+            "samples": BARE_SAMPLES,
+            "coding": coding,
+        }
+        return in_own_process("trio_ray.benchmark.bare_replica", "bare replica", order)
+
+    def measured(self, run: JobRun, name: str, bare: Mapping[str, Any]) -> dict[str, Any]:
+        """A run's record, beside the bare replica's."""
+        about = {"replicas": run.replicas, "codec": self.bench.codec_of(run)}
+        try:
+            found = self._run(run, name, JobWatch())
+        except TrioRayError as error:
+            return {**about, "failed": str(error)}
+        coding = bare.get("coding_samples_per_s") if self.bench.codec_of(run) == self.bench.config.cache.codec else None
+        return {
+            **about,
+            **found,
+            "times_bare": _share(found["samples_per_s"], run.replicas, bare["samples_per_s"]),
+            "times_bare_coding": _share(found["samples_per_s"], run.replicas, coding),
+        }
+
+    def killed(self, run: JobRun) -> dict[str, Any]:
+        """The record of a run that loses a replica when all of them have worked for a while."""
+        watch = JobWatch()
+        try:
+            with one_replica_killed(watch, run.replicas) as killed:
+                found = self._run(run, "kill", watch)
+        except TrioRayError as error:
+            return {"replicas": run.replicas, "failed": str(error)}
+        return {
+            **found,
+            "expected": len(self.inputs) * self.bench.per_shard,
+            **(watch.recovery(run.replicas, killed[0]) if killed else {"killed_s": None}),
+        }
+
+    def _run(self, run: JobRun, name: str, watch: JobWatch) -> dict[str, Any]:
+        """What the watch says of a run, and the cache of the number of its samples: a killed replica may have committed
+        a part that it could not report any more.
+        """
+        config = self._config(self.bench.codec_of(run))
+        pipeline = config.pipeline.model_copy(update={"replicas_min": run.replicas, "replicas_max": run.replicas})
+        inputs = tuple(self.inputs[: self.bench.shards * run.replicas])
+        output = f"{config.output.rstrip('/')}/{name}"
+        config = config.model_copy(update={"input": inputs, "output": output, "pipeline": pipeline})
+        try:
+            summary = run_job(config, watch)
+            if not summary.ok:
+                raise JobFailed(str(summary))
+            commits = read_commits(open_store(config.output, config.s3), READ_THREADS)
+        finally:
+            _empty(config)
+        return {**watch.summary(run.replicas), "samples": sum(commit.stored for commit in commits)}
+
+    def _config(self, codec: CodecSetting) -> JobConfig:
+        """The job with this codec, or what calibration has made of one that is left open.
+
+        Raises:
+            JobFailed: calibration has failed.
+        """
+        config = self.bench.config
+        if self.bench.leaves_open(codec):
+            if "failed" in self.calibration:
+                raise JobFailed(self.calibration["failed"])
+            codec = self.calibration["codec"]
+        return config.model_copy(update={"cache": config.cache.model_copy(update={"codec": codec})})
 
 
-def _kill_one(replicas: int, began: float, killed: list[float]) -> None:
-    found_since = None
-    while time.monotonic() - began < 600:
-        time.sleep(1)
-        working = _replica_processes()
-        found_since = (found_since or time.monotonic()) if len(working) >= replicas else None
-        if found_since and time.monotonic() - found_since > KILL_AFTER_S:
-            os.kill(working[0], signal.SIGKILL)
-            killed.append(time.monotonic() - began)
-            return
-
-
-KILL_AFTER_S = 45.0
-"""After all replicas were seen: they load and compile first."""
-
-
-def _replica_processes() -> list[int]:
-    """Process numbers of this machine's replica actors, which Ray names after the method that they are at."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(b"ray::ReplicaActor"):
-                found.append(int(entry.name))
-    return found
+def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:
+    """Of what so many bare replicas reach."""
+    return None if rate is None or bare is None else rate / (replicas * median(bare))
 
 
 def _empty(config: JobConfig) -> None:

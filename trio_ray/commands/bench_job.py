@@ -1,8 +1,9 @@
 """Measure whole jobs on the GPUs of this machine: real Ray, one replica a GPU, a real store.
 
-Writes a corpus, measures one bare replica that has its samples in memory and stores nothing, then runs the job on each
-number of replicas, each on as many times more shards, and deletes what it stored. Weights are random unless --shapes
-bundled. For S3 give an s3:// output and the usual AWS environment.
+Writes a corpus, calibrates the codec once if it is left open (cache.codec auto), measures one bare replica that has its
+samples in memory and stores nothing, then runs the job on each number of replicas, each on as many times more shards,
+and deletes what it stored. Weights are random unless --shapes bundled. For S3 give an s3:// output and the usual AWS
+environment. What is known is written after every step, so a run that is cut off leaves what it had.
 
 example:
   trio-ray bench-job --shapes mistral-7b --runs 1 2 4 1:raw --output s3://bench/out --out runs/job
@@ -13,16 +14,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trio_ray.benchmark.settings import WORKLOADS
-from trio_ray.config import BUNDLED_MODEL, load_config
-from trio_ray.errors import ConfigError
+from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
+from trio_ray.errors import ConfigError, JobFailed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N[:CODEC]",
         help="one run each, on N replicas, with a codec of its own where one is given (default 1)",
     )
-    parser.add_argument("--kill", action="store_true", help="a further run that loses a replica on the way")
+    parser.add_argument(
+        "--kill", action="store_true", help="a further run, on the most replicas, that loses one on the way"
+    )
     parser.add_argument("--output", required=True, metavar="URI", help="where the jobs write, emptied after each")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings of the job")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of the job")
@@ -59,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("shards", "per_shard"):
         if getattr(arguments, option) < 1:
             raise ConfigError(f"--{option.replace('_', '-')}", "must be at least 1")
+    if arguments.kill and os.environ.get("RAY_ADDRESS"):
+        raise ConfigError("--kill", "wants a Ray of its own, whose processes it may kill; unset RAY_ADDRESS")
     runs = tuple(JobRun(*_parse_run(text)) for text in arguments.runs)
     folder = Path(arguments.out)
     model = folder.absolute() / "model"
@@ -77,23 +84,34 @@ def run(arguments: argparse.Namespace) -> int:
         kill=arguments.kill,
     )
     started = time.monotonic()
-
-    def show(what: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
-
-    record = {
+    about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(default_device()),
         "versions": describe_versions(),
         "shapes": arguments.shapes,
         "config": bench.config.model_dump(mode="json", exclude={"input", "output", "s3"}),
-        **run_bench(bench, folder, show),
     }
-    table = markdown(record)
-    (folder / "bench-job.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "bench-job.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+
+    def show(what: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    def keep(record: Mapping[str, Any]) -> None:
+        _write(folder / "bench-job.json", json.dumps({**about, **record}, indent=1))
+        _write(folder / "bench-job.md", markdown({**about, **record}))
+
+    record = run_bench(bench, folder, show, keep)
+    print(markdown({**about, **record}))
+    failed = [run["failed"] for run in (*record["runs"], record.get("kill", {})) if "failed" in run]
+    if failed:
+        raise JobFailed(f"{len(failed)} of the runs failed, the first: {failed[0]}")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step: what was there stays whole until the new text is."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def _parse_run(text: str) -> tuple[int, Any]:
@@ -106,7 +124,8 @@ def _parse_run(text: str) -> tuple[int, Any]:
         return int(number), None
     try:
         choice = yaml.safe_load(codec)
-        full_spec(choice)
+        if choice != AUTO_CODEC:
+            full_spec(choice)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError("--runs", f"{text!r}: {' '.join(str(error).split())}") from None
     return int(number), choice
