@@ -95,18 +95,22 @@ def _norm_of_gradient(
 
 @dataclass(frozen=True)
 class _Values:
-    """`attended` (B, kv_heads, M, D), without bias; `out` (B * P, heads * D), what `o_proj` gets."""
+    """`weights` (B, kv_heads * M, S), the probabilities in the dtype of the states; `attended` (B, kv_heads, M, D),
+    without bias; `out` (B * P, heads * D), what `o_proj` gets.
+    """
 
+    weights: Tensor
     attended: Tensor
     out: Tensor
 
 
 def _attended_values(padded: Tensor, proxy: ProxyLayer, target: TargetRows, attention: TargetAttention) -> _Values:
     """Average the normed rows, (B, S, d), first, then project the average: the values of all rows are never formed."""
-    mean = (attention.probs.flatten(1, 2).to(padded.dtype) @ padded).unflatten(1, (proxy.kv_heads, -1))
+    weights = attention.probs.flatten(1, 2).to(padded.dtype)
+    mean = (weights @ padded).unflatten(1, (proxy.kv_heads, -1))
     attended = _by_head(mean, proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1).transpose(1, 2))
     out = attended if proxy.v_bias is None else attended + proxy.v_bias.view(proxy.kv_heads, 1, proxy.head_dim)
-    return _Values(attended, ungroup_heads(out, proxy, target))
+    return _Values(weights, attended, ungroup_heads(out, proxy, target))
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:
@@ -149,16 +153,15 @@ def _attention_gradient(
     values: _Values,
     grad_out: Tensor,
 ) -> _Through:
-    dtype = padded.dtype
     grad_out = group_heads(grad_out, proxy, target)
     # dL/dA_ij = dO_i . v_j = (W_v^T dO_i) . x_j, so the values stay unformed here too.
-    back = _by_head(grad_out, proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1))
-    grad_probs = (back.flatten(1, 2) @ padded.transpose(1, 2)).unflatten(1, (proxy.kv_heads, -1))
+    back = _by_head(grad_out, proxy.v_weight.view(proxy.kv_heads, proxy.head_dim, -1)).flatten(1, 2)
+    grad_probs = (back @ padded.transpose(1, 2)).unflatten(1, (proxy.kv_heads, -1))
     mean_grad = (grad_out.float() * values.attended.float()).sum(-1, keepdim=True)
     grad_scores = _score_gradient(attention.probs, grad_probs, mean_grad, proxy.scaling)
     grad_key = _key_gradient(grad_scores, attention.query, rows, proxy)
-    weights = attention.probs.flatten(1, 2).to(dtype).transpose(1, 2)
-    return _Through(grad_scores, grad_key @ proxy.k_weight, (weights @ back.flatten(1, 2)).flatten(0, 1))
+    through_value = (values.weights.transpose(1, 2) @ back).flatten(0, 1)
+    return _Through(grad_scores, grad_key @ proxy.k_weight, through_value)
 
 
 def _key_gradient(grad_scores: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:

@@ -36,26 +36,43 @@ def first_survivors(products: Tensor, length: Tensor, real: Tensor, wanted: Tens
 
 
 @triton.jit
+def _row(row, rank, window, place):
+    """Likenesses of the candidate of a rank to all others; nothing behind the last."""
+    return tl.load(row + rank * window + place, mask=(place < window) & (rank < window), other=float("-inf"))
+
+
+@triton.jit
+def _step(lives, survivors, likeness, rank, length, window, threshold, own, place):
+    """The candidate of a rank, if it lives, drops those behind it that are too much like it."""
+    survives = tl.sum(tl.where(place == rank, lives, 0))
+    bound = threshold * tl.load(length + tl.minimum(rank, window - 1))
+    alike = (likeness >= bound * own) & (place > rank)
+    return tl.where(alike & (survives > 0), 0, lives), survivors + survives
+
+
+@triton.jit
 def _greedy(products, length, real, wanted, alive, threshold, window, SIZE: tl.constexpr):
     sample = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, SIZE)
     inside = place < window
-    own = tl.load(length + sample * window + place, mask=inside, other=0.0)
+    length += sample * window
+    own = tl.load(length + place, mask=inside, other=0.0)
     lives = tl.load(real + sample * window + place, mask=inside, other=0).to(tl.int32)
     enough = tl.load(wanted + sample)
     row = products + sample * window * window
-    likeness = tl.load(row + place, mask=inside, other=0.0)
+    first, second = _row(row, 0, window, place), _row(row, 1, window, place)
+    third, fourth = _row(row, 2, window, place), _row(row, 3, window, place)
     rank = 0
     survivors = 0
     while (rank < window) & (survivors < enough):
-        # The next row is on its way while this one is worked on: which it is does not depend on who survives.
-        following = tl.load(row + (rank + 1) * window + place, mask=inside & (rank + 1 < window), other=0.0)
-        this = place == rank
-        survives = tl.sum(tl.where(this, lives, 0))
-        bound = threshold * tl.load(length + sample * window + rank)
-        alike = (likeness >= bound * own) & (place > rank)
-        lives = tl.where(alike & (survives > 0), 0, lives)
-        survivors += survives
-        likeness = following
-        rank += 1
+        # The next four rows are on their way while these are worked on: which they are does not depend on who survives,
+        # and one alone would take longer to come than its predecessor to be done with.
+        after_first, after_second = _row(row, rank + 4, window, place), _row(row, rank + 5, window, place)
+        after_third, after_fourth = _row(row, rank + 6, window, place), _row(row, rank + 7, window, place)
+        lives, survivors = _step(lives, survivors, first, rank, length, window, threshold, own, place)
+        lives, survivors = _step(lives, survivors, second, rank + 1, length, window, threshold, own, place)
+        lives, survivors = _step(lives, survivors, third, rank + 2, length, window, threshold, own, place)
+        lives, survivors = _step(lives, survivors, fourth, rank + 3, length, window, threshold, own, place)
+        first, second, third, fourth = after_first, after_second, after_third, after_fourth
+        rank += 4
     tl.store(alive + sample * window + place, lives > 0, mask=inside)
