@@ -20,7 +20,7 @@ from trio_ray.pipeline.job import run_job
 from trio_ray.store.commits import read_commits
 from trio_ray.store.opening import open_store
 
-BARE_SAMPLES = 192
+BARE_SAMPLES = 384
 
 READ_THREADS = 16
 
