@@ -137,6 +137,20 @@ def test_levels_without_keys_and_values_need_no_codec(
     assert plan.dataset.identity["cache"]["codec"] is None
 
 
+def test_a_part_holds_as_many_more_samples_as_calibration_makes_them_smaller(
+    tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    sizes = [
+        plan_job(
+            auto_job(tiny_model, corpus, tmp_path / str(times), cache__part_samples=None, cache__part_bytes=1 << 20),
+            with_gpu=False,
+            calibrate=lambda _, times=times: CodecChoice(full_spec("raw"), "", times),
+        ).dataset.part_samples
+        for times in (1.0, 10.0)
+    ]
+    assert 10 * sizes[0] <= sizes[1] < 10 * (sizes[0] + 1)
+
+
 def test_of_two_racing_runs_the_second_takes_the_codec_of_the_first(
     made: Path, tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -168,6 +168,22 @@ def test_the_part_size_follows_from_the_wanted_bytes(tiny_model: Path, corpus: P
     assert plan_job(config, with_gpu=False).dataset.part_samples == (1 << 20) // ((grid + 64) * 8 * 2 * 64 * 4)
 
 
+def test_a_part_of_small_prefixes_holds_more_samples(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    """A part has a wanted size in bytes whatever the codec; else each would cost as many requests as a large one."""
+
+    def size_of(codec: object) -> int:
+        config = job_config(
+            tiny_model, corpus, tmp_path / str(hash(str(codec))), method__retention=0.3, cache__part_samples=None,
+            cache__part_bytes=1 << 20, cache__codec=codec,
+        )  # fmt: skip
+        return plan_job(config, with_gpu=False).dataset.part_samples
+
+    whole = size_of("raw")
+    assert size_of("int8") > 3 * whole  # of 32 bits, and its grids
+    assert size_of({"name": "int8", "first_segment": "kept"}) > size_of("int8")
+    assert size_of("int2") > size_of("int4") > size_of("int8")
+
+
 @pytest.mark.parametrize(("level", "samples"), [("embeds", (1 << 20) // ((16 + 64) * 64 * 4)), ("indices", 4096)])
 def test_the_part_size_follows_from_the_level(
     tiny_model: Path, corpus: Path, tmp_path: Path, level: str, samples: int

@@ -33,10 +33,17 @@ class CalibrationOrder:
 
 @dataclass(frozen=True)
 class CodecChoice:
-    """A codec by its parameters, whose basis lies in the cache, and in one line why it is this one."""
+    """A codec by its parameters, whose basis lies in the cache.
+
+    Attributes:
+        spec: the parameters.
+        why: it is this one, in one line.
+        times_smaller: than 16 bit its prefixes are, measured; 1 where nothing was.
+    """
 
     spec: dict[str, Any]
     why: str
+    times_smaller: float = 1.0
 
     @classmethod
     def of(cls, made: FittedCodec | Uncalibrated) -> CodecChoice:
@@ -48,6 +55,7 @@ class CodecChoice:
             made.codec.spec,
             f"transform, {found.ratio:.1f} times smaller than 16 bit; the first answer token's distribution moves by "
             f"{found.divergence:.4f} nats, {found.agreement:.1%} are the same ({found.samples} held-out samples)",
+            found.ratio,
         )
 
 
@@ -56,9 +64,18 @@ Calibrator = Callable[[CalibrationOrder], CodecChoice]
 
 
 def make_or_join(
-    store: ObjectStore, identity: Mapping[str, Any], part_samples: int, order: CalibrationOrder, calibrate: Calibrator
+    store: ObjectStore,
+    identity: Mapping[str, Any],
+    part_samples: Callable[[float], int],
+    order: CalibrationOrder,
+    calibrate: Calibrator,
 ) -> tuple[Dataset, str | None]:
     """Join a cache, whatever its codec, or make one with a codec of its own (`cache.codec: auto`).
+
+    Args:
+        store, identity: of the cache.
+        part_samples: samples of a part, by how many times smaller than 16 bit they are.
+        order, calibrate: how a codec is found.
 
     Returns:
         The cache, and why it has this codec where that was decided here.
@@ -67,16 +84,17 @@ def make_or_join(
         IdentityMismatch: the cache was made with other settings, the codec apart.
     """
     try:
-        return _join(store, identity, part_samples), None
+        return _join(store, identity), None
     except NotACacheError:
         choice = _choose(order, calibrate)
     try:
-        return create_or_check(store, with_codec(identity, choice.spec), part_samples), choice.why
+        size = part_samples(choice.times_smaller)
+        return create_or_check(store, with_codec(identity, choice.spec), size), choice.why
     except IdentityMismatch as difference:
         if not difference.field.startswith(CODEC):
             raise
         # Another run has made the cache since, with a basis of its own; ours is garbage now.
-        return _join(store, identity, part_samples), None
+        return _join(store, identity), None
 
 
 def _choose(order: CalibrationOrder, calibrate: Calibrator) -> CodecChoice:
@@ -86,8 +104,8 @@ def _choose(order: CalibrationOrder, calibrate: Calibrator) -> CodecChoice:
     return calibrate(order)
 
 
-def _join(store: ObjectStore, identity: Mapping[str, Any], part_samples: int) -> Dataset:
-    existing = load_dataset(store).identity
+def _join(store: ObjectStore, identity: Mapping[str, Any]) -> Dataset:
+    existing = load_dataset(store)
     # None stands for a cache of another level, which is then what is refused.
-    codec = (existing.get("cache") or {}).get("codec")
-    return create_or_check(store, with_codec(identity, codec), part_samples)
+    codec = (existing.identity.get("cache") or {}).get("codec")
+    return create_or_check(store, with_codec(identity, codec), existing.part_samples)

@@ -13,12 +13,14 @@ import torch
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.identity import build_identity
+from trio_ray.kv.codecs import make_codec
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import make_schedule
 from trio_ray.pipeline.calibration_task import calibrate_here
 from trio_ray.pipeline.codec_basis import job_basis, named_codec
 from trio_ray.pipeline.codec_choice import CalibrationOrder, Calibrator, make_or_join
+from trio_ray.pipeline.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
@@ -29,9 +31,6 @@ from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 
 LISTING_THREADS = 32
-MAX_PART_SAMPLES = 4096
-TEXT_ROWS = 64
-"""Rows of prompt text that the size of a part reckons with."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,16 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     units = find_units(config)
     store = _open_output(config)
     basis = job_basis(config, folder, schedule, text)
-    identity = build_identity(config, folder, dtype, schedule, named_codec(config, basis))
-    size = config.cache.part_samples or part_samples(config, schedule, model_config, dtype)
+    named = named_codec(config, basis)
+    identity = build_identity(config, folder, dtype, schedule, named)
+    size = PartSize(config, schedule, model_config, dtype)
     why = None
     if config.cache.chooses_codec:
-        dataset, why = make_or_join(store, identity, size, _calibration_order(config, identity, dtype), calibrate)
+        order = _calibration_order(config, identity, dtype)
+        dataset, why = make_or_join(store, identity, size.samples_made_smaller, order, calibrate)
     else:
-        dataset = create_or_check(store, identity, size)
+        codec = None if named is None else make_codec(named, lambda _: basis or b"")
+        dataset = create_or_check(store, identity, size.samples(codec))
     if basis is not None:
         store_basis(store, basis)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder, why)
@@ -124,22 +126,6 @@ def _open_output(config: JobConfig) -> ObjectStore:
     except StoreError as error:
         raise ConfigError("output", str(error)) from None
     return store
-
-
-def part_samples(config: JobConfig, schedule: Schedule, model_config: Any, dtype: torch.dtype) -> int:
-    """Samples that make about `part_bytes`, for an image on the largest grid."""
-    text, vision = model_config.get_text_config(), model_config.vision_config
-    patches = max(height * width for height, width in model_config.image_grid_pinpoints) // vision.patch_size**2
-    image_tokens = patches + (vision.image_size // vision.patch_size) ** 2
-    if config.cache.level == "indices":
-        return MAX_PART_SAMPLES
-    if config.cache.level == "embeds":
-        rows, row_bytes = float(schedule.counts(image_tokens)[0]), text.hidden_size * dtype.itemsize
-    else:
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        row_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * dtype.itemsize
-        rows = schedule.mean_tokens(image_tokens)
-    return max(1, min(MAX_PART_SAMPLES, int(config.cache.part_bytes / (row_bytes * (rows + TEXT_ROWS)))))
 
 
 def find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:

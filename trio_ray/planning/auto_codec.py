@@ -19,10 +19,17 @@ ASSUMED_RATIO = 8.0
 
 @dataclass(frozen=True)
 class OwnCodec:
-    """A planned job's codec; None where it has none or its ratio is assumed. `note` says what stands for `auto`."""
+    """A planned job's codec; None where it has none or its ratio is assumed.
+
+    Attributes:
+        codec: of the job.
+        note: what stands for `auto`.
+        times_smaller: than 16 bit prefixes are, measured or assumed; None where nobody has to: the codec says it.
+    """
 
     codec: Codec | None
     note: str | None
+    times_smaller: float | None = None
 
 
 def calibrated_here(config: JobConfig, replica: Replica, workload: Workload) -> OwnCodec:
@@ -36,7 +43,8 @@ def calibrated_here(config: JobConfig, replica: Replica, workload: Workload) -> 
     made = calibrate_on(workload.samples, config, replica, {})
     if isinstance(made, Uncalibrated):
         return _raw(f"because {made.reason} (--samples draws more)")
-    return OwnCodec(made.codec, f"auto, calibrated on the drawn samples: {CodecChoice.of(made).why}")
+    choice = CodecChoice.of(made)
+    return OwnCodec(made.codec, f"auto, calibrated on the drawn samples: {choice.why}", choice.times_smaller)
 
 
 def assumed(config: JobConfig, samples: int) -> OwnCodec:
@@ -54,6 +62,7 @@ def assumed(config: JobConfig, samples: int) -> OwnCodec:
         None,
         f"auto is assumed to make prefixes {ASSUMED_RATIO:g} times smaller than in 16 bit; the job calibrates it as it "
         "begins, and --measure does so here",
+        ASSUMED_RATIO,
     )
 
 

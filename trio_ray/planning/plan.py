@@ -17,7 +17,7 @@ from trio_ray.kv.spec import full_spec
 from trio_ray.kv.transform import Transform
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import Replica, make_schedule, make_selector
-from trio_ray.pipeline.plan import part_samples
+from trio_ray.pipeline.part_size import PartSize
 from trio_ray.planning.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calibrated_here
 from trio_ray.planning.choices import GB, Choice, Terms, verdict
 from trio_ray.planning.draw import DrawnCorpus, draw_corpus
@@ -172,7 +172,8 @@ def make_plan(settings: PlanSettings, on_step: Callable[[str], None] = lambda wh
         model = SizeModel(config, model_config, schedule, dtype, workload)
         own = _own_codec(config, lambda: assumed(config, facts.stored_samples))
         times, sizes = work.times(settings.flop_per_s), _computed_sizes(config, codecs, own.codec, model)
-    size = config.cache.part_samples or part_samples(config, schedule, model_config, dtype)
+    part = PartSize(config, schedule, model_config, dtype)
+    size = part.samples_made_smaller(own.times_smaller) if own.times_smaller else part.samples(own.codec)
     job = _job_cost(settings, corpus, facts, times, sizes, size)
     writes = job.requests.writes / max(1, facts.stored_samples)
     terms = Terms(times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices, writes)
