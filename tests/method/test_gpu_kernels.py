@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.method.reference import greedy_suppression
 from tests.method.test_saliency import prompt, relative_error
 from tests.method.test_suppression import FEATURES
-from trio_ray.method import supervision_kernels
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.saliency import proxy_saliency
@@ -71,6 +70,8 @@ def test_saliency_equals_the_cpus(kv_heads: int, head_dim: int, supervised: tupl
 
 def test_the_kernels_take_the_heads_of_the_models_that_matter() -> None:
     """Vicuna and Mistral at 7B, with all rows that trio-plus supervises; else nothing above would have tested them."""
+    from trio_ray.method import supervision_kernels
+
     assert supervision_kernels.fit(5, 128)
     assert supervision_kernels.fit(4 * 5, 128)
 

@@ -67,14 +67,28 @@ def _sizes(heads: int, count: int, dim: int) -> dict[str, int]:
 
 
 @triton.jit
-def _tables(cos, sin, row, inside, HALF: tl.constexpr):
-    """The tile's rotary tables, both halves of each, (ROWS, HALF) fp32."""
+def _tile(cos, sin, starts, HALF: tl.constexpr, ROWS: tl.constexpr):
+    """Of this program's tile of a sample's rows: their numbers in the sample, which of them there are, their packed row
+    numbers, and both halves of their rotary tables, (ROWS, HALF) fp32.
+    """
+    sample = tl.program_id(1)
+    start, stop = tl.load(starts + sample), tl.load(starts + sample + 1)
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = number < stop - start
+    row = (start + number).to(tl.int64)
     place = row[:, None] * (2 * HALF) + tl.arange(0, HALF)[None]
     cos_low = tl.load(cos + place, mask=inside[:, None], other=0.0).to(tl.float32)
     cos_high = tl.load(cos + HALF + place, mask=inside[:, None], other=0.0).to(tl.float32)
     sin_low = tl.load(sin + place, mask=inside[:, None], other=0.0).to(tl.float32)
     sin_high = tl.load(sin + HALF + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    return cos_low, cos_high, sin_low, sin_high
+    return number, inside, row, cos_low, cos_high, sin_low, sin_high
+
+
+@triton.jit
+def _queries(query, first, asked, HALF: tl.constexpr, QUERIES: tl.constexpr):
+    """Both halves of a head's queries, (QUERIES, HALF)."""
+    place = query + (first + tl.arange(0, QUERIES)[:, None]) * (2 * HALF) + tl.arange(0, HALF)[None]
+    return tl.load(place, mask=asked[:, None], other=0.0), tl.load(place + HALF, mask=asked[:, None], other=0.0)
 
 
 @triton.jit
@@ -82,25 +96,17 @@ def _scores(
     key, query, cos, sin, starts, out, count, width,
     HEADS: tl.constexpr, HALF: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(1)
-    start, stop = tl.load(starts + sample), tl.load(starts + sample + 1)
-    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = number < stop - start
-    row = (start + number).to(tl.int64)
-    cos_low, cos_high, sin_low, sin_high = _tables(cos, sin, row, inside, HALF)
-    dim = tl.arange(0, HALF)
+    number, inside, row, cos_low, cos_high, sin_low, sin_high = _tile(cos, sin, starts, HALF, ROWS)
     which = tl.arange(0, QUERIES)
     asked = which < count
     for head in range(HEADS):
-        place = row[:, None] * (HEADS * 2 * HALF) + head * 2 * HALF + dim[None]
+        place = row[:, None] * (HEADS * 2 * HALF) + head * 2 * HALF + tl.arange(0, HALF)[None]
         low = tl.load(key + place, mask=inside[:, None], other=0.0)
         high = tl.load(key + HALF + place, mask=inside[:, None], other=0.0)
         turned_low = (low.to(tl.float32) * cos_low - high.to(tl.float32) * sin_low).to(low.dtype)
         turned_high = (high.to(tl.float32) * cos_high + low.to(tl.float32) * sin_high).to(low.dtype)
-        first = (sample.to(tl.int64) * HEADS + head) * count
-        mine = query + (first + which[:, None]) * (2 * HALF) + dim[None]
-        query_low = tl.load(mine, mask=asked[:, None], other=0.0)
-        query_high = tl.load(mine + HALF, mask=asked[:, None], other=0.0)
+        first = (tl.program_id(1).to(tl.int64) * HEADS + head) * count
+        query_low, query_high = _queries(query, first, asked, HALF, QUERIES)
         found = tl.dot(query_low, tl.trans(turned_low), input_precision="ieee")
         found += tl.dot(query_high, tl.trans(turned_high), input_precision="ieee")
         target = out + (first + which[:, None]) * width + number[None]
@@ -112,24 +118,16 @@ def _key_gradient(
     grad, query, cos, sin, starts, out, count, width,
     HEADS: tl.constexpr, HALF: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(1)
-    start, stop = tl.load(starts + sample), tl.load(starts + sample + 1)
-    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = number < stop - start
-    row = (start + number).to(tl.int64)
-    cos_low, cos_high, sin_low, sin_high = _tables(cos, sin, row, inside, HALF)
-    dim = tl.arange(0, HALF)
+    number, inside, row, cos_low, cos_high, sin_low, sin_high = _tile(cos, sin, starts, HALF, ROWS)
     which = tl.arange(0, QUERIES)
     asked = which < count
     for head in range(HEADS):
-        first = (sample.to(tl.int64) * HEADS + head) * count
-        mine = query + (first + which[:, None]) * (2 * HALF) + dim[None]
-        query_low = tl.load(mine, mask=asked[:, None], other=0.0)
-        query_high = tl.load(mine + HALF, mask=asked[:, None], other=0.0)
+        first = (tl.program_id(1).to(tl.int64) * HEADS + head) * count
+        query_low, query_high = _queries(query, first, asked, HALF, QUERIES)
         source = grad + (first + which[:, None]) * width + number[None]
         weight = tl.trans(tl.load(source, mask=asked[:, None] & inside[None], other=0.0))
         low = tl.dot(weight, query_low, input_precision="ieee")
         high = tl.dot(weight, query_high, input_precision="ieee")
-        place = row[:, None] * (HEADS * 2 * HALF) + head * 2 * HALF + dim[None]
-        tl.store(out + place, (low * cos_low + high * sin_low).to(query_low.dtype), mask=inside[:, None])
-        tl.store(out + HALF + place, (high * cos_high - low * sin_high).to(query_low.dtype), mask=inside[:, None])
+        place = out + row[:, None] * (HEADS * 2 * HALF) + head * 2 * HALF + tl.arange(0, HALF)[None]
+        tl.store(place, (low * cos_low + high * sin_low).to(query_low.dtype), mask=inside[:, None])
+        tl.store(place + HALF, (high * cos_high - low * sin_high).to(query_low.dtype), mask=inside[:, None])
