@@ -43,8 +43,14 @@ class StoringProcess:
         return []
 
 
+NICENESS = 4
+"""More than the replica has: where cores are short, the thread that feeds the GPU goes first. On two cores with storing
+on both, a thread of its kind kept 86 % of its pace instead of 79, and storing lost 5 %."""
+
+
 def main() -> None:
     """Serve the replica at the other end of the socket whose number is the first argument, until it closes it."""
+    os.nice(NICENESS)
     pipe = Connection(int(sys.argv[1]))
     process = StoringProcess(pipe.recv())
     while True:
