@@ -19,11 +19,13 @@ def test_every_way_that_runs_here_is_compared_and_the_others_are_named(
 ) -> None:
     """Batches do not change what float32 keeps or says; bfloat16 may choose other tokens."""
     assert main(["agreement", "--questions", str(QUESTIONS), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     record = json.loads((tmp_path / "out" / "agreement.json").read_text())
     assert record["questions"] == QUESTIONS
     ways = {way["way"]: way for way in record["ways"]}
     assert {*ways, *record["skipped"]} == {str(way) for way in WAYS}
+    lines = [json.loads(line.partition(" s  ")[2]) for line in told.splitlines() if " s  {" in line]
+    assert lines == record["ways"]  # each way was told, so that a run that is cut off has not been for nothing
     shares = {name: value for way in ways.values() for name, value in way.items() if name != "way"}
     assert all(0 <= value <= 1 for value in shares.values())
     assert len(shares) == 7

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig
@@ -51,9 +51,18 @@ class Outcome:
 
 
 def measure_agreement(
-    questions: int, model: str = BUNDLED_MODEL, ways: Sequence[Way] = WAYS
+    questions: int,
+    model: str = BUNDLED_MODEL,
+    ways: Sequence[Way] = WAYS,
+    on_way: Callable[[dict[str, object]], None] = lambda record: None,
 ) -> tuple[list[dict[str, object]], dict[str, str]]:
     """Run all ways over the same held-out questions, pruned by `trio` at 11.1 %.
+
+    Args:
+        questions: how many.
+        model: that is asked.
+        ways: to run it.
+        on_way: given each record as soon as it is known.
 
     Returns:
         A record a way: the share of kept tokens and of answers in common with the first way and with the first of the
@@ -66,6 +75,7 @@ def measure_agreement(
     asked = held_out_questions(questions)
     outcomes: dict[Way, Outcome] = {}
     skipped: dict[str, str] = {}
+    records: list[dict[str, object]] = []
     for way in ways:
         try:
             settings = {"dtype": way.dtype, "attention": way.attention, "matmul": way.matmul}
@@ -74,20 +84,22 @@ def measure_agreement(
             skipped[str(way)] = str(error)
             continue
         outcomes[way] = _run(replica, asked, way.batch)
-    first = next(iter(outcomes))
-    records = []
-    for way, outcome in outcomes.items():
-        kin = next(other for other in outcomes if other.dtype == way.dtype)
-        right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
-        records.append(
-            {
-                "way": str(way),
-                **_against(outcome, outcomes[first], "first"),
-                **_against(outcome, outcomes[kin], "dtype"),
-                "right": sum(right) / len(right),
-            }
-        )
+        records.append(_record(way, outcomes, asked))
+        on_way(records[-1])
     return records, skipped
+
+
+def _record(way: Way, outcomes: Mapping[Way, Outcome], asked: Sequence[HeldOutQuestion]) -> dict[str, object]:
+    """What the latest way has in common with those before."""
+    outcome, first = outcomes[way], next(iter(outcomes.values()))
+    kin = next(other for other in outcomes if other.dtype == way.dtype)
+    right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
+    return {
+        "way": str(way),
+        **_against(outcome, first, "first"),
+        **_against(outcome, outcomes[kin], "dtype"),
+        "right": sum(right) / len(right),
+    }
 
 
 def markdown(records: Sequence[dict[str, object]]) -> str:

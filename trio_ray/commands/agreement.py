@@ -1,13 +1,15 @@
 """Measure how far dtypes, attention kernels and batch sizes agree: kept tokens and answers to held-out questions.
 
-One model, pruned by trio at 11.1 %, in every way that this machine can run it; the first is float32. --out DIR gets
-agreement.json and agreement.md.
+One model, pruned by trio at 11.1 %, in every way that this machine can run it; the first is float32. Each is told on
+standard error as soon as it is known; --out DIR gets agreement.json and agreement.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from pathlib import Path
 
 from trio_ray.config import BUNDLED_MODEL
@@ -27,7 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.questions < 1:
         raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
-    records, skipped = measure_agreement(arguments.questions, arguments.model)
+    started = time.monotonic()
+
+    def show(record: dict[str, object]) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {json.dumps(record)}", file=sys.stderr, flush=True)
+
+    records, skipped = measure_agreement(arguments.questions, arguments.model, on_way=show)
     table = markdown(records)
     print(table)
     for way, reason in skipped.items():
