@@ -110,7 +110,7 @@ class JobWatch:
         """
         parts, steady = self._parts(), self._steady(replicas)
         first = sorted(number for number, _ in self._ready())[:replicas]
-        lost = {event.replica for _, event in self.events if event.replica_lost}
+        lost = self._lost()
         replaced = next(((n, at) for n, at in self._ready() if n not in first and at > killed_s), None)
         committed = next(iter(parts.get(replaced[0], [])), None) if replaced else None
         back = committed[0] if committed else None
@@ -135,9 +135,13 @@ class JobWatch:
     def _steady(self, replicas: int) -> Steady:
         parts = self._parts()
         begun = [parts[replica][0][0] for replica in sorted(parts)[:replicas]]
-        lost = {event.replica for _, event in self.events if event.replica_lost}
+        lost = self._lost()
         last = [of_one[-1][0] for replica, of_one in parts.items() if replica not in lost]
         return Steady(max(begun), min(last, default=self._end()))
+
+    def _lost(self) -> set[int | None]:
+        """Numbers of the replicas that were lost."""
+        return {event.replica for _, event in self.events if event.replica_lost}
 
     def _end(self) -> float:
         return max(of_one[-1][0] for of_one in self._parts().values())

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 
+from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import BUNDLED_MODEL
 from trio_ray.errors import ConfigError
 
@@ -29,12 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.questions < 1:
         raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
-    started = time.monotonic()
-
-    def show(record: dict[str, object]) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {json.dumps(record)}", file=sys.stderr, flush=True)
-
-    records, skipped = measure_agreement(arguments.questions, arguments.model, on_way=show)
+    show = timed_steps()
+    records, skipped = measure_agreement(
+        arguments.questions, arguments.model, on_way=lambda record: show(json.dumps(record))
+    )
     table = markdown(records)
     print(table)
     for way, reason in skipped.items():

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
 from trio_ray.benchmark.settings import CONTESTANTS, WORKLOADS, BenchSettings
+from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 
@@ -53,10 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
         raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
     started = time.monotonic()
-
-    def show(what: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
-
+    show = timed_steps()
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     show(f"load {arguments.shapes}")

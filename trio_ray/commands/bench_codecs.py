@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 
+from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.errors import ConfigError
 
 CODECS = ("raw", "fp8", "int8", "int4", "int3", "int2")
@@ -53,17 +52,17 @@ def run(arguments: argparse.Namespace) -> int:
         codecs = {text: make_codec(full_spec(choice)) for text, choice in given.items() if fits[text] is None}
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError("--codecs", str(error)) from None
-    started = time.monotonic()
+    show = timed_steps()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     benchmark = CodecBenchmark.make(GEOMETRIES[arguments.shapes], arguments.samples, device, arguments.rounds)
     speeds = []
     for name, fit in fits.items():
-        print(f"{time.monotonic() - started:6.1f} s  {name}", file=sys.stderr, flush=True)
+        show(name)
         if fit is None:
             speeds.append(benchmark.measure(name, codecs[name]))
         else:
             codec, basis = fit_transform(*fit, benchmark.geometry, benchmark.longest_and_shortest)
-            print(f"{time.monotonic() - started:6.1f} s  {name}: basis fitted", file=sys.stderr, flush=True)
+            show(f"{name}: basis fitted")
             speeds.append(benchmark.measure(name, codec, basis))
     where = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
     heading = (

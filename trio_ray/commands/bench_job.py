@@ -15,8 +15,6 @@ import argparse
 import datetime
 import json
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import yaml
 
 from trio_ray.benchmark.settings import WORKLOADS
+from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
 from trio_ray.errors import ConfigError, JobFailed
 
@@ -83,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs=runs,
         kill=arguments.kill,
     )
-    started = time.monotonic()
+    show = timed_steps()
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(default_device()),
@@ -91,9 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
         "shapes": arguments.shapes,
         "config": bench.config.model_dump(mode="json", exclude={"input", "output", "s3"}),
     }
-
-    def show(what: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
 
     def keep(record: Mapping[str, Any]) -> None:
         _write(folder / "bench-job.json", json.dumps({**about, **record}, indent=1))

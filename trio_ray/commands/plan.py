@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import JobConfig, load_config
 from trio_ray.errors import ConfigError
 
@@ -75,11 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.planning.prices import Prices
     from trio_ray.planning.report import comparison_table, text
 
-    started = time.monotonic()
-
-    def show(what: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
-
     plan = make_plan(
         PlanSettings(
             config=config,
@@ -93,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.gpu_price, arguments.storage_price, arguments.put_price, arguments.get_price, arguments.months
             ),
         ),
-        show,
+        timed_steps(),
     )
     print(text(plan))
     compared = compare(plan, config) if arguments.compare else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from trio_ray.kv import quantise
 from trio_ray.kv.quantise import RowGroups
+from trio_ray.method.fusion import has_triton
 
 
 class Arithmetic(Protocol):
@@ -32,7 +32,7 @@ class Arithmetic(Protocol):
 
 def arithmetic(device: torch.device) -> Arithmetic:
     """The implementation for tensors on `device`."""
-    if device.type == "cuda" and find_spec("triton"):
+    if has_triton(device):
         from trio_ray.kv import triton_kernels
 
         return triton_kernels

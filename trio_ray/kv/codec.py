@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -128,6 +129,11 @@ class Codec(ABC):
     @abstractmethod
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """Every tensor that `encode` makes of one sample's segment of this shape."""
+
+    def layout_bytes(self, shapes: Iterable[SegmentShape]) -> int:
+        """Bytes of a sample's segments of these shapes, before the lossless stage."""
+        tensors = (tensor for shape in shapes for tensor in self.layout(shape).values())
+        return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
 
     @abstractmethod
     def decode(

@@ -50,9 +50,9 @@ def fused(**dynamic: tuple[int, ...]) -> Callable[[Callable[P, R]], Callable[P, 
     return decorate
 
 
-def has_triton(tensor: Tensor) -> bool:
-    """Whether our own kernels can work on the tensor: it is on a GPU, and Triton is there, which comes with torch."""
-    return tensor.is_cuda and find_spec("triton") is not None
+def has_triton(device: torch.device) -> bool:
+    """Whether our own kernels can work there: it is a GPU, and Triton is installed, which comes with torch."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

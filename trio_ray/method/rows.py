@@ -110,6 +110,13 @@ class PackedRows:
         return _pad_runs(self.offsets[:-1], self.lengths, self.device, ALIGNMENT)
 
     @cached_property
+    def unpadded(self) -> Tensor:
+        """(T,) int64, where each row stands in `padded`, flattened."""
+        width = self.padded[0].shape[1]
+        shift = [sample * width - start for sample, start in enumerate(self.offsets[:-1])]
+        return torch.arange(self.total, device=self.device) + on_device(shift, self.device)[self.sample]
+
+    @cached_property
     def image_rows(self) -> Tensor:
         """(number of image rows,) int64, the rows that are image tokens, in order."""
         return select_rows(self.is_image, sum(self.image_counts))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import fused, on_device
+from trio_ray.method.fusion import fused
 from trio_ray.method.proxy import ProxyLayer, rms_norm, rms_norm_backward, rotate
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.supervision import (
@@ -22,7 +22,7 @@ from trio_ray.method.supervision import (
     TargetRows,
     attend_from,
     group_heads,
-    kernels_take,
+    key_gradient,
     rotated_and_padded,
     ungroup_heads,
 )
@@ -65,11 +65,10 @@ def proxy_saliency(
         # In fp32 first: the factor of a nearly certain row does not fit into half precision, the product does.
         grad_out, grad_residual = (grad_out.float() * scale).to(grad_out.dtype), grad_residual.float() * scale
     through = _attention_gradient(padded, rows, proxy, target, attention, values, grad_out)
-    flat = _unpad_index(rows)
     if not any(-row > tail for row in supervised for tail in rows.tails):
-        return _norm_of_gradient(through.key, through.value, flat, hidden, proxy.norm_weight, proxy.norm_eps)
+        return _norm_of_gradient(through.key, through.value, rows.unpadded, hidden, proxy.norm_weight, proxy.norm_eps)
     # A supervised image row also acts through its own query and residual.
-    grad_normed = (through.key + through.value[flat]).index_add(
+    grad_normed = (through.key + through.value[rows.unpadded]).index_add(
         0, target.flat, _query_gradient(proxy, rows, attention, target, through.scores)
     )
     grad = rms_norm_backward(grad_normed, hidden, proxy.norm_weight, proxy.norm_eps)
@@ -159,19 +158,9 @@ def _attention_gradient(
     grad_probs = (back @ padded.transpose(1, 2)).unflatten(1, (proxy.kv_heads, -1))
     mean_grad = (grad_out.float() * values.attended.float()).sum(-1, keepdim=True)
     grad_scores = _score_gradient(attention.probs, grad_probs, mean_grad, proxy.scaling)
-    grad_key = _key_gradient(grad_scores, attention.query, rows, proxy)
+    grad_key = key_gradient(grad_scores, attention.query, rows, proxy)
     through_value = (values.weights.transpose(1, 2) @ back).flatten(0, 1)
     return _Through(grad_scores, grad_key @ proxy.k_weight, through_value)
-
-
-def _key_gradient(grad_scores: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
-    """(T, kv_heads * D), at the keys before rotation."""
-    if kernels_take(query):
-        from trio_ray.method import supervision_kernels
-
-        return supervision_kernels.key_gradient(grad_scores, query, proxy.cos, proxy.sin, rows.cu_seqlens)
-    rotated = grad_scores.transpose(2, 3) @ query
-    return rotate(rotated.transpose(1, 2).flatten(0, 1)[_unpad_index(rows)], proxy.cos, -proxy.sin).flatten(1)
 
 
 @fused(probs=(0, 3), grad_probs=(0, 3), mean_grad=(0,))
@@ -187,10 +176,3 @@ def _query_gradient(
     grad_query = grad_scores @ rotated_and_padded(attention.key, rows, proxy)
     grad_query = ungroup_heads(grad_query, proxy, target).unflatten(1, (proxy.heads, proxy.head_dim))
     return rotate(grad_query, proxy.cos[target.flat], -proxy.sin[target.flat]).flatten(1) @ proxy.q_weight
-
-
-def _unpad_index(rows: PackedRows) -> Tensor:
-    """(T,) int64: where each row stands in a padded (B, S) layout, flattened."""
-    width = rows.padded[0].shape[1]
-    shift = [sample * width - start for sample, start in enumerate(rows.offsets[:-1])]
-    return torch.arange(rows.total, device=rows.device) + on_device(shift, rows.device)[rows.sample]

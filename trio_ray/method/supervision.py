@@ -63,16 +63,26 @@ def attend_from(normed: Tensor, rows: PackedRows, proxy: ProxyLayer, target: Tar
 
 def _scores(key: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
     """(B, kv_heads, M, S); what stands behind a sample's end means nothing."""
-    if kernels_take(query):
+    if _kernels_take(query):
         from trio_ray.method import supervision_kernels
 
         return supervision_kernels.scores(key, query, proxy.cos, proxy.sin, rows.cu_seqlens, rows.padded[0].shape[1])
     return query @ rotated_and_padded(key, rows, proxy).transpose(2, 3)
 
 
-def kernels_take(query: Tensor) -> bool:
+def key_gradient(grad_scores: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
+    """(T, kv_heads * D), the gradient at `TargetAttention.key`, from (B, kv_heads, M, S) at the scores."""
+    if _kernels_take(query):
+        from trio_ray.method import supervision_kernels
+
+        return supervision_kernels.key_gradient(grad_scores, query, proxy.cos, proxy.sin, rows.cu_seqlens)
+    rotated = grad_scores.transpose(2, 3) @ query
+    return rotate(rotated.transpose(1, 2).flatten(0, 1)[rows.unpadded], proxy.cos, -proxy.sin).flatten(1)
+
+
+def _kernels_take(query: Tensor) -> bool:
     """Whether `supervision_kernels` can work with these queries of `TargetAttention`."""
-    if not has_triton(query):
+    if not has_triton(query.device):
         return False
     from trio_ray.method import supervision_kernels
 

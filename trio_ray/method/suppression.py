@@ -119,7 +119,7 @@ def _greedy(candidates: Tensor, real: Tensor, wanted: Tensor, threshold: float) 
     """(b, W) bool, the survivors among (b, W, d) candidates in rank order; those behind the first `wanted` of a sample
     need not be told from the others.
     """
-    if has_triton(candidates):
+    if has_triton(candidates.device):
         from trio_ray.method.suppression_kernel import first_survivors
 
         return first_survivors(*_products(candidates), real, wanted, threshold)

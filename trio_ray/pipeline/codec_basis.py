@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 
 from trio_ray.config import JobConfig, codec_spec
 from trio_ray.errors import ConfigError, StoreError
-from trio_ray.kv.codec import CodecError, SegmentShape
+from trio_ray.kv.codec import Codec, CodecError, SegmentShape
+from trio_ray.kv.codecs import make_codec
 from trio_ray.kv.container import checksum
 from trio_ray.kv.spec import TransformSpec, parse_spec
 from trio_ray.kv.transform import Transform
@@ -23,27 +25,40 @@ from trio_ray.store.inputs import StoreOpener
 FIELD = "cache.codec.basis"
 
 
-def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) -> bytes | None:
-    """The bytes of the basis that the job's settings name, if they name one.
+@dataclass(frozen=True)
+class NamedCodec:
+    """The codec that a job's settings name.
+
+    Attributes:
+        codec: with its basis by its hash, as identity and headers hold it.
+        basis: the file's bytes, if it has one.
+    """
+
+    codec: Codec
+    basis: bytes | None = None
+
+
+def named_codec(config: JobConfig, folder: Path, schedule: Schedule, text: Any) -> NamedCodec | None:
+    """The codec that a job's settings name; None where they name none.
 
     Args:
-        config: the job; the codec names the basis by path or `s3://` URI.
+        config: the job; a codec names its basis by path or `s3://` URI.
         folder: the model's folder.
         schedule: where the job prunes.
         text: the model's text configuration.
 
     Raises:
-        ConfigError: it cannot be read, is damaged, or was calibrated with another model or other prune points.
+        ConfigError: the basis cannot be read, is damaged, or was calibrated with another model or other prune points.
     """
     if not config.cache.names_codec:
         return None
     settings = parse_spec(codec_spec(config.cache))
     if not isinstance(settings, TransformSpec):
-        return None
+        return NamedCodec(make_codec(codec_spec(config.cache)))
     try:
         data = StoreOpener(config.s3).read(settings.basis)
         basis = read_basis(data)
-        codec = Transform(settings, basis)
+        codec = Transform(settings.model_copy(update={"basis": checksum(data)}), basis)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         edges = sorted({0, *schedule.prune_points, schedule.layers})
         for start, stop in pairwise(edges):
@@ -56,11 +71,4 @@ def job_basis(config: JobConfig, folder: Path, schedule: Schedule, text: Any) ->
         field, made, wanted = difference
         message = f"calibrated with {field} = {made!r}, the job has {wanted!r}; run `trio-ray calibrate` for this model"
         raise ConfigError(FIELD, message)
-    return data
-
-
-def named_codec(config: JobConfig, basis: bytes | None) -> dict[str, Any] | None:
-    """All parameters of the codec that a job's settings name, its basis by its hash; None where they name none."""
-    if not config.cache.names_codec:
-        return None
-    return codec_spec(config.cache) | ({} if basis is None else {"basis": checksum(basis)})
+    return NamedCodec(codec, data)

@@ -46,9 +46,7 @@ class PartSize:
             text_config = self.model_config.get_text_config()
             rows = self.schedule.counts(self._image_tokens)[0] + TEXT_ROWS
             return self._of(float(rows * text_config.hidden_size * self.dtype.itemsize))
-        shapes = self._shapes(codec.settings.first_segment == "kept")
-        tensors = [tensor for shape in shapes for tensor in codec.layout(shape).values()]
-        return self._of(float(sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)))
+        return self._of(float(codec.layout_bytes(self._shapes(codec.settings.first_segment == "kept"))))
 
     def samples_made_smaller(self, times: float) -> int:
         """The same for a codec that makes keys and values so many times smaller than they are in `dtype`."""

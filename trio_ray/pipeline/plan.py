@@ -13,12 +13,11 @@ import torch
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.identity import build_identity
-from trio_ray.kv.codecs import make_codec
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
 from trio_ray.model.replica import make_schedule
 from trio_ray.pipeline.calibration_task import calibrate_here
-from trio_ray.pipeline.codec_basis import job_basis, named_codec
+from trio_ray.pipeline.codec_basis import named_codec
 from trio_ray.pipeline.codec_choice import CalibrationOrder, Calibrator, make_or_join
 from trio_ray.pipeline.part_size import PartSize
 from trio_ray.source.sample import Shard
@@ -94,19 +93,17 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     schedule = make_schedule(config.method, text.num_hidden_layers)
     units = find_units(config)
     store = _open_output(config)
-    basis = job_basis(config, folder, schedule, text)
-    named = named_codec(config, basis)
-    identity = build_identity(config, folder, dtype, schedule, named)
+    named = named_codec(config, folder, schedule, text)
+    identity = build_identity(config, folder, dtype, schedule, named.codec.spec if named else None)
     size = PartSize(config, schedule, model_config, dtype)
     why = None
     if config.cache.chooses_codec:
         order = _calibration_order(config, identity, dtype)
         dataset, why = make_or_join(store, identity, size.samples_made_smaller, order, calibrate)
     else:
-        codec = None if named is None else make_codec(named, lambda _: basis or b"")
-        dataset = create_or_check(store, identity, size.samples(codec))
-    if basis is not None:
-        store_basis(store, basis)
+        dataset = create_or_check(store, identity, size.samples(named.codec if named else None))
+    if named is not None and named.basis is not None:
+        store_basis(store, named.basis)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder, why)
     _find_work(plan, units)
     return plan

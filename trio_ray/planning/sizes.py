@@ -90,7 +90,7 @@ class SizeModel:
         """
         factor = zstd_factor(codec, self._geometry(), self.dtype)
         frames = self.frames(len(self.workload.samples), codec.settings.first_segment == "kept")
-        layouts = [layout_bytes(frame, codec) for frame in frames]
+        layouts = [codec.layout_bytes(frame.shapes) for frame in frames]
         tensors = [sum(len(codec.layout(shape)) for shape in frame.shapes) for frame in frames]
         around = fmean(
             len(write_container(frame, codec.settings, sample.key, SAMPLE_HASH))
@@ -125,16 +125,9 @@ def encoded_size(name: str, prefixes: Sequence[CodedPrefix], codec: Codec, keys:
     """Size of prefixes that have really been coded, in their containers."""
     settings, named = codec.settings, zip(prefixes, keys, strict=True)
     data = [len(write_container(coded, settings, key, SAMPLE_HASH)) for coded, key in named]
-    factor = fmean(data) / fmean(layout_bytes(coded, codec) for coded in prefixes)
+    factor = fmean(data) / fmean(codec.layout_bytes(coded.shapes) for coded in prefixes)
     member = fmean(in_tar(size, key) for size, key in zip(data, keys, strict=True))
     return MemberSize("kv", name, member, factor if codec.settings.zstd else 1.0, "encoded")
-
-
-def layout_bytes(coded: CodedPrefix, codec: Codec) -> int:
-    """Bytes of a prefix's coded keys and values before the lossless stage."""
-    return sum(
-        prod(tensor.shape) * tensor.dtype.itemsize for shape in coded.shapes for tensor in codec.layout(shape).values()
-    )
 
 
 def zstd_factor(codec: Codec, geometry: Geometry, dtype: torch.dtype) -> float:
@@ -149,7 +142,7 @@ def zstd_factor(codec: Codec, geometry: Geometry, dtype: torch.dtype) -> float:
     coded = code_batch(_as_dtype(batch, dtype), codec).split()[0]
     bare = replace(coded, segments=())
     size = len(write_container(coded, codec.settings, "", "")) - len(write_container(bare, codec.settings, "", ""))
-    return size / layout_bytes(coded, codec)
+    return size / codec.layout_bytes(coded.shapes)
 
 
 def in_tar(size: float, key: str) -> float:
