@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.frames import FrameMaker, Frames
 from trio_ray.kv.spec import CodecSpec
 
 
@@ -89,15 +90,42 @@ class CodedSegments:
     Attributes:
         tensors: by name, the samples' pieces one behind the other along the first dimension.
         pieces: by name, the length of each sample's piece.
+        runs: by name, of each sample the bytes of stretches that differ in how often each byte occurs, as many of
+            every sample; a tensor that is not named here is one stretch.
+        frames: by name, in the place of tensors, those that have been through the lossless stage on the device.
     """
 
     tensors: dict[str, Tensor]
     pieces: dict[str, tuple[int, ...]]
+    runs: dict[str, list[list[int]]] = field(default_factory=dict)
+    frames: dict[str, Frames] = field(default_factory=dict)
+
+    def framed(self, maker: FrameMaker, name: str) -> CodedSegments:
+        """The same with all tensors of bytes as frames; they must be on a GPU.
+
+        Args:
+            maker: makes them.
+            name: tells the segment from others of a batch.
+        """
+        tensors, frames = dict(self.tensors), dict(self.frames)
+        for own in [own for own, tensor in tensors.items() if tensor.dtype == torch.uint8 and tensor.numel()]:
+            tensor = tensors.pop(own)
+            width = prod(tensor.shape[1:])
+            runs = self.runs.get(own) or [[rows * width] for rows in self.pieces[own]]
+            frames[own] = maker.frames(f"{name}.{own}", tensor, runs)
+        return replace(self, tensors=tensors, frames=frames)
 
     def split(self) -> list[dict[str, Tensor]]:
         """Each sample's tensors, which are views."""
-        cut = {name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()}
-        return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]
+        return self._by_sample({name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()})
+
+    def split_frames(self) -> list[dict[str, Tensor]]:
+        """Each sample's frames, flat uint8, which are views; in host memory."""
+        return self._by_sample({name: frames.split() for name, frames in self.frames.items()})
+
+    def _by_sample(self, cut: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+        samples = len(next(iter(self.pieces.values())))
+        return [{name: pieces[sample] for name, pieces in cut.items()} for sample in range(samples)]
 
 
 class Codec(ABC):

@@ -92,7 +92,8 @@ def checksum(data: bytes | memoryview) -> str:
 
 
 def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerprint: str) -> memoryview:
-    """A coded prefix as bytes. The lossless stage runs here, in the caller's thread and without Python's lock.
+    """A coded prefix as bytes. What is not through the lossless stage goes through it here, in the caller's thread and
+    without Python's lock.
 
     Args:
         coded: in host memory.
@@ -121,6 +122,7 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
     tensors = {
         name: shrink(tensor, level) if level else tensor.contiguous() for name, tensor in _tensors(coded).items()
     }
+    tensors |= _named(coded.frames)
     return serialise(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
 
 
@@ -183,6 +185,7 @@ def read_containers(
 
 
 def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
+    """All that is still to go through the lossless stage."""
     tensors = {
         "position": torch.cat([_differences(position) for position in coded.positions]),
         "text": torch.from_numpy(np.packbits(torch.cat(coded.texts).numpy(), bitorder="little")),
@@ -191,9 +194,11 @@ def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
     }
     if coded.kept:
         tensors["kept"] = torch.cat([_differences(kept) for kept in coded.kept])
-    for number, segment in enumerate(coded.segments):
-        tensors |= {f"{number}.{name}": tensor for name, tensor in segment.items()}
-    return tensors
+    return tensors | _named(coded.segments)
+
+
+def _named(segments: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{number}.{name}": tensor for number, own in enumerate(segments) for name, tensor in own.items()}
 
 
 def _differences(ascending: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape
+from trio_ray.kv.frames import FrameMaker, Frames
 from trio_ray.method.fusion import on_device
 from trio_ray.method.rows import select_rows
 
@@ -29,6 +30,7 @@ class CodedPrefix:
         positions, texts: per segment (rows,) int32 and bool, see `Segment`.
         kept: per prune point (K,) int32, see `Prefix`.
         top_ids, top_logprobs: (k,) int32 and fp32, see `Prefix`.
+        frames: per segment by name, in the place of the codec's tensors, those that are through the lossless stage.
     """
 
     length: int
@@ -39,6 +41,7 @@ class CodedPrefix:
     kept: tuple[Tensor, ...]
     top_ids: Tensor
     top_logprobs: Tensor
+    frames: tuple[dict[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class CodedBatch:
         """All of its tensors."""
         for segment in self.segments:
             yield from segment.tensors.values()
+            for frames in segment.frames.values():
+                yield from (frames.data, frames.ends)
         yield from (*self.positions, *self.texts, *self.kept, self.top_ids, self.top_logprobs)
 
     def on_host(self, allocate: Allocate) -> CodedBatch:
@@ -77,7 +82,11 @@ class CodedBatch:
         return replace(
             self,
             segments=tuple(
-                replace(segment, tensors={name: copy(tensor) for name, tensor in segment.tensors.items()})
+                replace(
+                    segment,
+                    tensors={name: copy(tensor) for name, tensor in segment.tensors.items()},
+                    frames={name: Frames(copy(each.data), copy(each.ends)) for name, each in segment.frames.items()},
+                )
                 for segment in self.segments
             ),
             positions=copies(self.positions),
@@ -90,6 +99,7 @@ class CodedBatch:
     def split(self) -> list[CodedPrefix]:
         """The samples' prefixes; their tensors are views."""
         segments = [segment.split() for segment in self.segments]
+        frames = [segment.split_frames() for segment in self.segments]
         rows = [[shape.rows for shape in shapes] for shapes in self.shapes]
         positions = [tensor.split(counts) for tensor, counts in zip(self.positions, rows, strict=True)]
         texts = [tensor.split(counts) for tensor, counts in zip(self.texts, rows, strict=True)]
@@ -104,14 +114,20 @@ class CodedBatch:
                 kept=tuple(of_samples[sample] for of_samples in kept),
                 top_ids=self.top_ids[sample],
                 top_logprobs=self.top_logprobs[sample],
+                frames=tuple(of_samples[sample] for of_samples in frames),
             )
             for sample, length in enumerate(self.lengths)
         ]
 
 
 @torch.no_grad()
-def code_batch(batch: PrefixBatch, codec: Codec) -> CodedBatch:
-    """Code a batch on the device that it is on, without waiting for it.
+def code_batch(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None) -> CodedBatch:
+    """Code a batch on the device that it is on, without waiting for it but where `FrameMaker` does.
+
+    Args:
+        batch: to be coded.
+        codec: codes it.
+        maker: does the lossless stage on the device, where it can be done there; None leaves it to the host.
 
     Raises:
         CodecError: the codec cannot code keys and values of this shape.
@@ -119,10 +135,13 @@ def code_batch(batch: PrefixBatch, codec: Codec) -> CodedBatch:
     segments = list(batch.segments)
     if codec.settings.first_segment == "kept" and len(batch.kept) == len(segments) - 1 > 0:
         segments[0] = _kept_rows(segments[0], batch.kept[0], batch.kept_counts[0])
+    coded = [codec.encode(segment) for segment in segments]
+    if maker is not None:
+        coded = [segment.framed(maker, str(number)) for number, segment in enumerate(coded)]
     return CodedBatch(
         lengths=batch.lengths,
         shapes=tuple(tuple(SegmentShape.of(segment)) for segment in segments),
-        segments=tuple(codec.encode(segment) for segment in segments),
+        segments=tuple(coded),
         positions=tuple(segment.position for segment in segments),
         texts=tuple(segment.text for segment in segments),
         kept=batch.kept,

@@ -25,7 +25,12 @@ class CodecSpec(BaseModel):
         description="Rows stored of the layers before the first prune point: all, or of the image rows those alone "
         "that this prune point keeps.",
     )
-    zstd: int = Field(1, ge=0, le=19, description="Level of the lossless stage; 0 leaves it out.")
+    zstd: int = Field(
+        1,
+        ge=0,
+        le=19,
+        description="Level of the lossless stage; 0 leaves it out. At 1 a GPU does it itself, by Huffman codes alone.",
+    )
 
 
 class RawSpec(CodecSpec):

@@ -132,7 +132,7 @@ class Transform(Codec):
                 for number, group, own in zip(numbers, groups, columns, strict=True):
                     layers, places = _layers(batch, group), PackedPlaces(stored, begins[part], own)
                     self._coder(basis, number, kind).put(batch.keys[layers], batch.values[layers], chunk, places)
-        return CodedSegments({TENSOR: stored}, {TENSOR: sizes})
+        return CodedSegments({TENSOR: stored}, {TENSOR: sizes}, {TENSOR: blocks})
 
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """See `Codec`."""

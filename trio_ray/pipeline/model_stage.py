@@ -1,4 +1,6 @@
-"""The device's share of the work: prefill, code, copy to the host. Nothing here waits for the device."""
+"""The device's share of the work: prefill, code, copy to the host. Nothing here waits for the device, but for what
+`FrameMaker` counts now and then.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from trio_ray.config import CacheConfig
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.encode import code_batch, frame_of
+from trio_ray.kv.frames import FRAMES_LEVEL, FrameMaker
+from trio_ray.method.fusion import has_triton
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
 from trio_ray.method.suppression import Haste
@@ -119,11 +123,14 @@ class ModelStage:
     _haste: Haste = field(default_factory=Haste)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _copies: torch.cuda.Stream | None = None
+    _frames: FrameMaker | None = None
 
     def __post_init__(self) -> None:
         if self.replica.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.replica.device)
             self.memory = self.memory or HostMemory(pinned=True)
+        if self.codec is not None and self.codec.settings.zstd == FRAMES_LEVEL and has_triton(self.replica.device):
+            self._frames = FrameMaker()
 
     def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
         """What is stored of the samples, in order: one group, or several where the device's memory is too small.
@@ -203,7 +210,7 @@ class ModelStage:
         if cache.targets == "top_k":
             answers = [sample.answer_tokens for sample in samples]
             targets = answer_targets(replica.decoder, batch, answers, cache.top_k)
-        coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec)
+        coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec, self._frames)
         return StoredBatch(coded, embeds, targets)
 
     def _mark(self) -> Mark:
