@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from trio_ray.benchmark.sure_choice import SureTrio
 from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.evaluation.accuracy import MAX_NEW_TOKENS, prepared_batches
@@ -43,11 +44,18 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a way gave: kept tokens at the first and at the last prune point, and the answer, for each question."""
+    """What a way gave, for each question.
 
-    first: list[frozenset[int]]
-    last: list[frozenset[int]]
-    answers: list[str]
+    Attributes:
+        first, last: kept tokens at the first and at the last prune point.
+        answers: the generated text.
+        sure: of `first` those that are kept for sure (`sure_choice`); noted of the first way alone.
+    """
+
+    first: list[frozenset[int]] = field(default_factory=list)
+    last: list[frozenset[int]] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    sure: list[frozenset[int]] = field(default_factory=list)
 
 
 def measure_agreement(
@@ -66,7 +74,8 @@ def measure_agreement(
 
     Returns:
         A record a way: the share of kept tokens and of answers in common with the first way and with the first of the
-        same dtype, and right answers; then the ways that cannot run here, with the reason.
+        same dtype; how many of the tokens that the first way keeps for sure at the first prune point this one keeps,
+        and of all that it keeps there they are; right answers. Then the ways that cannot run here, with the reason.
 
     Raises:
         ConfigError: there is no such model.
@@ -83,7 +92,7 @@ def measure_agreement(
         except ConfigError as error:
             skipped[str(way)] = str(error)
             continue
-        outcomes[way] = _run(replica, asked, way.batch)
+        outcomes[way] = _run(replica, asked, way.batch, note_sure=not outcomes)
         records.append(_record(way, outcomes, asked))
         on_way(records[-1])
     return records, skipped
@@ -94,8 +103,12 @@ def _record(way: Way, outcomes: Mapping[Way, Outcome], asked: Sequence[HeldOutQu
     outcome, first = outcomes[way], next(iter(outcomes.values()))
     kin = next(other for other in outcomes if other.dtype == way.dtype)
     right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
+    sure = sum(map(len, first.sure))
+    kept_sure = sum(len(a & b) for a, b in zip(first.sure, outcome.first, strict=True))
     return {
         "way": str(way),
+        "sure": sure / sum(map(len, first.first)),
+        "kept_sure": kept_sure / sure if sure else None,
         **_against(outcome, first, "first"),
         **_against(outcome, outcomes[kin], "dtype"),
         "right": sum(right) / len(right),
@@ -106,15 +119,20 @@ def markdown(records: Sequence[dict[str, object]]) -> str:
     """A table, a line a way; per cent."""
     whats, whoms = ("kept_early", "kept_late", "answers"), ("first", "dtype")
     titles = ("kept at the first prune", "kept at the last", "answers")
-    fields = [f"{what}_{whom}" for whom in whoms for what in whats]
+    fields = ["kept_sure", *(f"{what}_{whom}" for whom in whoms for what in whats), "right"]
     heads = [f"{title}, as {records[0]['way']}" for title in titles] + [
         f"{title}, as its dtype's first" for title in titles
     ]
-    lines = ["| | " + " | ".join(heads) + " | right answers |", "|---|" + "---|" * (len(heads) + 1)]
+    heads = [f"of the {_percent(records[0]['sure'])} kept for sure at the first prune", *heads, "right answers"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for record in records:
-        cells = [f"{100 * record[field]:.1f}" for field in (*fields, "right")]  # type: ignore[operator]
+        cells = [_percent(record[field]) for field in fields]
         lines.append(f"| {record['way']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f}" if isinstance(share, float) else "-"
 
 
 def _against(outcome: Outcome, other: Outcome, whom: str) -> dict[str, float]:
@@ -131,12 +149,15 @@ def _in_common(kept: Sequence[frozenset[int]], other: Sequence[frozenset[int]]) 
     return sum(len(a & b) for a, b in zip(kept, other, strict=True)) / sum(map(len, kept))
 
 
-def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int) -> Outcome:
+def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int, note_sure: bool) -> Outcome:
     config = MethodConfig()
     schedule, selector = make_schedule(config, replica.decoder.depth), make_selector(config)
-    outcome = Outcome([], [], [])
+    outcome = Outcome()
     for samples in prepared_batches(replica, questions, batch):
-        prefixes = replica.prefill(samples, schedule, selector)
+        watched = SureTrio(**selector.settings) if note_sure else selector
+        prefixes = replica.prefill(samples, schedule, watched)
+        if isinstance(watched, SureTrio):
+            outcome.sure.extend(watched.sure[0])
         outcome.first.extend(frozenset(prefix.kept[0].tolist()) for prefix in prefixes)
         outcome.last.extend(frozenset(prefix.kept[-1].tolist()) for prefix in prefixes)
         outcome.answers.extend(replica.generate(prefixes, MAX_NEW_TOKENS))

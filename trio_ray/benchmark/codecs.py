@@ -17,9 +17,11 @@ from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch
+from trio_ray.kv.frames import FRAMES_LEVEL, FrameMaker
 from trio_ray.kv.lossless import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.transform import Transform
+from trio_ray.method.fusion import has_triton
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
@@ -38,6 +40,8 @@ class CodecSpeed:
         device_encode, device_decode: of 16-bit keys and values on the GPU.
         core_encode, core_decode: the same on one CPU core.
         shrink, expand: of coded bytes in and out of the lossless stage, one core.
+        device_shrink: of coded bytes into the lossless stage on the GPU.
+        device_bytes: of a sample's container, where the GPU did that.
         basis: bytes of its basis, which a cache holds once; None without one.
     """
 
@@ -52,6 +56,8 @@ class CodecSpeed:
     core_decode: float
     shrink: float | None
     expand: float | None
+    device_shrink: float | None
+    device_bytes: float | None
     basis: int | None
 
 
@@ -78,6 +84,7 @@ class CodecBenchmark:
             lossless = self._lossless_rates(code_batch(few_layers, codec).split()[0], codec.settings.zstd)
         ends = self.longest_and_shortest
         size = sum(container_sizes(ends, codec))
+        device_shrink, device_size = self._device_stage(codec)
         pruned = sum(prefix.kv_bytes for prefix in ends.split())
         unpruned = sum(self.geometry.row_bytes(self.geometry.layers) * length for length in ends.lengths)
         return CodecSpeed(
@@ -92,6 +99,8 @@ class CodecBenchmark:
             core_decode=core[1],
             shrink=lossless[0],
             expand=lossless[1],
+            device_shrink=device_shrink,
+            device_bytes=device_size,
             basis=None if basis is None else len(basis),
         )
 
@@ -139,15 +148,32 @@ class CodecBenchmark:
         inwards = self._median(lambda: [shrink(tensor, level) for tensor in plain], coded.top_ids)
         return size / inwards / 1e9, size / self._median(grow, coded.top_ids) / 1e9
 
+    def _device_stage(self, codec: Codec) -> tuple[float | None, float | None]:
+        """GB/s of coded bytes into the lossless stage on the GPU, and what a container then takes; None without."""
+        if not has_triton(self.batch.top_ids.device) or codec.settings.zstd != FRAMES_LEVEL:
+            return None, None
+        maker, segments = FrameMaker(), code_batch(self.batch, codec).segments
+        plain = [tensor for segment in segments for tensor in segment.tensors.values()]
+        size = sum(tensor.numel() for tensor in plain if tensor.dtype == torch.uint8)
+
+        def shrink_all() -> None:
+            for number, segment in enumerate(segments):
+                segment.framed(maker, str(number))
+
+        seconds = self._median(shrink_all, self.batch.top_ids)
+        ends = self.longest_and_shortest
+        stored = sum(container_sizes(ends, codec, FrameMaker())) / len(ends.lengths)
+        return size / seconds / 1e9 if size else None, stored
+
     def _median(self, work: Callable[[], object], where: Tensor) -> float:
         """Seconds that `work` takes, once the device has done all of it."""
         work()  # compiles kernels
         return statistics.median(_seconds(work, where) for _ in range(self.rounds))
 
 
-def container_sizes(batch: PrefixBatch, codec: Codec) -> list[int]:
-    """Bytes of the samples' containers."""
-    coded = code_batch(batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
+def container_sizes(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None) -> list[int]:
+    """Bytes of the samples' containers; `maker` as in `code_batch`."""
+    coded = code_batch(batch, codec, maker).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
     return [
         len(write_container(sample, codec.settings, f"sample{n}", "0" * 64)) for n, sample in enumerate(coded.split())
     ]
@@ -157,16 +183,18 @@ def markdown(speeds: Sequence[CodecSpeed]) -> str:
     """A table, a codec a line."""
     head = (
         "| codec | MB a sample | bits a value | to TRIO 16 bit | to unpruned | encode GPU | decode GPU "
-        "| encode core | decode core | zstd in | zstd out | MB a basis |"
+        "| encode core | decode core | zstd in | zstd out | frames GPU | MB a sample by them | MB a basis |"
     )
-    lines = [head, "|" + "---|" * 12]
+    lines = [head, "|" + "---|" * 14]
     for speed in speeds:
         rates = [
-            speed.device_encode, speed.device_decode, speed.core_encode, speed.core_decode, speed.shrink, speed.expand
+            speed.device_encode, speed.device_decode, speed.core_encode, speed.core_decode, speed.shrink, speed.expand,
+            speed.device_shrink,
         ]  # fmt: skip
         cells = [
             speed.codec, f"{speed.bytes / 1e6:.3g}", f"{speed.bits:.2f}", f"{speed.to_pruned:.1f}x",
             f"{speed.to_unpruned:.1f}x", *("-" if rate is None else f"{rate:.3g}" for rate in rates),
+            "-" if speed.device_bytes is None else f"{speed.device_bytes / 1e6:.3g}",
             "-" if speed.basis is None else f"{speed.basis / 1e6:.3g}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")

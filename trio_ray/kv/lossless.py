@@ -1,6 +1,7 @@
 """The lossless stage: zstd over the bytes of one tensor, the lowest bytes of all elements first, then the next.
 
-Only zstd's own frame format is stored, which every version of the library reads.
+Only zstd's own frame format is stored, which every version of the library reads. A GPU makes such frames itself
+(`frames`).
 """
 
 from __future__ import annotations
