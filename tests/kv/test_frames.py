@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tests.kv.bases import make_basis, make_segments
-from tests.kv.prefixes import FINGERPRINT, KEY, assert_same, codec_of, random_prefix
+from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, assert_same, codec_of, random_prefix
 from trio_ray.kv import frames
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec, CodedSegments
@@ -75,15 +75,20 @@ def made(runs: Sequence[Sequence[int]], kinds: Sequence[str], seed: int = 0) -> 
     return torch.from_numpy(np.concatenate(parts).astype(np.uint8))
 
 
+def pieces(runs: Sequence[Sequence[int]]) -> tuple[list[int], Sequence[Sequence[int]]]:
+    """What `frames` is told of bytes in such stretches."""
+    return [sum(own) for own in runs], runs
+
+
 def check(made_frames: Frames, data: Tensor, runs: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """That each sample's bytes come back; its bytes, and those of its frame."""
     on_host = Frames(made_frames.data.cpu(), made_frames.ends.cpu())
-    pieces = data.split([sum(own) for own in runs])
+    cut_up = data.split(pieces(runs)[0])
     stored = on_host.split()
-    for piece, own in zip(pieces, stored, strict=True):
+    for piece, own in zip(cut_up, stored, strict=True):
         assert len(own) <= len(piece)
         assert torch.equal(expand(own, torch.uint8, (len(piece),)), piece)
-    return [(len(piece), len(own)) for piece, own in zip(pieces, stored, strict=True)]
+    return [(len(piece), len(own)) for piece, own in zip(cut_up, stored, strict=True)]
 
 
 @on_devices
@@ -103,18 +108,18 @@ def test_frames_hold_what_they_were_made_of(
 ) -> None:
     runs = [[scale * count for count in own] for own in runs]
     data, maker = made(runs, kinds), FrameMaker()
-    check(maker.frames("first", data.to(device), runs), data, runs)
+    check(maker.frames("first", data.to(device), *pieces(runs)), data, runs)
     # The next batch is coded by the same tables, and holds bytes that they were not made for.
     other = made(runs[::-1], kinds, seed=1).flip(0)
     backwards = [own[::-1] for own in runs]
-    check(maker.frames("first", other.to(device), backwards), other, backwards)
+    check(maker.frames("first", other.to(device), *pieces(backwards)), other, backwards)
 
 
 @on_devices
 def test_what_no_code_makes_smaller_is_stored_as_it_is(device: str) -> None:
     runs = [[6000], [9000]]
     data = made(runs, ("noise",))
-    sizes = check(FrameMaker().frames("noise", data.to(device), runs), data, runs)
+    sizes = check(FrameMaker().frames("noise", data.to(device), *pieces(runs)), data, runs)
     assert all(stored == plain for plain, stored in sizes)
 
 
@@ -122,7 +127,7 @@ def test_what_no_code_makes_smaller_is_stored_as_it_is(device: str) -> None:
 def test_codes_take_little_more_than_the_bytes_entropy(device: str) -> None:
     runs = [[30000, 30000]] * 2
     data = made(runs, ("bell", "wide"))
-    sizes = check(FrameMaker().frames("both", data.to(device), runs), data, runs)
+    sizes = check(FrameMaker().frames("both", data.to(device), *pieces(runs)), data, runs)
     stretches = data.view(2, 2, 30000).transpose(0, 1).reshape(2, -1)
     shares = torch.stack([torch.bincount(own, minlength=256) for own in stretches]) / 60000
     entropy = float(-(shares * shares.clamp_min(1e-9).log2()).sum()) * 60000 / 8
@@ -136,26 +141,33 @@ def test_tables_follow_a_corpus_that_changes(device: str, monkeypatch: pytest.Mo
     runs, maker = [[8000]], FrameMaker()
     first, later = made(runs, ("bell",)), made(runs, ("rare",))
     sizes = [
-        check(maker.frames("all", data.to(device), runs), data, runs)[0][1] for data in (first, later, later, later)
+        check(maker.frames("all", data.to(device), *pieces(runs)), data, runs)[0][1]
+        for data in (first, later, later, later)
     ]
     assert sizes[2] == sizes[3] < 0.8 * sizes[1]
 
 
 @on_devices
-def test_tensors_of_bytes_become_frames_and_others_stay(device: str) -> None:
-    codes, grids = made([[1200 * 8]], ("bell",)).view(1200, 2, 4), torch.arange(6, dtype=torch.int32)
+def test_wide_elements_become_planes_of_bytes_and_what_is_empty_stays(device: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn((1200, 2, 4), generator=random).bfloat16()
     coded = CodedSegments(
-        {"codes": codes.to(device), "grid": grids.to(device), "none": torch.empty((0, 4), dtype=torch.uint8)},
-        {"codes": (700, 500), "grid": (4, 2), "none": (0, 0)},
+        {"states": states.to(device), "none": torch.empty((0, 4), dtype=torch.uint8)},
+        {"states": (700, 500), "none": (0, 0)},
     )
     framed = coded.framed(FrameMaker(), "0")
-    assert set(framed.tensors) == {"grid", "none"}
-    check(framed.frames["codes"], codes.flatten(), [[700 * 8], [500 * 8]])
-    assert [set(own) for own in framed.split()] == [{"grid", "none"}] * 2
+    assert set(framed.tensors) == {"none"}
+    assert set(framed.frames) == {"states"}
+    assert [set(own) for own in framed.split()] == [{"none"}] * 2
+    frames_ = framed.frames["states"]
+    stored = Frames(frames_.data.cpu(), frames_.ends.cpu()).split()
+    for own, piece in zip(stored, states.split([700, 500]), strict=True):
+        assert torch.equal(expand(own, torch.bfloat16, tuple(piece.shape)), piece)
+        assert len(own) < 0.85 * piece.numel() * 2, "the plane of signs and exponents shrinks"
 
 
 @on_devices
-@pytest.mark.parametrize("choice", ["raw", "fp8", "int4", "transform"])
+@pytest.mark.parametrize("choice", ["raw", "fp8", "int4", "mixed", "transform"])
 def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) -> None:
     prefix = random_prefix(rows=(90, 60, 50))
     if choice == "transform":
@@ -164,7 +176,7 @@ def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) 
         made_up = tuple(replace(own, position=torch.arange(own.rows, dtype=torch.int32)) for own in drawn)
         prefix = replace(prefix, segments=made_up, kept=prefix.kept[:1])
     else:
-        codec = codec_of(choice)
+        codec = codec_of(CODECS[choice])
     batch = PrefixBatch.of([prefix.on_device(torch.device(device))] * 3)
     without, framed = (
         code_batch(batch, codec, maker).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
@@ -172,7 +184,8 @@ def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) 
     )
     if device == "cuda":
         torch.cuda.synchronize()
-    assert all(segment.frames for segment in framed.segments) == (choice != "raw"), "raw has no tensors of bytes"
+    assert all(segment.frames for segment in framed.segments)
+    assert not any(segment.frames for segment in without.segments)
     for plain, own in zip(without.split(), framed.split(), strict=True):
         truth, read = (
             read_container(bytes(write_container(coded, codec.settings, KEY, FINGERPRINT)), codec, key=KEY)

@@ -154,7 +154,7 @@ class CodecBenchmark:
             return None, None
         maker, segments = FrameMaker(), code_batch(self.batch, codec).segments
         plain = [tensor for segment in segments for tensor in segment.tensors.values()]
-        size = sum(tensor.numel() for tensor in plain if tensor.dtype == torch.uint8)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
 
         def shrink_all() -> None:
             for number, segment in enumerate(segments):
@@ -163,7 +163,7 @@ class CodecBenchmark:
         seconds = self._median(shrink_all, self.batch.top_ids)
         ends = self.longest_and_shortest
         stored = sum(container_sizes(ends, codec, FrameMaker())) / len(ends.lengths)
-        return size / seconds / 1e9 if size else None, stored
+        return size / seconds / 1e9, stored
 
     def _median(self, work: Callable[[], object], where: Tensor) -> float:
         """Seconds that `work` takes, once the device has done all of it."""

@@ -91,7 +91,7 @@ class CodedSegments:
         tensors: by name, the samples' pieces one behind the other along the first dimension.
         pieces: by name, the length of each sample's piece.
         runs: by name, of each sample the bytes of stretches that differ in how often each byte occurs, as many of
-            every sample; a tensor that is not named here is one stretch.
+            every sample; only of tensors of bytes, and one stretch where a tensor is not named here.
         frames: by name, in the place of tensors, those that have been through the lossless stage on the device.
     """
 
@@ -101,19 +101,18 @@ class CodedSegments:
     frames: dict[str, Frames] = field(default_factory=dict)
 
     def framed(self, maker: FrameMaker, name: str) -> CodedSegments:
-        """The same with all tensors of bytes as frames; they must be on a GPU.
+        """The same with all tensors that hold anything as frames; they must be on a GPU.
 
         Args:
             maker: makes them.
             name: tells the segment from others of a batch.
         """
-        tensors, frames = dict(self.tensors), dict(self.frames)
-        for own in [own for own, tensor in tensors.items() if tensor.dtype == torch.uint8 and tensor.numel()]:
-            tensor = tensors.pop(own)
-            width = prod(tensor.shape[1:])
-            runs = self.runs.get(own) or [[rows * width] for rows in self.pieces[own]]
-            frames[own] = maker.frames(f"{name}.{own}", tensor, runs)
-        return replace(self, tensors=tensors, frames=frames)
+        frames = {
+            own: maker.frames(f"{name}.{own}", tensor, self.pieces[own], self.runs.get(own))
+            for own, tensor in self.tensors.items()
+            if tensor.numel()
+        }
+        return replace(self, tensors={own: self.tensors[own] for own in self.tensors.keys() - frames}, frames=frames)
 
     def split(self) -> list[dict[str, Tensor]]:
         """Each sample's tensors, which are views."""

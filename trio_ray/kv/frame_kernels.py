@@ -49,11 +49,12 @@ def count_bytes(stored: Tensor, blocks: Blocks, tables: int) -> Tensor:
     return counts
 
 
-def make_frames(stored: Tensor, blocks: Blocks, tables: DeviceTables) -> tuple[Tensor, Tensor]:
-    """Frames of all samples, one behind the other, or their bytes as they are where frames would not be smaller.
+def make_frames(stored: Tensor, plain: Tensor, blocks: Blocks, tables: DeviceTables) -> tuple[Tensor, Tensor]:
+    """Frames of all samples, one behind the other, or plain bytes where frames would not be smaller.
 
     Args:
-        stored: flat uint8.
+        stored: flat uint8, what frames are made of.
+        plain: flat uint8, of each sample the bytes that are stored instead of a frame.
         blocks: that cover it.
         tables: that the blocks name.
 
@@ -69,8 +70,9 @@ def make_frames(stored: Tensor, blocks: Blocks, tables: DeviceTables) -> tuple[T
         offset, mode, body, ends = _places(blocks, tables, bits)
         if len(blocks.start):
             _write[grid](
-                stored, blocks.start, blocks.length, blocks.table, blocks.sample, blocks.first, blocks.pieces, offset,
-                mode, body, bits, tables.codes, tables.descriptions, tables.described, data, SIZE=GROUPS,
+                stored, plain, blocks.start, blocks.length, blocks.table, blocks.sample, blocks.first, blocks.pieces,
+                offset, mode, body, bits, tables.codes, tables.descriptions, tables.described, data,
+                SIZE=GROUPS,
             )  # fmt: skip
     return data.view(torch.uint8), ends
 
@@ -196,14 +198,14 @@ def _put_codes(stored, begin, count, codes, data, byte, SIZE: tl.constexpr):
 
 @triton.jit
 def _write(
-    stored, start, length, table, sample, first, pieces, offset, mode, body, bits, codes, descriptions, described,
-    data, SIZE: tl.constexpr,
+    stored, plain, start, length, table, sample, first, pieces, offset, mode, body, bits, codes, descriptions,
+    described, data, SIZE: tl.constexpr,
 ):  # fmt: skip
     block, stream = tl.program_id(0) // N, tl.program_id(0) % N
     begin, count = _stream(start, length, block)
     place, what, size = tl.load(offset + block), tl.load(mode + block), tl.load(body + block)
     if what == AS_IT_IS:
-        _put_bytes(stored, begin, count, data, place + begin - tl.load(start + block), SIZE)
+        _put_bytes(plain, begin, count, data, place + begin - tl.load(start + block), SIZE)
     else:
         if stream == 0:
             whose = tl.load(sample + block)

@@ -1,13 +1,15 @@
 """The lossless stage on a GPU: coded tensors leave it as the zstd frames that are stored.
 
-zstd over the bytes that one GPU makes keeps several cores busy, and finds little in packed integers but how often each
-occurs. So their Huffman codes are written where they are. What is stored is what `lossless` reads.
+zstd over the bytes that one GPU makes keeps several cores busy, and finds little in packed integers, or in planes of a
+float's bytes, but how often each byte occurs. So their Huffman codes are written where they are. What is stored is what
+`lossless` reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -91,27 +93,33 @@ class FrameMaker:
     def __init__(self) -> None:
         self._tables: dict[str, _TablesInUse] = {}
 
-    def frames(self, name: str, stored: Tensor, runs: Sequence[Sequence[int]]) -> Frames:
+    def frames(
+        self, name: str, tensor: Tensor, pieces: Sequence[int], runs: Sequence[Sequence[int]] | None = None
+    ) -> Frames:
         """The frames of a tensor.
 
         Waits for the device when tables are made: for the first batch, and again every `BATCHES_A_TABLE`.
 
         Args:
             name: tells tensors apart whose bytes are not alike.
-            stored: (n, ...) uint8 on the GPU.
-            runs: of each sample, in order, the lengths in bytes of stretches of which each has a table of its own; as
-                many of every sample.
+            tensor: (n, ...) of any type, on the GPU.
+            pieces: of its first dimension, one for each sample.
+            runs: of a tensor of bytes, for each sample, the lengths in order of stretches of which each has a table of
+                its own; as many of every sample. None makes each plane of bytes a run.
         """
         from trio_ray.kv.frame_kernels import count_bytes, make_frames
 
-        flat, tables = stored.contiguous().view(-1), len(runs[0])
-        blocks = cut(runs, flat.device)
+        plain = tensor.reshape(-1).view(torch.uint8)
+        size, width = tensor.element_size(), prod(tensor.shape[1:])
+        stored = plain if size == 1 else _planes(plain, size, [rows * width for rows in pieces])
+        blocks = cut(runs or [[rows * width] * size for rows in pieces], plain.device)
+        tables = len(runs[0]) if runs else size
         used = self._tables.get(name)
         if used is None or used.batches == BATCHES_A_TABLE or len(used.tables.described) != tables:
-            counts = count_bytes(flat, blocks, tables).cpu().numpy()
-            used = self._tables[name] = _TablesInUse(device_tables(counts, flat.device))
+            counts = count_bytes(stored, blocks, tables).cpu().numpy()
+            used = self._tables[name] = _TablesInUse(device_tables(counts, plain.device))
         used.batches += 1
-        return Frames(*make_frames(flat, blocks, used.tables))
+        return Frames(*make_frames(stored, plain, blocks, used.tables))
 
 
 @dataclass
@@ -120,6 +128,17 @@ class _TablesInUse:
 
     tables: DeviceTables
     batches: int = 0
+
+
+def _planes(plain: Tensor, size: int, pieces: Sequence[int]) -> Tensor:
+    """Bytes in the order of the lossless stage: of each piece the lowest of all elements, then the next.
+
+    Args:
+        plain: flat uint8.
+        size: bytes of an element.
+        pieces: elements of each.
+    """
+    return torch.cat([own.T.reshape(-1) for own in plain.view(-1, size).split(list(pieces))])
 
 
 def cut(runs: Sequence[Sequence[int]], device: torch.device) -> Blocks:
