@@ -329,8 +329,8 @@ class PipelineConfig(Section):
     encode_threads: int | None = Field(
         None,
         ge=1,
-        description="Threads a replica compresses coded prefixes in and puts them into containers; by default half of "
-        "its CPUs, at least 2.",
+        description="Threads a replica puts coded prefixes into containers in, and compresses what the GPU has not; by "
+        "default half of its CPUs, at least 2.",
     )
     lookahead: int = Field(128, ge=1, description="Samples prepared ahead of the model.")
     max_bad_fraction: Fraction = Field(

@@ -1,16 +1,9 @@
-"""What a GPU makes of coded bytes is what the lossless stage reads: on a GPU, and where there is none, in Triton's
-interpreter, which is chosen before Triton is imported: in a process of its own.
-"""
+"""What a GPU makes of coded bytes is what the lossless stage reads; on a GPU, and in Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,46 +11,37 @@ import torch
 from torch import Tensor
 
 from tests.kv.bases import make_basis, make_segments
+from tests.kv.interpreter import INTERPRETED, beside_the_interpreter, hold_in_the_interpreter, on_devices
 from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, assert_same, codec_of, random_prefix
 from trio_ray.kv import frames
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec, CodedSegments
 from trio_ray.kv.container import read_container, write_container
 from trio_ray.kv.encode import code_batch
-from trio_ray.kv.frames import FrameMaker, Frames, cut
+from trio_ray.kv.frames import FrameMaker, Frames, cut, frame_maker
 from trio_ray.kv.lossless import expand
-from trio_ray.kv.spec import TransformSpec
+from trio_ray.kv.spec import TransformSpec, parse_spec
 from trio_ray.kv.transform import Transform
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-on_devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cuda", marks=pytest.mark.gpu),
-        pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="runs below, in a process of its own")),
-    ],
-)
+from trio_ray.pipeline.host_batch import HostBatch, HostGroup
+from trio_ray.pipeline.host_memory import HostMemory
+from trio_ray.pipeline.stored_batch import StoredBatch
+from trio_ray.pipeline.storing_messages import pack_batch, unpack_batch
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@beside_the_interpreter
 def test_the_kernels_hold_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "cpu", str(Path(__file__))]
-    done = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    hold_in_the_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted programs are slow, and a frame of many blocks is what matters."""
+    """Interpreted programs are slow, and that a frame has many blocks is what matters."""
     if INTERPRETED:
         monkeypatch.setattr(frames, "BLOCK", 4096)
 
+
+LARGEST = frames.BLOCK
+MAGIC = bytes.fromhex("28b52ffd")
 
 KINDS = {
     "bell": lambda random, count: random.normal(127, 6, count).round().clip(0, 254),
@@ -136,15 +120,40 @@ def test_codes_take_little_more_than_the_bytes_entropy(device: str) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("over", [0, 1, 300])
+def test_blocks_of_the_largest_size_are_read(over: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "BLOCK", LARGEST)
+    runs = [[LARGEST + over]]
+    data = made(runs, ("bell",))
+    (sizes,) = check(FrameMaker().frames("large", data.to(device), *pieces(runs)), data, runs)
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+@on_devices
 def test_tables_follow_a_corpus_that_changes(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "BATCHES_A_TABLE", 2)
+    """They are made of the first batch, the second, the fourth and so on, and at least so often."""
+    monkeypatch.setattr(frames, "BATCHES_A_TABLE", 7)
     runs, maker = [[8000]], FrameMaker()
-    first, later = made(runs, ("bell",)), made(runs, ("rare",))
+    bell, rare = made(runs, ("bell",)), made(runs, ("rare",))
     sizes = [
         check(maker.frames("all", data.to(device), *pieces(runs)), data, runs)[0][1]
-        for data in (first, later, later, later)
+        for data in (bell, bell, rare, rare, bell, bell, bell)
     ]
-    assert sizes[2] == sizes[3] < 0.8 * sizes[1]
+    assert sizes[3] < 0.8 * sizes[2], "the fourth batch made new tables"
+    assert sizes[4] == sizes[5] > 1.05 * sizes[6] == 1.05 * sizes[0], "and the seventh"
+
+
+@on_devices
+def test_a_run_that_earlier_batches_lacked_gets_its_table_at_once(device: str) -> None:
+    maker, kinds, wanted = FrameMaker(), ("bell", "rare"), [[4000, 16000]]
+    for runs in ([[20000, 100]], [[20000, 0]]):
+        data = made(runs, kinds)
+        check(maker.frames("text", data.to(device), *pieces(runs)), data, runs)
+    data = made(wanted, kinds)
+    late, fresh = (
+        check(each.frames("text", data.to(device), *pieces(wanted)), data, wanted) for each in (maker, FrameMaker())
+    )
+    assert late == fresh
 
 
 @on_devices
@@ -167,7 +176,7 @@ def test_wide_elements_become_planes_of_bytes_and_what_is_empty_stays(device: st
 
 
 @on_devices
-@pytest.mark.parametrize("choice", ["raw", "fp8", "int4", "mixed", "transform"])
+@pytest.mark.parametrize("choice", ["raw", "fp8", "mixed", "transform"])
 def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) -> None:
     prefix = random_prefix(rows=(90, 60, 50))
     if choice == "transform":
@@ -186,6 +195,9 @@ def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) 
         torch.cuda.synchronize()
     assert all(segment.frames for segment in framed.segments)
     assert not any(segment.frames for segment in without.segments)
+    own = [tensor for sample in framed.split() for segment in sample.frames for tensor in segment.values()]
+    worth_it = any(bytes(tensor[:4].tolist()) == MAGIC for tensor in own)
+    assert worth_it or choice == "transform", "whose few rows here are shorter than a table's description"
     for plain, own in zip(without.split(), framed.split(), strict=True):
         truth, read = (
             read_container(bytes(write_container(coded, codec.settings, KEY, FINGERPRINT)), codec, key=KEY)
@@ -196,10 +208,42 @@ def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) 
 
 def test_blocks_cover_every_stretch_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "BLOCK", 1000)
-    blocks = cut([[2500, 0, 300], [100, 999, 1001]], torch.device("cpu"))
+    blocks = cut(np.array([[2500, 0, 300], [100, 999, 1001]]), torch.device("cpu"))
     assert blocks.start.tolist() == [0, 1000, 2000, 2500, 2800, 2900, 3899, 4899]
     assert blocks.length.tolist() == [1000, 1000, 500, 300, 100, 999, 1000, 1]
     assert blocks.table.tolist() == [0, 0, 0, 2, -1, 1, 2, 2]
     assert blocks.sample.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert blocks.first.tolist() == [0, 4, 8]
     assert blocks.pieces.tolist() == [2800, 2100]
+
+
+@on_devices
+def test_frames_come_through_the_memory_that_a_storing_process_shares(device: str) -> None:
+    codec = codec_of("fp8")
+    prefix = random_prefix(rows=(90, 60, 50)).on_device(torch.device(device))
+    coded = code_batch(PrefixBatch.of([prefix] * 3), codec, FrameMaker())
+    memory = HostMemory(pinned=device == "cuda")
+    lease = memory.lease(1 << 20)
+    stored = StoredBatch(coded.on_host(lease.allocate))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    sent = HostBatch([], [HostGroup(stored, 1.0, lease.block)])
+    got = unpack_batch(pack_batch(sent), {lease.block.number: lease.block})
+    here, there = (
+        [bytes(write_container(sample.coded, codec.settings, KEY, FINGERPRINT)) for sample in batch.split()]
+        for batch in (stored, got.groups[0].batch)
+    )
+    assert here == there
+    assert any(MAGIC in container for container in here)
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_frames_at_the_level_that_is_the_default() -> None:
+    device = torch.device("cuda")
+    assert frame_maker(parse_spec("int4"), device) is not None
+    assert frame_maker(parse_spec({"name": "int4", "zstd": 2}), device) is None
+    assert frame_maker(parse_spec({"name": "int4", "zstd": 0}), device) is None
+
+
+def test_without_a_gpu_the_host_does_the_lossless_stage() -> None:
+    assert frame_maker(parse_spec("int4"), torch.device("cpu")) is None

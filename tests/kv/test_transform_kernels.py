@@ -1,23 +1,18 @@
-"""The transform codec's kernels give the bytes that torch gives on the CPU: on a GPU, and where there is none, in
-Triton's interpreter, which is chosen before Triton is imported: in a process of its own.
-"""
+"""The transform codec's kernels give the bytes that torch gives on the CPU: on a GPU, and in Triton's
+interpreter."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import accumulate, pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.kv.bases import LEADS, make_basis, make_segments
+from tests.kv.interpreter import beside_the_interpreter, hold_in_the_interpreter, on_devices
 from trio_ray.kv import transform
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.prefix import Segment
@@ -27,27 +22,10 @@ from trio_ray.kv.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.transform_basis import MAX_FOLD, MAX_MULTIPLIER, ROTATION_BITS, STEP_BITS, Components, Group
 from trio_ray.kv.transform_integers import Chunk, TorchRowCoder
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-on_devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cuda", marks=pytest.mark.gpu),
-        pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="runs below, in a process of its own")),
-    ],
-)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@beside_the_interpreter
 def test_the_kernels_hold_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "cpu", str(Path(__file__))]
-    done = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    hold_in_the_interpreter(__file__)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def markdown(records: Sequence[dict[str, object]]) -> str:
     heads = [f"{title}, as {records[0]['way']}" for title in titles] + [
         f"{title}, as its dtype's first" for title in titles
     ]
-    heads = [f"of the {_percent(records[0]['sure'])} kept for sure at the first prune", *heads, "right answers"]
+    heads = [f"of the {_percent(records[0]['sure'])} % kept for sure at the first prune", *heads, "right answers"]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for record in records:
         cells = [_percent(record[field]) for field in fields]

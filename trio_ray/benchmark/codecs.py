@@ -17,11 +17,10 @@ from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch
-from trio_ray.kv.frames import FRAMES_LEVEL, FrameMaker
+from trio_ray.kv.frames import FrameMaker, frame_maker
 from trio_ray.kv.lossless import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.transform import Transform
-from trio_ray.method.fusion import has_triton
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
@@ -150,9 +149,10 @@ class CodecBenchmark:
 
     def _device_stage(self, codec: Codec) -> tuple[float | None, float | None]:
         """GB/s of coded bytes into the lossless stage on the GPU, and what a container then takes; None without."""
-        if not has_triton(self.batch.top_ids.device) or codec.settings.zstd != FRAMES_LEVEL:
+        maker = frame_maker(codec.settings, self.batch.top_ids.device)
+        if maker is None:
             return None, None
-        maker, segments = FrameMaker(), code_batch(self.batch, codec).segments
+        segments = code_batch(self.batch, codec).segments
         plain = [tensor for segment in segments for tensor in segment.tensors.values()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
 

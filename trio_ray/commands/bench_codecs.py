@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     where = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
     heading = (
         f"{arguments.shapes}, {where}, batches of {len(benchmark.batch.lengths)}, medians of {arguments.rounds} "
-        "rounds; rates in GB/s of 16-bit keys and values, zstd of coded bytes on one core; made-up states"
-        + ("; basis fitted to made-up states" if any(fits.values()) else "")
+        "rounds; rates in GB/s of 16-bit keys and values, zstd (one core) and frames (GPU) of coded bytes; made-up "
+        "states" + ("; basis fitted to made-up states" if any(fits.values()) else "")
     )
     table = f"{heading}\n\n{markdown(speeds)}"
     print(table)

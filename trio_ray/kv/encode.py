@@ -135,9 +135,10 @@ def code_batch(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None
     segments = list(batch.segments)
     if codec.settings.first_segment == "kept" and len(batch.kept) == len(segments) - 1 > 0:
         segments[0] = _kept_rows(segments[0], batch.kept[0], batch.kept_counts[0])
-    coded = [codec.encode(segment) for segment in segments]
-    if maker is not None:
-        coded = [segment.framed(maker, str(number)) for number, segment in enumerate(coded)]
+    coded = []
+    for number, segment in enumerate(segments):
+        plain = codec.encode(segment)
+        coded.append(plain if maker is None else plain.framed(maker, str(number)))
     return CodedBatch(
         lengths=batch.lengths,
         shapes=tuple(tuple(SegmentShape.of(segment)) for segment in segments),

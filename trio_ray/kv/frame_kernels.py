@@ -22,28 +22,29 @@ STREAMS = 4
 PLAIN, RAW, CODED = 0, 1, 2
 """What becomes of a block: bytes of a sample that is stored as it is; a block of bytes as they are; Huffman codes."""
 
-FRAME_HEADER = 9
+FRAME_HEADER, MOST_CONTENT = 9, (1 << 32) - 1
 """Magic number, descriptor and four bytes of content size (3.1.1.1)."""
 BLOCK_HEADER = 3
-CODED_EXTRA = 5 + 6 + 1
-"""What a coded block has beside codes and their description: literals' header, sizes of three streams, no sequences."""
+LITERALS_HEADER, STREAM_SIZES, SEQUENCES = 5, 6, 1
+"""What a coded block has beside codes and their description (3.1.1.3): the sizes of three streams; no sequences."""
 
 TILE = 4096
 GROUPS = 512
 """Of four bytes each, handled at once by a program."""
 
-N = tl.constexpr(STREAMS)
+FOUR = tl.constexpr(STREAMS)
 AS_IT_IS, BY_CODES = tl.constexpr(PLAIN), tl.constexpr(CODED)
 LONGEST = tl.constexpr(MAX_DESCRIPTION)
-HEADER, EXTRA = tl.constexpr(BLOCK_HEADER), tl.constexpr(5 + 6)
-FRAME = tl.constexpr(FRAME_HEADER)
+OF_FRAME, OF_BLOCK = tl.constexpr(FRAME_HEADER), tl.constexpr(BLOCK_HEADER)
+OF_LITERALS, OF_SIZES = tl.constexpr(LITERALS_HEADER), tl.constexpr(STREAM_SIZES)
+NO_SEQUENCES = tl.constexpr(SEQUENCES)
 MAGIC = tl.constexpr(0xFD2FB528 | 0xA0 << 32)
 """With the descriptor: a single segment with four bytes of size, without checksum or dictionary."""
 
 
 def count_bytes(stored: Tensor, blocks: Blocks, tables: int) -> Tensor:
-    """(tables, 256) int32, how often each byte occurs in the blocks that are for each of so many tables."""
-    counts = torch.zeros((tables, 256), dtype=torch.int32, device=stored.device)
+    """(tables, 256) int64, how often each byte occurs in the blocks that are for each of so many tables."""
+    counts = torch.zeros((tables, 256), dtype=torch.int64, device=stored.device)
     with torch.cuda.device_of(stored):
         _count[(len(blocks.start) * STREAMS,)](stored, blocks.start, blocks.length, blocks.table, counts, SIZE=TILE)
     return counts
@@ -59,21 +60,18 @@ def make_frames(stored: Tensor, plain: Tensor, blocks: Blocks, tables: DeviceTab
         tables: that the blocks name.
 
     Returns:
-        (len(stored) and up to 11,) uint8, and (B,) int64, where each sample's end.
+        (len(stored) and up to 4,) uint8, and (B,) int64, where each sample's end.
     """
     bits = torch.zeros((len(blocks.start), STREAMS), dtype=torch.int32, device=stored.device)
-    data = torch.zeros(len(stored) // 4 + 3, dtype=torch.int32, device=stored.device)
+    data = torch.zeros(len(stored) // 4 + 1, dtype=torch.int32, device=stored.device)
     grid = (len(blocks.start) * STREAMS,)
     with torch.cuda.device_of(stored):
-        if len(blocks.start):
-            _measure[grid](stored, blocks.start, blocks.length, blocks.table, tables.codes, bits, SIZE=TILE)
+        _measure[grid](stored, blocks.start, blocks.length, blocks.table, tables.codes, bits, SIZE=TILE)
         offset, mode, body, ends = _places(blocks, tables, bits)
-        if len(blocks.start):
-            _write[grid](
-                stored, plain, blocks.start, blocks.length, blocks.table, blocks.sample, blocks.first, blocks.pieces,
-                offset, mode, body, bits, tables.codes, tables.descriptions, tables.described, data,
-                SIZE=GROUPS,
-            )  # fmt: skip
+        _write[grid](
+            stored, plain, blocks.start, blocks.length, blocks.table, blocks.sample, blocks.first, blocks.pieces,
+            offset, mode, body, bits, tables.codes, tables.descriptions, tables.described, data, SIZE=GROUPS,
+        )  # fmt: skip
     return data.view(torch.uint8), ends
 
 
@@ -85,13 +83,13 @@ def _places(blocks: Blocks, tables: DeviceTables, bits: Tensor) -> tuple[Tensor,
     """
     described = torch.where(blocks.table >= 0, tables.described[blocks.table], 0)
     # A last bit marks where a stream begins, which is read from its end.
-    coded = CODED_EXTRA + described + ((bits + 8) // 8).sum(1)
+    coded = LITERALS_HEADER + described + STREAM_SIZES + SEQUENCES + ((bits + 8) // 8).sum(1)
     is_coded = (described > 0) & (coded < blocks.length)
     body = torch.where(is_coded, coded, blocks.length)
     behind = torch.nn.functional.pad((body + BLOCK_HEADER).cumsum(0), (1, 0))
     ahead = behind[blocks.first]
     framed = FRAME_HEADER + ahead[1:] - ahead[:-1]
-    is_plain = framed >= blocks.pieces
+    is_plain = (framed >= blocks.pieces) | (blocks.pieces > MOST_CONTENT)
     size = torch.where(is_plain, blocks.pieces, framed)
     ends = size.cumsum(0)
     sample = blocks.sample
@@ -105,15 +103,15 @@ def _places(blocks: Blocks, tables: DeviceTables, bits: Tensor) -> tuple[Tensor,
 @triton.jit
 def _stream(start, length, block):
     """Where one of a block's streams begins in the stored bytes, and its bytes."""
-    quarter = (tl.load(length + block) + N - 1) // N
-    begin = (tl.program_id(0) % N) * quarter
+    quarter = (tl.load(length + block) + FOUR - 1) // FOUR
+    begin = (tl.program_id(0) % FOUR) * quarter
     count = tl.maximum(tl.minimum(quarter, tl.load(length + block) - begin), 0)
     return tl.load(start + block) + begin, count
 
 
 @triton.jit
 def _count(stored, start, length, table, counts, SIZE: tl.constexpr):
-    block = tl.program_id(0) // N
+    block = tl.program_id(0) // FOUR
     own = tl.load(table + block)
     begin, count = _stream(start, length, block)
     if own >= 0:
@@ -124,12 +122,12 @@ def _count(stored, start, length, table, counts, SIZE: tl.constexpr):
             byte = tl.load(stored + begin + place, mask=place < count, other=0).to(tl.int32)
             found += tl.histogram(byte, 256, mask=place < count)
             done += SIZE
-        tl.atomic_add(counts + own * 256 + tl.arange(0, 256), found)
+        tl.atomic_add(counts + own * 256 + tl.arange(0, 256), found.to(tl.int64), sem="relaxed")
 
 
 @triton.jit
 def _measure(stored, start, length, table, codes, bits, SIZE: tl.constexpr):
-    block = tl.program_id(0) // N
+    block = tl.program_id(0) // FOUR
     own = tl.load(table + block)
     begin, count = _stream(start, length, block)
     if own >= 0:
@@ -201,7 +199,7 @@ def _write(
     stored, plain, start, length, table, sample, first, pieces, offset, mode, body, bits, codes, descriptions,
     described, data, SIZE: tl.constexpr,
 ):  # fmt: skip
-    block, stream = tl.program_id(0) // N, tl.program_id(0) % N
+    block, stream = tl.program_id(0) // FOUR, tl.program_id(0) % FOUR
     begin, count = _stream(start, length, block)
     place, what, size = tl.load(offset + block), tl.load(mode + block), tl.load(body + block)
     if what == AS_IT_IS:
@@ -210,25 +208,27 @@ def _write(
         if stream == 0:
             whose = tl.load(sample + block)
             if tl.load(first + whose) == block:
-                _put_number(data, (place - FRAME) * 8, MAGIC)
+                _put_number(data, (place - OF_FRAME) * 8, MAGIC)
                 _put_number(data, (place - 4) * 8, tl.load(pieces + whose))
             is_last = (tl.load(first + whose + 1) == block + 1).to(tl.int64)
             _put_number(data, place * 8, is_last | (what - 1) * 4 | size << 3)
         if what == BY_CODES:
             own = tl.load(table + block)
             about = tl.load(described + own)
-            number = tl.arange(0, N)
-            sizes = ((tl.load(bits + block * N + number) + 8) // 8).to(tl.int64)
+            number = tl.arange(0, FOUR)
+            sizes = ((tl.load(bits + block * FOUR + number) + 8) // 8).to(tl.int64)
             ahead = tl.sum(tl.where(number < stream, sizes, 0))
-            place += HEADER
-            _put_codes(stored, begin, count, codes + own * 256, data, place + EXTRA + about + ahead, SIZE)
+            place += OF_BLOCK
+            streams = place + OF_LITERALS + about + OF_SIZES
+            _put_codes(stored, begin, count, codes + own * 256, data, streams + ahead, SIZE)
             if stream == 0:
                 # Kind and form of the literals, 2 bits each, then 18 bits each of their size and of what they take.
-                _put_number(data, place * 8, 14 | tl.load(length + block) << 4 | (size - 6) << 22)
+                literals = size - OF_LITERALS - NO_SEQUENCES
+                _put_number(data, place * 8, 14 | tl.load(length + block) << 4 | literals << 22)
                 byte = tl.arange(0, LONGEST)
                 found = tl.load(descriptions + own * LONGEST + byte, mask=byte < about, other=0)
-                _put(data, (place + 5 + byte) * 8, found.to(tl.int64), byte < about)
-                three = tl.where(number < N - 1, sizes << (16 * tl.minimum(number, N - 2)).to(tl.int64), 0)
-                _put_number(data, (place + 5 + about) * 8, tl.sum(three))
+                _put(data, (place + OF_LITERALS + byte) * 8, found.to(tl.int64), byte < about)
+                three = tl.where(number < FOUR - 1, sizes << (16 * tl.minimum(number, FOUR - 2)).to(tl.int64), 0)
+                _put_number(data, (place + OF_LITERALS + about) * 8, tl.sum(three))
         else:
-            _put_bytes(stored, begin, count, data, place + HEADER + begin - tl.load(start + block), SIZE)
+            _put_bytes(stored, begin, count, data, place + OF_BLOCK + begin - tl.load(start + block), SIZE)

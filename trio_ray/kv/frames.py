@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.huffman import MAX_DESCRIPTION, HuffmanTable
-from trio_ray.method.fusion import to_device
+from trio_ray.kv.spec import CodecSpec
+from trio_ray.method.fusion import has_triton, to_device
 
 BLOCK = 1 << 17
 """Most bytes of a block of a frame (RFC 8878, 3.1.1.2.4)."""
@@ -29,8 +30,8 @@ FRAMES_LEVEL = 1
 """The level of the lossless stage, and the default, at which a GPU may do it: a higher one asks for more than this."""
 
 BATCHES_A_TABLE = 256
-"""So many batches are coded by the tables of one. Its bytes are waited for, and a core works on each table for some
-milliseconds: too much to do for every batch, little enough to follow a corpus that changes.
+"""So many batches, at most, are coded by the tables of one, at the beginning fewer. Its bytes are waited for, and a
+core works on each table for some milliseconds: too much to do for every batch, little enough to follow a corpus.
 """
 
 
@@ -98,7 +99,9 @@ class FrameMaker:
     ) -> Frames:
         """The frames of a tensor.
 
-        Waits for the device when tables are made: for the first batch, and again every `BATCHES_A_TABLE`.
+        Waits for the device when tables are made: for the first batch, the second, the fourth and so on, and again
+        every `BATCHES_A_TABLE`; and where a run comes that there was none of when they were. So another batch may make
+        other bytes of the same tensor: what they hold is the same.
 
         Args:
             name: tells tensors apart whose bytes are not alike.
@@ -112,22 +115,42 @@ class FrameMaker:
         plain = tensor.reshape(-1).view(torch.uint8)
         size, width = tensor.element_size(), prod(tensor.shape[1:])
         stored = plain if size == 1 else _planes(plain, size, [rows * width for rows in pieces])
-        blocks = cut(runs or [[rows * width] * size for rows in pieces], plain.device)
-        tables = len(runs[0]) if runs else size
+        lengths = np.asarray(runs or [[rows * width] * size for rows in pieces], np.int64)
+        blocks = cut(lengths, plain.device)
+        wanted: NDArray[np.bool_] = np.any(lengths >= LEAST, axis=0)
         used = self._tables.get(name)
-        if used is None or used.batches == BATCHES_A_TABLE or len(used.tables.described) != tables:
-            counts = count_bytes(stored, blocks, tables).cpu().numpy()
-            used = self._tables[name] = _TablesInUse(device_tables(counts, plain.device))
+        if used is None or used.is_old or (wanted & ~used.counted).any():
+            counts = count_bytes(stored, blocks, len(wanted)).cpu().numpy()
+            batches = used.batches if used else 0
+            used = self._tables[name] = _TablesInUse(device_tables(counts, plain.device), wanted, batches)
         used.batches += 1
         return Frames(*make_frames(stored, plain, blocks, used.tables))
 
 
+def frame_maker(settings: CodecSpec, device: torch.device) -> FrameMaker | None:
+    """What does a codec's lossless stage on a device; None where the host has to."""
+    return FrameMaker() if settings.zstd == FRAMES_LEVEL and has_triton(device) else None
+
+
 @dataclass
 class _TablesInUse:
-    """And for how many batches."""
+    """Tables of a tensor.
+
+    Attributes:
+        tables: the latest.
+        counted: (S,) bool, for which of them there were bytes to count.
+        batches: how many the tensor has had.
+    """
 
     tables: DeviceTables
-    batches: int = 0
+    counted: NDArray[np.bool_]
+    batches: int
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the next batch is one to make tables from: a power of two, or `BATCHES_A_TABLE` once more."""
+        following = self.batches + 1
+        return following & (following - 1) == 0 or following % BATCHES_A_TABLE == 0
 
 
 def _planes(plain: Tensor, size: int, pieces: Sequence[int]) -> Tensor:
@@ -138,17 +161,20 @@ def _planes(plain: Tensor, size: int, pieces: Sequence[int]) -> Tensor:
         size: bytes of an element.
         pieces: elements of each.
     """
-    return torch.cat([own.T.reshape(-1) for own in plain.view(-1, size).split(list(pieces))])
+    stored = torch.empty_like(plain)
+    sizes = [size * count for count in pieces]
+    for own, into in zip(plain.split(sizes), stored.split(sizes), strict=True):
+        into.view(size, -1).copy_(own.view(-1, size).T)
+    return stored
 
 
-def cut(runs: Sequence[Sequence[int]], device: torch.device) -> Blocks:
-    """Blocks of up to 128 KiB out of stretches of bytes; those of one place in `runs` have the table of this number.
+def cut(lengths: NDArray[np.int64], device: torch.device) -> Blocks:
+    """Blocks of up to 128 KiB out of stretches of bytes.
 
     Args:
-        runs: see `FrameMaker.frames`.
+        lengths: (samples, S), the stretches of each; the S-th has the S-th table.
         device: where the blocks are described.
     """
-    lengths = np.asarray(runs, np.int64)
     samples, tables = lengths.shape
     flat = lengths.reshape(-1)
     numbers = -(-flat // BLOCK)
@@ -167,13 +193,13 @@ def cut(runs: Sequence[Sequence[int]], device: torch.device) -> Blocks:
     return Blocks(*moved.split([len(piece) for piece in pieces]))
 
 
-def device_tables(counts: NDArray[np.int32], device: torch.device) -> DeviceTables:
+def device_tables(counts: NDArray[np.int64], device: torch.device) -> DeviceTables:
     """Tables for bytes that occur so often, (S, 256). Every byte gets a code: the next batch may have it."""
     codes = np.zeros((len(counts), 256), np.int32)
     descriptions = np.zeros((len(counts), MAX_DESCRIPTION), np.uint8)
     described = np.zeros(len(counts), np.int64)
     for number, own in enumerate(counts):
-        table = HuffmanTable.of(own.astype(np.int64) + 1)
+        table = HuffmanTable.of(own + 1)
         if table is not None:
             codes[number] = table.codes + (table.lengths.astype(np.int32) << 16)
             described[number] = len(table.description)

@@ -44,8 +44,8 @@ class HuffmanTable:
             counts: (256,); a byte with 0 gets no code.
 
         Returns:
-            None where there is no such code, or a frame cannot hold it: less than two bytes occur, or the lengths of
-            more than `MAX_DIRECT` are all alike, which leaves nothing to gain.
+            None where there is no such code, or a frame cannot hold it: less than two bytes occur, or more than
+            `MAX_DIRECT` ahead of the last have codes of one length, as where all 256 occur alike.
         """
         lengths = code_lengths(counts)
         description = _describe(lengths) if np.count_nonzero(lengths) > 1 else None

@@ -29,7 +29,8 @@ class CodecSpec(BaseModel):
         1,
         ge=0,
         le=19,
-        description="Level of the lossless stage; 0 leaves it out. At 1 a GPU does it itself, by Huffman codes alone.",
+        description="Level of the lossless stage; 0 leaves it out. At 1 a GPU does it for what it codes, by Huffman "
+        "codes alone.",
     )
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from trio_ray.config import CacheConfig
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.encode import code_batch, frame_of
-from trio_ray.kv.frames import FRAMES_LEVEL, FrameMaker
-from trio_ray.method.fusion import has_triton
+from trio_ray.kv.frames import FrameMaker, frame_maker
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
 from trio_ray.method.suppression import Haste
@@ -129,8 +128,8 @@ class ModelStage:
         if self.replica.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.replica.device)
             self.memory = self.memory or HostMemory(pinned=True)
-        if self.codec is not None and self.codec.settings.zstd == FRAMES_LEVEL and has_triton(self.replica.device):
-            self._frames = FrameMaker()
+        if self.codec is not None:
+            self._frames = frame_maker(self.codec.settings, self.replica.device)
 
     def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
         """What is stored of the samples, in order: one group, or several where the device's memory is too small.

@@ -57,7 +57,7 @@ class StoringOrder:
         dataset: its identity and part size.
         codec: settings of the codec; None where keys and values are not stored.
         run_id: names this run in the records.
-        threads: that compress.
+        threads: that make containers.
     """
 
     output: str
