@@ -133,8 +133,8 @@ def encoded_size(name: str, prefixes: Sequence[CodedPrefix], codec: Codec, keys:
 def zstd_factor(codec: Codec, geometry: Geometry, dtype: torch.dtype) -> float:
     """What zstd makes of coded states, as a factor: measured on made-up ones of a few layers.
 
-    1 without a zstd stage, and for a calibrated codec (`transform`), whose basis fits real states alone: what is planned
-    for it is an upper bound, about twice what it took with LLaVA-NeXT-7B's shapes.
+    1 without a zstd stage, and for a calibrated codec (`transform`), whose basis fits real states alone: what is
+    planned for it is an upper bound, about twice what it took with LLaVA-NeXT-7B's shapes.
     """
     if not codec.settings.zstd or codec.settings.name == "transform":
         return 1.0
