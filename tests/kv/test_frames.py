@@ -17,7 +17,7 @@ from trio_ray.kv import frames
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec, CodedSegments
 from trio_ray.kv.container import read_container, write_container
-from trio_ray.kv.encode import code_batch
+from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.frames import FrameMaker, Frames, cut, frame_maker
 from trio_ray.kv.lossless import expand
 from trio_ray.kv.spec import TransformSpec, parse_spec
@@ -66,9 +66,8 @@ def pieces(runs: Sequence[Sequence[int]]) -> tuple[list[int], Sequence[Sequence[
 
 def check(made_frames: Frames, data: Tensor, runs: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """That each sample's bytes come back; its bytes, and those of its frame."""
-    on_host = Frames(made_frames.data.cpu(), made_frames.ends.cpu())
     cut_up = data.split(pieces(runs)[0])
-    stored = on_host.split()
+    stored = made_frames.copied(Tensor.cpu).split()
     for piece, own in zip(cut_up, stored, strict=True):
         assert len(own) <= len(piece)
         assert torch.equal(expand(own, torch.uint8, (len(piece),)), piece)
@@ -168,8 +167,7 @@ def test_wide_elements_become_planes_of_bytes_and_what_is_empty_stays(device: st
     assert set(framed.tensors) == {"none"}
     assert set(framed.frames) == {"states"}
     assert [set(own) for own in framed.split()] == [{"none"}] * 2
-    frames_ = framed.frames["states"]
-    stored = Frames(frames_.data.cpu(), frames_.ends.cpu()).split()
+    stored = framed.frames["states"].copied(Tensor.cpu).split()
     for own, piece in zip(stored, states.split([700, 500]), strict=True):
         assert torch.equal(expand(own, torch.bfloat16, tuple(piece.shape)), piece)
         assert len(own) < 0.85 * piece.numel() * 2, "the plane of signs and exponents shrinks"
@@ -187,10 +185,7 @@ def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) 
     else:
         codec = codec_of(CODECS[choice])
     batch = PrefixBatch.of([prefix.on_device(torch.device(device))] * 3)
-    without, framed = (
-        code_batch(batch, codec, maker).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
-        for maker in (None, FrameMaker())
-    )
+    without, framed = (code_batch(batch, codec, maker).on_host(new_memory) for maker in (None, FrameMaker()))
     if device == "cuda":
         torch.cuda.synchronize()
     assert all(segment.frames for segment in framed.segments)

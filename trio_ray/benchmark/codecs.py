@@ -16,7 +16,7 @@ from trio_ray.benchmark.codec_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.container import write_container
-from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch
+from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory
 from trio_ray.kv.frames import FrameMaker, frame_maker
 from trio_ray.kv.lossless import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
@@ -173,7 +173,7 @@ class CodecBenchmark:
 
 def container_sizes(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None) -> list[int]:
     """Bytes of the samples' containers; `maker` as in `code_batch`."""
-    coded = code_batch(batch, codec, maker).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    coded = code_batch(batch, codec, maker).on_host(new_memory)
     return [
         len(write_container(sample, codec.settings, f"sample{n}", "0" * 64)) for n, sample in enumerate(coded.split())
     ]

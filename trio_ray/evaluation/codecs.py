@@ -16,7 +16,7 @@ from torch import Tensor
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.container import ContainerError, read_containers, write_container
-from trio_ray.kv.encode import code_batch
+from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.decoder import Decoder
@@ -70,7 +70,7 @@ def in_16_bit(batch: PrefixBatch) -> PrefixBatch:
 
 def containers_of(batch: PrefixBatch, codec: Codec) -> list[tuple[str, bytes]]:
     """Code a batch and write each sample's container; its key and its bytes."""
-    coded = code_batch(batch, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    coded = code_batch(batch, codec).on_host(new_memory)
     return [
         (str(number), bytes(write_container(sample, codec.settings, key=str(number), fingerprint=FINGERPRINT)))
         for number, sample in enumerate(coded.split())

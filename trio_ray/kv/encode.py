@@ -11,12 +11,17 @@ from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape
-from trio_ray.kv.frames import FrameMaker, Frames
+from trio_ray.kv.frames import FrameMaker
 from trio_ray.method.fusion import on_device
 from trio_ray.method.rows import select_rows
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """(shape, dtype) -> a tensor in host memory, contents undefined."""
+
+
+def new_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An `Allocate`: for each tensor memory of its own."""
+    return torch.empty(shape, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class CodedBatch:
         for segment in self.segments:
             yield from segment.tensors.values()
             for frames in segment.frames.values():
-                yield from (frames.data, frames.ends)
+                yield from frames.tensors()
         yield from (*self.positions, *self.texts, *self.kept, self.top_ids, self.top_logprobs)
 
     def on_host(self, allocate: Allocate) -> CodedBatch:
@@ -85,7 +90,7 @@ class CodedBatch:
                 replace(
                     segment,
                     tensors={name: copy(tensor) for name, tensor in segment.tensors.items()},
-                    frames={name: Frames(copy(each.data), copy(each.ends)) for name, each in segment.frames.items()},
+                    frames={name: frames.copied(copy) for name, frames in segment.frames.items()},
                 )
                 for segment in self.segments
             ),

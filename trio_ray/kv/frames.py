@@ -7,7 +7,7 @@ float's bytes, but how often each byte occurs. So their Huffman codes are writte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -46,6 +46,14 @@ class Frames:
 
     data: Tensor
     ends: Tensor
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of its tensors."""
+        yield from (self.data, self.ends)
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> Frames:
+        """The same with each tensor through `copy`."""
+        return Frames(*map(copy, self.tensors()))
 
     def split(self) -> list[Tensor]:
         """Each sample's bytes as they are stored, which are views; in host memory."""

@@ -17,7 +17,7 @@ from trio_ray.errors import ConfigError
 from trio_ray.kv.codec import Codec
 from trio_ray.kv.container import read_container, write_container
 from trio_ray.kv.embeds import Embeds
-from trio_ray.kv.encode import code_batch
+from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
@@ -212,7 +212,7 @@ class Machine:
             prefixes = self.replica.prefill_batch(
                 batch, self.schedule, self._selector, cache.top_k, self._zipper, cache.scope
             )
-            coded = code_batch(prefixes, codec).on_host(lambda shape, dtype: torch.empty(shape, dtype=dtype))
+            coded = code_batch(prefixes, codec).on_host(new_memory)
             if self.replica.device.type == "cuda":
                 torch.cuda.synchronize(self.replica.device)
             parts = coded.split()
