@@ -10,7 +10,7 @@ CONSTRAINT := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # Ray's and the tests' processes share the cores; more threads in each would only wait for one another.
 export OMP_NUM_THREADS ?= 1
 
-WITH_RAY := tests/pipeline tests/jobs tests/infra
+PROCESSES := tests/pipeline tests/jobs tests/infra tests/test_interpreter.py
 
 .PHONY: setup demo test lint types tests clean
 
@@ -34,12 +34,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# Tests that start Ray wait for processes most of the time; the others compute. So the two halves run beside each other.
+# Tests that start processes, Ray's above all, wait for them most of the time; the others compute. So the two halves run
+# beside each other.
 tests: setup
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(WITH_RAY) & with_ray=$$!; \
-	$(BIN)/coverage run -m pytest $(addprefix --ignore=,$(WITH_RAY)); without_ray=$$?; \
-	wait $$with_ray && exit $$without_ray
+	$(BIN)/coverage run -m pytest $(PROCESSES) & processes=$$!; \
+	$(BIN)/coverage run -m pytest $(addprefix --ignore=,$(PROCESSES)); others=$$?; \
+	wait $$processes && exit $$others
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under=85
 

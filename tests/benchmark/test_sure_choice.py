@@ -18,13 +18,13 @@ def choose(selector: Trio, score: list[float], hidden: Tensor, keep: int) -> set
 def test_of_tokens_tied_at_the_cut_none_is_sure() -> None:
     score, hidden, selector = [9.0, 5.0, 1.0, 1.0, 0.2], torch.eye(5), SureTrio()
     assert choose(selector, score, hidden, 3) == choose(Trio(), score, hidden, 3)
-    assert selector.sure == [[frozenset({0, 1})]]
+    assert selector.sure == [frozenset({0, 1})]
 
 
 def test_clear_scores_are_sure() -> None:
     selector = SureTrio()
     assert choose(selector, [9.0, 0.1, 5.0, 0.2], torch.eye(4), 2) == {0, 2}
-    assert selector.sure == [[frozenset({0, 2})]]
+    assert selector.sure == [frozenset({0, 2})]
 
 
 def test_what_a_likeness_at_the_threshold_decides_is_not_sure() -> None:
@@ -34,7 +34,7 @@ def test_what_a_likeness_at_the_threshold_decides_is_not_sure() -> None:
     selector = SureTrio()
     chosen = choose(selector, [9.0, 5.0, 1.0], hidden, 2)
     assert chosen == choose(Trio(), [9.0, 5.0, 1.0], hidden, 2)
-    assert selector.sure == [[frozenset({0})]]
+    assert selector.sure == [frozenset({0})]
 
 
 def test_samples_are_told_apart() -> None:
@@ -43,4 +43,11 @@ def test_samples_are_told_apart() -> None:
     real = torch.tensor([[True, True, True], [True, True, False]])
     score = torch.tensor([[9.0, 1.0, 1.0], [1.0, 9.0, 99.0]])
     selector.choose(score, torch.eye(5), slots, real, [2, 1])
-    assert selector.sure == [[frozenset({0}), frozenset({1})]]
+    assert selector.sure == [frozenset({0}), frozenset({1})]
+
+
+def test_the_first_prune_point_alone_is_noted() -> None:
+    selector = SureTrio()
+    for score in ([9.0, 0.1, 5.0, 0.2], [0.1, 9.0, 0.2, 5.0]):
+        assert choose(selector, score, torch.eye(4), 2) == choose(Trio(), score, torch.eye(4), 2)
+    assert selector.sure == [frozenset({0, 2})]

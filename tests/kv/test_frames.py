@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.interpreter import INTERPRETED, on_devices
 from tests.kv.bases import make_basis, make_segments
-from tests.kv.interpreter import INTERPRETED, beside_the_interpreter, hold_in_the_interpreter, on_devices
 from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, assert_same, codec_of, random_prefix
 from trio_ray.kv import frames
 from trio_ray.kv.batch import PrefixBatch
@@ -26,11 +26,6 @@ from trio_ray.pipeline.host_batch import HostBatch, HostGroup
 from trio_ray.pipeline.host_memory import HostMemory
 from trio_ray.pipeline.stored_batch import StoredBatch
 from trio_ray.pipeline.storing_messages import pack_batch, unpack_batch
-
-
-@beside_the_interpreter
-def test_the_kernels_hold_in_the_interpreter() -> None:
-    hold_in_the_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

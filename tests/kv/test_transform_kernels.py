@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.interpreter import on_devices
 from tests.kv.bases import LEADS, make_basis, make_segments
-from tests.kv.interpreter import beside_the_interpreter, hold_in_the_interpreter, on_devices
 from trio_ray.kv import transform
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.prefix import Segment
@@ -21,11 +21,6 @@ from trio_ray.kv.transform import TENSOR, Transform, row_coder
 from trio_ray.kv.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.transform_basis import MAX_FOLD, MAX_MULTIPLIER, ROTATION_BITS, STEP_BITS, Components, Group
 from trio_ray.kv.transform_integers import Chunk, TorchRowCoder
-
-
-@beside_the_interpreter
-def test_the_kernels_hold_in_the_interpreter() -> None:
-    hold_in_the_interpreter(__file__)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int, not
         watched = SureTrio(**selector.settings) if note_sure else selector
         prefixes = replica.prefill(samples, schedule, watched)
         if isinstance(watched, SureTrio):
-            outcome.sure.extend(watched.sure[0])
+            outcome.sure.extend(watched.sure)
         outcome.first.extend(frozenset(prefix.kept[0].tolist()) for prefix in prefixes)
         outcome.last.extend(frozenset(prefix.kept[-1].tolist()) for prefix in prefixes)
         outcome.answers.extend(replica.generate(prefixes, MAX_NEW_TOKENS))

@@ -37,8 +37,10 @@ def first_survivors(products: Tensor, length: Tensor, real: Tensor, wanted: Tens
 
 @triton.jit
 def _row(row, rank, window, place):
-    """Likenesses of the candidate of a rank to all others; nothing behind the last."""
-    return tl.load(row + rank * window + place, mask=(place < window) & (rank < window), other=float("-inf"))
+    """Likenesses of the candidate of a rank to all others. Behind the last rank they are the last's, which do nothing:
+    nobody of such a rank lives.
+    """
+    return tl.load(row + tl.minimum(rank, window - 1) * window + place, mask=place < window, other=float("-inf"))
 
 
 @triton.jit

@@ -1,4 +1,6 @@
-"""The GPU's kernels give the bytes that torch gives on the CPU, also for what is no ordinary number."""
+"""The quantising codecs' kernels give the bytes that torch gives on the CPU, also for what is no ordinary number; on a
+GPU, and in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.interpreter import HALF, INTERPRETED, by_kernels, on_devices
 from tests.kv.prefixes import CODECS, codec_of, contained, random_prefix
+from trio_ray.kv import arithmetic
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.classes import RowClass
 from trio_ray.kv.container import read_container, read_containers, write_container
-from trio_ray.kv.encode import code_batch
+from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.quantise import RowGroups
 
-pytestmark = pytest.mark.gpu
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.float16, *([] if INTERPRETED else [torch.bfloat16])]
 ODD = [math.nan, math.inf, -math.inf, -0.0, 1e-40, -3e-8, 2.0**-25, 7e4, -65504.0, 6e-8, 2.98e-8]
 
 
@@ -38,7 +40,7 @@ def states(dtype: torch.dtype, *shape: int) -> Tensor:
 class Case:
     """Numbers of a dtype with heads of `dim` channels, in groups of up to `size` rows or channels."""
 
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype = HALF
     dim: int = 128
     size: int = 64
     bits: int = 4
@@ -47,101 +49,117 @@ class Case:
         return f"{str(self.dtype).removeprefix('torch.')}-dim{self.dim}-groups{self.size}-int{self.bits}"
 
 
-CASES = [
-    *(Case(bits=bits) for bits in range(2, 9)),
-    *(Case(dtype, bits=bits) for dtype in (torch.float32, torch.float16) for bits in (2, 5, 8)),
-    *(Case(dim=dim, bits=bits) for dim in (12, 32, 64, 96) for bits in (2, 8)),
-    *(Case(dim=96, size=size, bits=bits) for size in (32, 128) for bits in (2, 8)),
-]
+CASES = list(
+    dict.fromkeys(
+        [
+            *(Case(bits=bits) for bits in range(2, 9)),
+            *(Case(dtype, bits=bits) for dtype in (torch.float32, torch.float16) for bits in (2, 5, 8)),
+            *(Case(dim=dim, bits=bits) for dim in (12, 32, 64, 96) for bits in (2, 8)),
+            *(Case(dim=96, size=size, bits=bits) for size in (32, 128) for bits in (2, 8)),
+        ]
+    )
+)
 """Each of them compiles kernels of its own, so not every combination: all widths in one shape, all dtypes in that
 shape, all shapes in the narrowest and the widest.
 """
 
 
+ROWS, OF_SAMPLES = (60, (9, 0, 40, 3)) if INTERPRETED else (300, (33, 0, 150, 67))
+"""Of the states, and those of them that four samples have: programs for more take the interpreter minutes."""
+
+
+@on_devices
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_integer_kernels_equal_torch(case: Case) -> None:
+def test_integer_kernels_equal_torch(case: Case, device: str) -> None:
     from trio_ray.kv import quantise, triton_kernels
 
-    source = states(case.dtype, 2, 300, 3, case.dim)
-    on_gpu = source.cuda()
-    rows = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:250].sort().values
-    groups = RowGroups.of(RowClass(rows, (33, 0, 150, 67)), case.size)
-    groups_on_gpu = RowGroups.of(RowClass(rows.cuda(), (33, 0, 150, 67)), case.size)
+    source = states(case.dtype, 2, ROWS, 3, case.dim)
+    moved = source.to(device)
+    rows = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))[: sum(OF_SAMPLES)].sort().values
+    groups, groups_there = (RowGroups.of(RowClass(x, OF_SAMPLES), case.size) for x in (rows, rows.to(device)))
     vector = math.gcd(case.size, case.dim)
     faults = []
 
-    ours = triton_kernels.encode_channels(on_gpu, groups_on_gpu, case.bits)
+    ours = triton_kernels.encode_channels(moved, groups_there, case.bits)
     truth = quantise.encode_channels(source, groups, case.bits)
     faults += differences(f"encode_channels {case}", ("codes", "grids"), ours, truth)
-    out, back = torch.zeros_like(on_gpu), torch.zeros_like(source)
-    triton_kernels.decode_channels(*(tensor.cuda() for tensor in truth), groups_on_gpu, case.bits, out)
+    out, back = torch.zeros_like(moved), torch.zeros_like(source)
+    triton_kernels.decode_channels(*(tensor.to(device) for tensor in truth), groups_there, case.bits, out)
     quantise.decode_channels(*truth, groups, case.bits, back)
     faults += differences(f"decode_channels {case}", ("out",), [out], [back])
 
-    ours = triton_kernels.encode_vectors(on_gpu, rows.cuda(), vector, case.bits)
+    ours = triton_kernels.encode_vectors(moved, rows.to(device), vector, case.bits)
     truth = quantise.encode_vectors(source, rows, vector, case.bits)
     faults += differences(f"encode_vectors {case}", ("codes", "grids"), ours, truth)
-    out, back = torch.zeros_like(on_gpu), torch.zeros_like(source)
-    triton_kernels.decode_vectors(*(tensor.cuda() for tensor in truth), rows.cuda(), vector, case.bits, out)
+    out, back = torch.zeros_like(moved), torch.zeros_like(source)
+    triton_kernels.decode_vectors(*(tensor.to(device) for tensor in truth), rows.to(device), vector, case.bits, out)
     quantise.decode_vectors(*truth, rows, vector, case.bits, back)
     faults += differences(f"decode_vectors {case}", ("out",), [out], [back])
     assert not faults, "\n".join(faults)
 
 
+@on_devices
 @pytest.mark.parametrize("group", [4, 32, 64, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_float_kernels_equal_torch(dtype: torch.dtype, group: int) -> None:
+def test_float_kernels_equal_torch(dtype: torch.dtype, group: int, device: str) -> None:
     from trio_ray.kv import quantise, triton_kernels
 
-    source = states(dtype, 2, 300, 3, 12 if group == 4 else 128)
+    source = states(dtype, 2, ROWS, 3, 12 if group == 4 else 128)
     name = f"{dtype} groups of {group}"
     truth = quantise.encode_floats(source, group)
     assert (truth[0] == 0x80).any()  # negative zero, whose sign must come back
-    ours = triton_kernels.encode_floats(source.cuda(), group)
+    ours = triton_kernels.encode_floats(source.to(device), group)
     faults = differences(f"encode_floats {name}", ("codes", "scales"), ours, truth)
-    out, back = torch.zeros_like(source).cuda(), torch.zeros_like(source)
-    triton_kernels.decode_floats(*(tensor.cuda() for tensor in truth), group, out)
+    out, back = torch.zeros_like(source, device=device), torch.zeros_like(source)
+    triton_kernels.decode_floats(*(tensor.to(device) for tensor in truth), group, out)
     quantise.decode_floats(*truth, group, back)
     faults += differences(f"decode_floats {name}", ("out",), [out], [back])
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("first_segment", ["all", "kept"])
+@on_devices
+@pytest.mark.parametrize("first_segment", ["kept"] if INTERPRETED else ["all", "kept"])
 @pytest.mark.parametrize("name", CODECS)
-def test_a_container_is_the_same_from_both_and_decodes_to_the_same_on_both(name: str, first_segment: str) -> None:
+def test_a_container_is_the_same_from_both_and_decodes_to_the_same_on_both(
+    name: str, first_segment: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec = codec_of({**CODECS[name], "first_segment": first_segment})
-    prefixes = [
-        random_prefix(torch.bfloat16, rows, (1, 2, 3), 4, 64, seed)
-        for seed, rows in enumerate([(300, 70, 20), (150, 40, 8), (45, 45, 45)])
+    truth = [
+        bytes(write_container(coded, codec.settings, "key", "f"))
+        for coded in code_batch(PrefixBatch.of(_prefixes()), codec).on_host(new_memory).split()
     ]
-    from_cpu = code_batch(PrefixBatch.of(prefixes), codec)
-    on_gpu = [_moved(prefix, "cuda") for prefix in prefixes]
-    from_gpu = code_batch(PrefixBatch.of(on_gpu), codec).on_host(
-        lambda shape, dtype: torch.empty(shape, dtype=dtype, pin_memory=True)
-    )
-    torch.cuda.synchronize()
-    for ours, truth in zip(from_gpu.split(), from_cpu.split(), strict=True):
-        data = bytes(write_container(ours, codec.settings, "key", "f"))
-        assert data == write_container(truth, codec.settings, "key", "f")
-        here, there = read_container(data, codec), read_container(data, codec, device="cuda")
+    decoded = [read_container(data, codec) for data in truth]
+    by_kernels(monkeypatch, arithmetic)
+    batch = PrefixBatch.of([prefix.on_device(torch.device(device)) for prefix in _prefixes()])
+    coded_there = code_batch(batch, codec).on_host(new_memory)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    for coded, data, here in zip(coded_there.split(), truth, decoded, strict=True):
+        assert bytes(write_container(coded, codec.settings, "key", "f")) == data
+        there = read_container(data, codec, device=device)
         for number, (a, b) in enumerate(zip(here.segments, there.segments, strict=True)):
-            assert b.keys.is_cuda
+            assert b.keys.device.type == device
             faults = differences(f"{name} segment {number}", FIELDS, _fields(b), _fields(a))
             assert not faults, "\n".join(faults)
 
 
+@on_devices
 @pytest.mark.parametrize("name", CODECS)
-def test_containers_are_decoded_together_as_alone(name: str) -> None:
+def test_containers_are_decoded_together_as_alone(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = codec_of(CODECS[name])
-    sizes = [(300, 70, 20), (150, 40, 8), (45, 45, 45)]
-    prefixes = [random_prefix(torch.bfloat16, rows, (1, 2, 3), 4, 64, seed) for seed, rows in enumerate(sizes)]
-    items = [(str(number), contained(prefix, codec, str(number))) for number, prefix in enumerate(prefixes)]
-    for (key, data), there in zip(items, read_containers(items, codec, device="cuda"), strict=True):
-        here = read_container(data, codec)
+    items = [(str(number), contained(prefix, codec, str(number))) for number, prefix in enumerate(_prefixes())]
+    alone = [read_container(data, codec) for _, data in items]
+    by_kernels(monkeypatch, arithmetic)
+    for number, (here, there) in enumerate(zip(alone, read_containers(items, codec, device=device), strict=True)):
         assert isinstance(there, Prefix)
-        for number, (a, b) in enumerate(zip(here.segments, there.segments, strict=True)):
-            faults = differences(f"{name} sample {key} segment {number}", FIELDS, _fields(b), _fields(a))
+        for segment, (a, b) in enumerate(zip(here.segments, there.segments, strict=True)):
+            faults = differences(f"{name} sample {number} segment {segment}", FIELDS, _fields(b), _fields(a))
             assert not faults, "\n".join(faults)
+
+
+def _prefixes() -> list[Prefix]:
+    sizes = [(ROWS, ROWS // 4, ROWS // 15), (ROWS // 2, ROWS // 7, ROWS // 30), (ROWS // 6,) * 3]
+    return [random_prefix(HALF, rows, (1, 2, 3), 4, 64, seed) for seed, rows in enumerate(sizes)]
 
 
 FIELDS = ("keys", "values", "position", "text")
@@ -149,15 +167,6 @@ FIELDS = ("keys", "values", "position", "text")
 
 def _fields(segment: Segment) -> list[Tensor]:
     return [getattr(segment, name) for name in FIELDS]
-
-
-def _moved(prefix: Prefix, device: str) -> Prefix:
-    segments = tuple(
-        Segment(s.first_layer, s.keys.to(device), s.values.to(device), s.position.to(device), s.text.to(device))
-        for s in prefix.segments
-    )
-    kept = tuple(kept.to(device) for kept in prefix.kept)
-    return Prefix(prefix.length, segments, kept, prefix.top_ids.to(device), prefix.top_logprobs.to(device))
 
 
 BITS_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
