@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.store.caches import shard, write_part
+from trio_ray.store import commit_index
 from trio_ray.store.commits import (
     CommitRecord,
     FailureRecord,
@@ -24,9 +25,9 @@ from trio_ray.store.commits import (
     write_failure,
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, utc_now
-from trio_ray.store.layout import commit_name
+from trio_ray.store.layout import COMMIT_INDEX, commit_name
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.tables import QUARANTINE, SAMPLES
+from trio_ray.store.tables import COMMIT_COPIES, QUARANTINE, SAMPLES
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -49,7 +50,9 @@ def columns(schema: pa.Schema) -> list[dict[str, object]]:
     ]
 
 
-@pytest.mark.parametrize(("name", "schema"), [("samples", SAMPLES), ("quarantine", QUARANTINE)])
+@pytest.mark.parametrize(
+    ("name", "schema"), [("samples", SAMPLES), ("quarantine", QUARANTINE), ("commits", COMMIT_COPIES)]
+)
 def test_tables_are_described_column_by_column(name: str, schema: pa.Schema) -> None:
     table = described(f"{name}.table.json")
     assert table["columns"] == columns(schema)
@@ -62,6 +65,16 @@ def test_written_tables_have_the_described_columns(store: ObjectStore, dataset: 
     assert record is not None
     written = pq.read_schema(io.BytesIO(store.read(record.files[kind].name)))
     assert columns(written) == described(f"{kind}.table.json")["columns"]
+
+
+def test_a_written_index_has_the_described_columns(
+    store: ObjectStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_index, "WORTH_IT", 1)
+    write_part(store, dataset)
+    assert commit_index.update_index(store, 2) == 1
+    written = pq.read_schema(io.BytesIO(store.read(COMMIT_INDEX)))
+    assert columns(written) == described("commits.table.json")["columns"]
 
 
 def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None:

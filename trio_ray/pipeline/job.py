@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from trio_ray.config import JobConfig
-from trio_ray.errors import JobFailed
+from trio_ray.errors import JobFailed, StoreError
 from trio_ray.pipeline.calibration_task import calibrate_on_ray
 from trio_ray.pipeline.codec_choice import CalibrationOrder, CodecChoice
 from trio_ray.pipeline.metrics import JobMetrics
-from trio_ray.pipeline.plan import JobPlan, plan_job
+from trio_ray.pipeline.plan import LISTING_THREADS, JobPlan, plan_job
 from trio_ray.pipeline.pool import PoolEvent, ReplicaPool
 from trio_ray.pipeline.progress import Progress
 from trio_ray.pipeline.ray_session import cluster_given, gpus_per_replica, ray_session
 from trio_ray.pipeline.replica_actor import ReplicaOrder
 from trio_ray.pipeline.rows import shard_input
 from trio_ray.source.sample import Shard
+from trio_ray.store.commit_index import update_index
 from trio_ray.store.commits import (
     FailureRecord,
     RunRecord,
@@ -30,6 +32,9 @@ from trio_ray.store.dataset import SCHEMA_VERSION, package_version, utc_now
 
 SAMPLES_BEFORE_LIMIT = 100
 """Samples seen before the share of bad ones can stop the job: the first few say little."""
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -112,6 +117,7 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
         if plan.tasks:
             session.enter_context(ray_session(cpus))
             _work(config, plan, run, summary, progress, started)
+        _index_commits(plan)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -150,6 +156,13 @@ def _work(
             if progress is not None:
                 progress.update(event, summary)
             _check_limit(config, summary)
+
+
+def _index_commits(plan: JobPlan) -> None:
+    try:
+        update_index(plan.store, LISTING_THREADS)
+    except StoreError as error:  # the cache is whole without
+        log.warning("no index of the commit records: %s", error)
 
 
 def _account(event: PoolEvent, summary: JobSummary) -> None:

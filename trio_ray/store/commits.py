@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.store.commit_index import read_commit_bytes
 from trio_ray.store.dataset import SCHEMA_VERSION
 from trio_ray.store.layout import (
     COMMITS,
@@ -109,8 +110,12 @@ def create_commit(store: ObjectStore, record: CommitRecord) -> bool:
 def read_commit(store: ObjectStore, shard: str, part: int) -> CommitRecord:
     """One commit record. Raises `ObjectMissing` or `ObjectDamaged`."""
     name = commit_name(shard, part)
-    uri = store.uri_of(name)
-    record = _parsed(_commit_of, load_record(store.read(name), uri), uri)
+    return parse_commit(store.read(name), shard, part, store.uri_of(name))
+
+
+def parse_commit(data: bytes, shard: str, part: int, uri: str) -> CommitRecord:
+    """The commit record of a part in the bytes of its object, or of a copy. Raises `ObjectDamaged`."""
+    record = _parsed(_commit_of, load_record(data, uri), uri)
     if (record.shard.name, record.part) != (shard, part):
         raise ObjectDamaged(
             uri, f"holds the record of part {record.part} of {record.shard.name}; restore it from a copy"
@@ -119,15 +124,19 @@ def read_commit(store: ObjectStore, shard: str, part: int) -> CommitRecord:
 
 
 def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None = None) -> list[CommitRecord]:
-    """All commit records, or those of some shards, by shard and part.
+    """All commit records, or those of some shards, by shard and part; of many, those in the index from there.
 
     Raises `ObjectDamaged` at the first that is not as it was written.
     """
     prefixes = [COMMITS] if shards is None else [commit_prefix(shard) for shard in sorted(set(shards))]
-    listed = (info.name for prefix in prefixes for info in store.list(prefix))
-    names = sorted(parsed for name in listed if (parsed := parse_commit_name(name)))
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda name: read_commit(store, *name), names))
+    listed = {
+        parsed: info for prefix in prefixes for info in store.list(prefix) if (parsed := parse_commit_name(info.name))
+    }
+    names = sorted(listed)
+    records = read_commit_bytes(store, [listed[name] for name in names], threads)
+    return [
+        parse_commit(data, *name, store.uri_of(listed[name].name)) for name, data in zip(names, records, strict=True)
+    ]
 
 
 def shard_progress(store: ObjectStore, threads: int) -> dict[str, ShardProgress]:

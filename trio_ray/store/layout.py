@@ -8,6 +8,7 @@ from typing import Literal
 
 DATASET = "dataset.json"
 COMMITS = "commits/"
+COMMIT_INDEX = "commits.parquet"
 DATA = "data/"
 FAILURES = "failures/"
 BASES = "codec/"

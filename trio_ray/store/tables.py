@@ -1,4 +1,4 @@
-"""The columns of a part's two Parquet tables.
+"""The columns of a part's two Parquet tables, and of the index of commit records.
 
 `schemas/*.table.json` says the same in a language-neutral way.
 """
@@ -144,6 +144,14 @@ QUARANTINE = pa.schema(
         _column("reason", pa.string(), "Why it is not in the cache: one of a fixed set of words."),
         _column("detail", pa.string(), "The same in a sentence, with the sizes or the error concerned."),
         _column("shard_uri", pa.string(), "The input file it came from."),
+    ]
+)
+
+COMMIT_COPIES = pa.schema(
+    [
+        _column("name", pa.string(), "Name of a commit record, below the cache's root."),
+        _column("etag", pa.string(), "Its change marker as the store listed it when it was copied."),
+        _column("record", pa.string(), "The record: the object's bytes."),
     ]
 )
 

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.bases import read_basis
-from trio_ray.store.commits import CommitRecord, read_commit, read_failure
+from trio_ray.store.commit_index import CommitCopy, is_copied, read_index
+from trio_ray.store.commits import CommitRecord, parse_commit, read_commit, read_failure
 from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
 from trio_ray.store.findings import Finding, FindingKind, VerifyReport, kind_of
 from trio_ray.store.layout import (
+    COMMIT_INDEX,
     DATASET,
     basis_name,
     commit_name,
@@ -36,14 +38,17 @@ def verify(store: ObjectStore, threads: int) -> VerifyReport:
     findings: list[Finding] = []
     objects = {info.name: info for info in store.list()}
     dataset = _check_dataset(store, findings)
+    copies = _check_index(store, objects, findings)
     parts: dict[str, list[int]] = {}
     for name in objects:
         if parsed := parse_commit_name(name):
             parts.setdefault(parsed[0], []).append(parsed[1])
     shards = sorted(parts)
     with ThreadPoolExecutor(threads) as pool:
-        checks = list(pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects), shards))
-    explained = {DATASET}.union(*(check.explained for check in checks))
+        checks = list(
+            pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects, copies), shards)
+        )
+    explained = {DATASET, COMMIT_INDEX}.union(*(check.explained for check in checks))
     findings += _check_basis(store, dataset, explained)
     for check in checks:
         findings += check.findings
@@ -69,6 +74,15 @@ def _check_dataset(store: ObjectStore, findings: list[Finding]) -> Dataset | Non
     return None
 
 
+def _check_index(store: ObjectStore, objects: Objects, findings: list[Finding]) -> Mapping[str, CommitCopy]:
+    """What the index of commit records holds, if there is one."""
+    try:
+        return read_index(store) if COMMIT_INDEX in objects else {}
+    except StoreError as error:
+        findings.append(Finding(kind_of(error), COMMIT_INDEX, None, str(error)))
+    return {}
+
+
 def _check_basis(store: ObjectStore, dataset: Dataset | None, explained: set[str]) -> Iterator[Finding]:
     """The basis that the identity's codec names, if it names one."""
     codec = ((dataset.identity if dataset else {}).get("cache") or {}).get("codec") or {}
@@ -86,7 +100,12 @@ def _check_basis(store: ObjectStore, dataset: Dataset | None, explained: set[str
 
 
 def _check_shard(
-    store: ObjectStore, dataset: Dataset | None, shard: str, parts: list[int], objects: Objects
+    store: ObjectStore,
+    dataset: Dataset | None,
+    shard: str,
+    parts: list[int],
+    objects: Objects,
+    copies: Mapping[str, CommitCopy],
 ) -> ShardCheck:
     check = ShardCheck()
     expected = 0
@@ -103,9 +122,18 @@ def _check_shard(
             check.explained.update(_files_of_part(objects, shard, part))  # not orphans: we cannot know any more
             check.complete = False
             continue
+        if is_copied(objects[name], copies) and not _is_copy_of(record, copies[name]):
+            check.add(FindingKind.RECORD, COMMIT_INDEX, f"its copy of {name} is not that record; delete it")
         _check_record(check, dataset, record, is_highest=part == max(parts))
         check_part(store, record, objects, check)
     return check
+
+
+def _is_copy_of(record: CommitRecord, copy: CommitCopy) -> bool:
+    try:
+        return parse_commit(copy.record, record.shard.name, record.part, COMMIT_INDEX) == record
+    except ObjectDamaged:
+        return False
 
 
 def _check_record(check: ShardCheck, dataset: Dataset | None, record: CommitRecord, is_highest: bool) -> None:
