@@ -13,6 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from trio_ray.commands.outputs import make_folder
 from trio_ray.distillation.comparison import ComparisonConfig, compare, make_caches, table
 from trio_ray.errors import TrioRayError
 
@@ -27,6 +28,7 @@ def main() -> int:
     chosen = parser.parse_args()
     config = ComparisonConfig(**{field.name: getattr(chosen, field.name) for field in fields})
     try:
+        make_folder("--out", str(chosen.out))
         make_caches(config, chosen.out)
         print(table(compare(config, chosen.out, _show)))
     except TrioRayError as error:

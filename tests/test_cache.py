@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,15 @@ def test_reading_ahead_stays_within_its_bytes(cache: PrunedCache, monkeypatch: p
         next(stored)
         assert len(drawn) <= number + 4
     stored.close()  # type: ignore[attr-defined]
+
+
+def test_a_stream_that_is_closed_early_draws_no_more_rows(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: each may be a read."""
+    monkeypatch.setattr("trio_ray.cache.AHEAD_BYTES", 0)
+    (row,) = cache.rows_at([0])
+    stream = cache.load_many(repeat(row))
+    next(iter(stream))
+    stream.close()
 
 
 def test_bytes_are_fetched_as_they_are_stored_and_decoded_later(cache: PrunedCache) -> None:

@@ -77,6 +77,7 @@ def test_job_files_are_shipped() -> None:
         ("method={keep: [4, 2]}", "method", "keep needs prune_points"),
         ("method={keep: [4, 2], prune_points: [1, 2, 3]}", "method", "keep has 2 entries for 3 prune_points"),
         ("method={weights: [4, 2], prune_points: [1]}", "method", "weights has 2 entries for 1 prune_points"),
+        ("method={keep: [4, 2], prune_points: [1, 2], weights: [2, 1]}", "method", "keep and weights are both given"),
         ("method={keep: [2, 4], prune_points: [1, 2]}", "method", "must not grow"),
         ("prompt.template=hello", "prompt.template", "{prompt}"),
         ("cache.codec=zip", "cache.codec", "raw"),
@@ -120,3 +121,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_configuration_never_changes_after_validation() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_section(JobConfig, {}).method.retention = 0.5  # type: ignore[misc]
+
+
+def test_a_section_with_everything_commented_out_means_the_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, "cache:\n  # codec: int4\npipeline:\n")
+    assert load_config(file) == JobConfig()
+    assert load_config(file, ["cache.codec=int4"]).cache.codec == "int4"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -363,7 +364,7 @@ class PrunedCache:
     ) -> Generator[T | UnreadablePrefix, None, None]:
         budget = ByteBudget(AHEAD_BYTES)
         members = (self._place(row, "kv") for row in rows)
-        runs = (run for run in neighbours(members) if budget.take(run_bytes(run)))
+        runs = takewhile(lambda run: budget.take(run_bytes(run)), neighbours(members))
         finished = ordered_map(lambda run: self._finish_run(run, finish), runs, threads, lookahead=2 * threads)
         try:
             for size, outcomes in finished:

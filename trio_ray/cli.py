@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return chosen.run(chosen)
+        status: int = chosen.run(chosen)
+        sys.stdout.flush()  # here, where it can still be told that nobody reads any more
+        return status
     except TrioRayError as error:
         print(f"trio-ray: {error}", file=sys.stderr)
         return error.exit_code
@@ -64,6 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:  # `trio-ray inspect CACHE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes as it ends
+        return 141
+    except OSError as error:
+        print(f"trio-ray: {_in_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _in_one_line(error: OSError) -> str:
+    if error.strerror is None:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The one typed configuration of a job: from YAML, overridden by the command line.
 
 Everything that can be checked without a model or a bucket is checked here, before anything is loaded. Settings that
-change what is stored (`model`, `prompt`, `method`, `cache`) make up the cache identity; the others may differ between
+change what is stored make up the cache identity (trio_ray/identity.py): `prompt`, `method` and `source` (but for its
+`image_root`), of `model` its files, dtype and matmul, of `cache` all but the part sizes. The others may differ between
 runs that add to one cache.
 """
 
@@ -34,6 +35,11 @@ class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors, values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _commented_out_means_the_defaults(cls, values: object) -> object:
+        return {} if values is None else values  # YAML gives None for a section without a single line
 
 
 S = TypeVar("S", bound=Section)
@@ -92,7 +98,7 @@ class MethodConfig(Section):
     prune_points: tuple[int, ...] | None = Field(
         None,
         description="Layers before which tokens are dropped, ascending. Default: the authors' 1, 10, 15 of 32, scaled "
-        "to the model's depth.",
+        "to the model's depth; the first moves to 0 for a small retention, and where tokens are given.",
     )
     weights: tuple[float, ...] | None = Field(
         None,
@@ -169,6 +175,8 @@ class MethodConfig(Section):
             raise ValueError(f"{' and '.join(given)} are both given; choose one")
         if self.keep is not None and self.prune_points is None:
             raise ValueError("keep needs prune_points")
+        if self.keep is not None and self.weights is not None:
+            raise ValueError("keep and weights are both given; choose one")
         for name in ("weights", "keep"):
             values = getattr(self, name)
             if values is not None and self.prune_points is not None and len(values) != len(self.prune_points):
@@ -455,7 +463,9 @@ def _in_one_line(error: Exception) -> str:
 def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
     *sections, name = dotted.split(".")
     for section in sections:
-        child = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        child = tree[section]
         if not isinstance(child, dict):
             raise ConfigError(dotted, f"{section} is not a section")
         tree = child

@@ -194,7 +194,7 @@ def test_settings_name_other_columns_than_the_caches(tmp_path: Path) -> None:
     ("content", "settings", "message"),
     [
         (None, {}, "input: not one of 1 files can be read"),
-        ("a,b", {}, "source.format: .* ends in none of"),
+        ("a,b", {}, "questions.format: .* ends in none of"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -219,3 +219,27 @@ def test_a_parquet_file_of_rubbish_is_one_fault(tmp_path: Path) -> None:
     (fault,) = read(file)
     assert isinstance(fault, Unanswered)
     assert fault.outcome is Outcome.UNREADABLE
+
+
+def test_a_parquet_file_of_questions_needs_no_images(tmp_path: Path) -> None:
+    """Whatever the column of the cache's own input was called."""
+    file = tmp_path / "q.parquet"
+    pq.write_table(pa.table({"id": ["a"], "question": ["what?"]}), file)
+    (found,) = questions(file, {"image_column": "picture"})
+    assert (found.key, found.text) == ("a", "what?")
+
+
+@pytest.mark.parametrize("field", ["key_column", "text_column", "answer_column"])
+def test_a_column_that_is_not_there_is_named_as_the_evaluation_sets_it(field: str, tmp_path: Path) -> None:
+    """Where the evaluation says nothing of it, too: the cache's own settings are nothing that it could change."""
+    file = parquet(tmp_path / "q.parquet", [{"id": "a", "question": "what?"}])
+    for source, settings in (({field: "gone"}, {}), ({}, {"questions": {field: "gone"}})):
+        with pytest.raises(ConfigError, match=rf"^questions\.{field}: .* has no column 'gone'"):
+            read(file, source, **settings)
+
+
+def test_the_format_is_the_caches_unless_the_evaluation_names_one(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "questions.txt", {"question_id": 1, "text": "what?"})
+    assert questions(file, {"format": "jsonl"})[0].text == "what?"
+    with pytest.raises(ConfigError, match=r"questions\.format: "):
+        read(file, {"format": "jsonl"}, questions={"format": "auto"})

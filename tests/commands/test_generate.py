@@ -48,3 +48,9 @@ def test_a_key_of_several_shards_and_another_model_are_refused(
     assert "several shards have it" in capsys.readouterr().err
     assert main(["generate", str(cache), "--model", str(model_folders["qwen2"])]) == 3
     assert "model.config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--batch", "--limit", "--max-new-tokens"])
+def test_a_count_below_one_is_refused(option: str, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(cache), option, "0"]) == 2
+    assert capsys.readouterr().err == f"trio-ray: {option}: 0 must be at least 1\n"

@@ -66,7 +66,7 @@ def test_compare_puts_the_jobs_numbers_beside_the_plans(
         (["--gpu-tflops", "1", "--efficiency", "1.5"], "--efficiency"), ([*GIVEN, "--samples", "0"], "--samples"),
         ([*GIVEN, "--bandwidth", "0"], "--bandwidth"), ([*GIVEN, "--gpu-price", "-1"], "--gpu-price"),
         ([*GIVEN, "--codecs", "zip"], "--codecs"), ([*GIVEN, "--set", "input=[]"], "input"),
-        ([*GIVEN, "--replicas", "0"], "--replicas"),
+        ([*GIVEN, "--replicas", "0"], "--replicas"), ([*GIVEN, "--json", "/nowhere/at/all/plan.json"], "--json"),
     ],
     ids=str,
 )  # fmt: skip

@@ -72,3 +72,8 @@ def test_what_is_no_cache_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     status, shown = verified(tmp_path, capsys)
     assert status == 1
     assert "dataset: dataset.json" in shown
+
+
+def test_no_threads_are_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(cache), "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "trio-ray: --threads: 0 must be at least 1\n"

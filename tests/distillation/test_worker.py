@@ -22,6 +22,7 @@ from trio_ray.distillation.worker import Worker
 from trio_ray.errors import ConfigError, IdentityMismatch, ObjectDamaged
 from trio_ray.model.replica import Replica
 from trio_ray.scenes.corpus import write_corpus
+from trio_ray.store.local import LocalStore
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,33 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(make_config: MakeC
     lines = [(Path(c.output) / "losses.jsonl").read_text().splitlines() for c in (parted, whole)]
     steps = [[json.loads(line)["step"] for line in found] for found in lines]
     assert steps == [[1, 2, 3, 4, 5, 6]] * 2
+
+
+def test_a_training_killed_between_two_writes_goes_on_with_all_its_losses(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it was: a checkpoint never stands without the losses before it."""
+    config = make_config(training={"checkpoint_every": 2, "log_every": 1})
+    worker = Worker(plan_distillation(config), CPU)
+
+    def die(store: LocalStore, name: str, data: bytes) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "put", die)  # what the losses are written by
+        with pytest.raises(Interrupted):
+            worker.run()
+    train(config)
+    lines = (Path(config.output) / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_whose_losses_were_removed_is_gone_on_from(make_config: MakeConfig) -> None:
+    config = make_config(training={"log_every": 1})
+    train(config)
+    (Path(config.output) / "losses.jsonl").unlink()
+    metrics, _ = train(config)
+    assert metrics["steps"] == {"all": 6, "this_run": 0}
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(make_config: MakeConfig) -> None:

@@ -245,6 +245,26 @@ def test_a_header_that_is_not_as_written_is_refused(changes: dict[str, Any]) -> 
         decode(with_header(encoded(), **changes), key=KEY)
 
 
+@pytest.mark.parametrize("codec", [RAW, codec_of("int4")], ids=["plain", "int4"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kv_heads": 0}, "without heads"),
+        ({"head_dim": 0}, "without heads"),
+        ({"segments": [segment(0, 1 << 30, 30)]}, "1073741824 layers"),
+        ({"segments": [segment(0, 1 << 12, 30), segment(1 << 12, 1, 30)]}, "4097 layers"),
+        ({"kv_heads": 0, "segments": [segment(0, 1 << 30, 30)]}, "without heads"),
+    ],
+    ids=str,
+)
+def test_keys_and_values_of_no_bytes_or_of_endless_layers_are_refused(
+    codec: Codec, changes: dict[str, Any], words: str
+) -> None:
+    """Their tensors would fit any file, and their layers keep the reader busy for ever."""
+    with pytest.raises(ContainerError, match=words):
+        decode(with_header(encoded(codec=codec), **changes), codec)
+
+
 @pytest.mark.parametrize(
     "entries",
     [

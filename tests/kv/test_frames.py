@@ -214,7 +214,7 @@ def test_frames_come_through_the_memory_that_a_storing_process_shares(device: st
     coded = code_batch(PrefixBatch.of([prefix] * 3), codec, FrameMaker())
     memory = HostMemory(pinned=device == "cuda")
     lease = memory.lease(1 << 20)
-    stored = StoredBatch(coded.on_host(lease.allocate))
+    stored = StoredBatch(coded, torch.ones(3, dtype=torch.bool, device=device)).on_host(lease.allocate)
     if device == "cuda":
         torch.cuda.synchronize()
     sent = HostBatch([], [HostGroup(stored, 1.0, lease.block)])

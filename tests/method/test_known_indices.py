@@ -45,6 +45,21 @@ def test_other_families_batches_and_the_encoder_step_agree_too(replica: Replica,
             assert torch.equal(a.position, b.position)
 
 
+def test_another_reduction_than_the_stored_one_is_refused_by_the_samples_key(llama: Replica) -> None:
+    samples = prepare(llama, samples_of_all_grids(3))
+    config = MethodConfig(retention=0.3, encoder="visionzip")
+    schedule, zipper = make_schedule(config, 8), VisionZip()
+    selected = llama.prefill(samples, schedule, replica_module.make_selector(config), zipper=zipper)
+    kept = [[points.tolist() for points in prefix.kept] for prefix in selected]
+    first = kept[1][0]
+    other = next(index for index in range(samples[1].image_tokens) if index not in first)
+    gone = next(index for index in first if index in kept[1][1])
+    kept[1] = [sorted({other if index == gone else index for index in points}) for points in kept[1]]
+    with pytest.raises(KnownIndicesError, match="encoder's reduction") as caught:
+        llama.prefill_known(samples, kept, KnownMethod(schedule.prune_points, "compact", zipper=zipper))
+    assert repr(samples[1].key) in str(caught.value)
+
+
 def test_no_layer_judges_anything(llama: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = prepare(llama, samples_of_all_grids(3))
     schedule = make_schedule(MethodConfig(retention=0.3), 8)

@@ -109,6 +109,26 @@ def test_default_prune_points_scale_with_depth() -> None:
     assert default_prune_points(8) == (1, 2, 4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "tokens", "has_room"),
+    [
+        ({"prune_points": (1,), "tokens": 64}, 2047, True),
+        ({"prune_points": (1,), "tokens": 64}, 2048, False),
+        ({"prune_points": (1,), "tokens": 64}, 2880, False),
+        ({"prune_points": (0,), "tokens": 64}, 10**6, True),
+        ({"prune_points": (), "tokens": 64}, 64, True),
+        ({"prune_points": (), "tokens": 64}, 65, False),
+        ({"prune_points": (16,), "retention": 0.6}, 2880, True),
+        ({"prune_points": (16,), "keep": (1,)}, 2880, True),
+    ],
+)
+def test_a_fixed_budget_that_the_first_layers_use_up_is_told(
+    settings: dict[str, object], tokens: int, has_room: bool
+) -> None:
+    weights = () if settings["prune_points"] == () else (1,)
+    assert Schedule(32, weights=weights, **settings).has_room_for(tokens) == has_room  # type: ignore[arg-type]
+
+
 @given(st.integers(2, 128), st.floats(0.001, 1.0))
 def test_default_prune_points_can_meet_every_retention(layers: int, retention: float) -> None:
     points = default_prune_points(layers, retention)

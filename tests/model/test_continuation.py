@@ -125,6 +125,12 @@ def test_several_tokens_at_once_equal_one_after_the_other(replica: Replica) -> N
     assert relative_error(at_once, logits) < 1e-5
 
 
+def test_the_best_tokens_are_never_more_than_the_vocabulary(llama: Replica) -> None:
+    vocabulary = llama.decoder.head.weight.shape[0]
+    (best,) = Continuation(llama.decoder, prefixes_of(llama, 1), room=2).top_k([[5, 6]], vocabulary + 1)
+    assert [tensor.shape for tensor in best] == [(2, vocabulary)] * 2
+
+
 def test_runs_of_different_length_equal_each_alone(replica: Replica) -> None:
     prefixes = prefixes_of(replica, 4)
     tokens = [[5], [11, 12, 13, 14, 15, 16, 17], [8, 9], [20, 21, 22]]

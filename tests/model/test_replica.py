@@ -21,6 +21,19 @@ def test_the_default_schedule_is_the_authors_at_11_percent() -> None:
     assert schedule.mean_tokens(576) == pytest.approx(64, abs=0.6)
 
 
+@pytest.mark.parametrize("image_tokens", [576, 2880, 100_000])
+@pytest.mark.parametrize("layers", [16, 32, 80])
+def test_a_fixed_budget_is_met_by_the_default_prune_points(layers: int, image_tokens: int) -> None:
+    schedule = make_schedule(MethodConfig(tokens=64), layers)
+    assert schedule.mean_tokens(image_tokens) == pytest.approx(64, abs=0.5)
+    assert min(schedule.counts(image_tokens)) > 10
+    assert schedule.has_room_for(image_tokens)
+
+
+def test_64_tokens_of_2880_are_never_exceeded() -> None:
+    assert make_schedule(MethodConfig(tokens=64), 32).mean_tokens(2880) <= 64
+
+
 @pytest.mark.parametrize(
     ("config", "field"),
     [
@@ -66,6 +79,14 @@ def test_half_precision_prefixes_keep_the_budget_and_their_dtype(model_folders: 
         assert {segment.keys.dtype for segment in prefix.segments} == {getattr(torch, dtype)}
         assert tuple(len(kept) for kept in prefix.kept) == schedule.counts(sample.image_tokens)
         assert bool(prefix.top_logprobs.isfinite().all())
+
+
+def test_the_last_image_is_kept_without_those_before_it(llama: Replica) -> None:
+    prepared = prepare(llama, samples_of_all_grids(3))
+    llama.embed(prepared)
+    assert llama._last_image is not None
+    tokens = llama._last_image[1]
+    assert tokens.untyped_storage().nbytes() == tokens.nbytes
 
 
 def test_answers_are_text(llama: Replica) -> None:

@@ -87,3 +87,9 @@ def test_another_vision_tower_is_refused(llama: Replica, monkeypatch: pytest.Mon
     monkeypatch.setattr(llama.model.config.vision_config, "model_type", "siglip_vision_model")  # type: ignore[union-attr]
     with pytest.raises(ModelError, match="siglip_vision_model"):
         VisionEncoder(llama.model.model, llama.tiler, torch.float32)
+
+
+def test_features_with_the_class_token_are_refused(llama: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama.model.config, "vision_feature_select_strategy", "full")  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match="vision_feature_select_strategy 'full'"):
+        VisionEncoder(llama.model.model, llama.tiler, torch.float32)

@@ -11,10 +11,15 @@ from tests.corpora import samples, write_jsonl, write_tar
 from tests.pipeline.contract import assert_follows_the_contract
 from tests.pipeline.runs import job_config, run_here
 from trio_ray.config import JobConfig
+from trio_ray.errors import StoreError
 from trio_ray.model.replica import Replica
+from trio_ray.pipeline import job
 from trio_ray.pipeline.job import run_job
-from trio_ray.store.commits import read_failures
+from trio_ray.store import commit_index
+from trio_ray.store.commits import read_commits, read_failures
+from trio_ray.store.layout import commit_name
 from trio_ray.store.local import LocalStore
+from trio_ray.store.objects import ObjectStore
 
 
 @pytest.fixture
@@ -53,3 +58,24 @@ def test_each_shard_of_a_changed_file_is_named_with_its_rows(finished: JobConfig
     assert list(summary.failed) == [f"{file} rows 0..3", f"{file} rows 4..4"]
     assert "write this version to another output" in str(summary)
     assert len(read_failures(LocalStore(finished.output))) == 2
+
+
+def test_a_run_leaves_copies_of_the_commit_records(finished: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_index, "WORTH_IT", 1)
+    assert run_job(finished).ok
+    store = LocalStore(finished.output)
+    names = {commit_name(commit.shard.name, commit.part) for commit in read_commits(store, 2)}
+    assert set(commit_index.read_index(store)) == names
+    assert_follows_the_contract(store)
+
+
+def test_what_the_cache_can_do_without_does_not_end_a_run(
+    finished: JobConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slowed_down(store: ObjectStore, threads: int) -> int:
+        raise StoreError(store.uri, "SlowDown")
+
+    monkeypatch.setattr(job, "update_index", slowed_down)
+    assert run_job(finished).ok
+    assert "no index of the commit records" in caplog.text
+    assert "SlowDown" in caplog.text

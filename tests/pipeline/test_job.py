@@ -237,6 +237,22 @@ def test_a_shard_that_kills_its_replica_is_given_up_and_a_silent_replica_is_kill
     assert_follows_the_contract(store)
 
 
+def test_a_replica_at_which_all_work_fails_is_replaced_and_no_other_shard_pays_for_it(
+    cluster: SmallCluster, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus"
+    sickens = write_tar(folder / "b.sickens.tar", samples(4))
+    sickens.with_name(sickens.name + ".armed").touch()
+    for number, name in enumerate("acdef"):
+        write_tar(folder / f"{name}.tar", samples(4, first=10 * (number + 1)))
+    config = job_config(
+        tiny_model, folder / "*.tar", tmp_path / "cache", pipeline__replicas_max=1, pipeline__shard_attempts=2
+    )
+    assert main(command(config)) == 0
+    assert "CUDA error" in capsys.readouterr().err
+    assert len(account(open_store(config.output, config.s3)).stored) == 24
+
+
 def test_without_a_cluster_ray_is_started_for_the_job_and_ended_with_it(
     cluster: SmallCluster, tiny_model: Path, tmp_path: Path
 ) -> None:

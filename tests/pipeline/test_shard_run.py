@@ -12,13 +12,16 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
+from torch import Tensor
 
 from tests.corpora import noise, photo, sample, samples, tar_bytes, write_jsonl, write_parquet, write_tar
 from tests.pipeline.runs import account, job_config, make_runner, part_reports, run_here, storing_order
 from tests.source.corpus import FailingFile
 from trio_ray.cache import PrunedCache
 from trio_ray.errors import StoreError
+from trio_ray.method.rows import PackedRows
 from trio_ray.model import prepare
+from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.pipeline.plan import plan_job
 from trio_ray.pipeline.shard_writer import PartReport, ShardWriter
@@ -107,6 +110,58 @@ def test_bad_samples_are_named_with_their_reason_and_cost_nothing_else(
     assert among.keys() == alone.keys()
     assert among.table.column("kept") == alone.table.column("kept")
     assert among.table.column("top_ids") == alone.table.column("top_ids")
+
+
+def test_a_sample_whose_fixed_budget_the_first_layers_use_up_is_not_stored(
+    tmp_path: Path, tiny_model: Path, llama: Replica
+) -> None:
+    tar = write_tar(tmp_path / "a.tar", [sample(0, png=noise(1, (8, 8))), sample(1, png=noise(2, (200, 200)))])
+    run_here(job_config(tiny_model, tar, tmp_path / "any"), llama)
+    small, large = PrunedCache(str(tmp_path / "any")).table.column("image_tokens").to_pylist()
+    assert small < large
+    config = job_config(
+        tiny_model,
+        tar,
+        tmp_path / "cache",
+        method__retention=None,
+        method__tokens=small,
+        method__prune_points=[7],
+        method__weights=[1],
+    )
+    run_here(config, llama)
+    cache = PrunedCache(str(tmp_path / "cache"))
+    assert cache.keys() == ["s0000"]
+    (bad,) = cache.quarantine.to_pylist()
+    assert (bad["key"], bad["reason"]) == ("s0001", "image_too_large")
+    assert f"{large} image tokens" in bad["detail"]
+    assert "method.prune_points" in bad["detail"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"cache__codec": "int4"}, {"cache__scope": "image", "cache__codec": "int4"}, {"cache__level": "embeds"}],
+    ids=["prompt", "image", "embeds"],
+)
+def test_a_prefill_that_overflows_is_not_stored(
+    tmp_path: Path, tiny_model: Path, llama: Replica, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    embed = llama.embed
+
+    def overflowing(prepared: list[PreparedSample], *args: Any) -> tuple[Tensor, PackedRows]:
+        hidden, rows = embed(prepared, *args)
+        for number, ready in enumerate(prepared):
+            if ready.key == "s0001":
+                hidden[rows.offsets[number] + 1, 0] = float("inf")
+        return hidden, rows
+
+    monkeypatch.setattr(llama, "embed", overflowing)
+    tar = write_tar(tmp_path / "a.tar", samples(3))
+    run_here(job_config(tiny_model, tar, tmp_path / "cache", **settings), llama)
+    cache = PrunedCache(str(tmp_path / "cache"))
+    assert cache.keys() == ["s0000", "s0002"]
+    (bad,) = cache.quarantine.to_pylist()
+    assert (bad["key"], bad["index"], bad["reason"]) == ("s0001", 1, "not_finite")
+    assert "model.dtype" in bad["detail"]
 
 
 def test_a_damaged_shard_yields_what_precedes_the_damage_and_a_row_that_says_where(

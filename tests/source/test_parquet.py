@@ -232,3 +232,11 @@ def test_rows_that_went_missing_since_the_split_are_damage(tmp_path: Path) -> No
     path = hub_file(tmp_path, rows=4)
     shard = Shard("s", str(path), 1, "e", "parquet", (2, 9))
     assert reasons(read_shard(shard, SourceConfig(), LocalOpener())) == ["shard_truncated"]
+
+
+def test_where_images_are_not_read_their_column_need_not_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path, {"text": ["t"] * 3})
+    (shard,) = split_file(str(path), 1, "e", SourceConfig(), LocalOpener(), images=False)
+    assert shard.rows == (0, 3)
+    with pytest.raises(ConfigError, match=r"source\.text_column"):
+        split_file(str(path), 1, "e", SourceConfig(text_column="ask"), LocalOpener(), images=False)

@@ -10,7 +10,7 @@ from tests.store.caches import kv_bytes, row, shard, write_part
 from trio_ray.errors import ObjectDamaged
 from trio_ray.store.bases import store_basis
 from trio_ray.store.commits import read_commits
-from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.dataset import Dataset, NotACacheError, create_or_check
 from trio_ray.store.gc import collect_garbage
 from trio_ray.store.layout import basis_name, commit_name
 from trio_ray.store.objects import ObjectStore
@@ -76,6 +76,20 @@ def test_a_basis_that_the_identity_does_not_name_goes_and_its_own_stays(store: O
     assert collect_garbage(store, 3600.0, dry_run=False) == []
     assert [info.name for info in collect_garbage(store, 0.0, dry_run=False)] == [orphan]
     assert [info.name for info in store.list("codec/")] == [basis_name(own)]
+
+
+def test_a_folder_that_is_no_cache_is_left_alone(store: ObjectStore) -> None:
+    """A slip in its path must not cost another program its files, be they called as ours."""
+    names = ["data/train/00000-a1.tar", "data/train/00001-abc.parquet"]
+    for name in names:
+        store.put(name, b"of another program")
+    time.sleep(1.1)
+    with pytest.raises(NotACacheError):
+        collect_garbage(store, 0.0, dry_run=False)
+    orphan = basis_name(store_basis(store, b"of a run that got no further"))
+    time.sleep(1.1)
+    assert [info.name for info in collect_garbage(store, 0.0, dry_run=False)] == [orphan]
+    assert sorted(info.name for info in store.list("data/")) == names
 
 
 def test_a_basis_without_a_cache_goes(store: ObjectStore) -> None:

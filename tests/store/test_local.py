@@ -104,3 +104,28 @@ def test_a_file_system_without_hard_links_is_refused_with_a_remedy(
     with pytest.raises(StoreError, match="has no hard links, which create-only commits need"):
         LocalStore(tmp_path).check_writable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_that_fails_is_the_stores_error_and_no_damage_of_the_file() -> None:
+    """Else a stale mount would have the rest of a shard taken for damaged, and never read again."""
+    with LocalStore("/proc/self").open("mem") as file:  # nothing is mapped at 0: an input/output error
+        for read in (lambda: file.read(10), file.read, lambda: file.readinto(bytearray(10))):
+            with pytest.raises(StoreError, match=r"/proc/self/mem: Input/output error"):
+                read()
+
+
+def test_a_create_whose_answer_was_lost_is_still_ours_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS asks again for a link that it has made, and is told that the name is taken."""
+    store, link = LocalStore(tmp_path), os.link
+
+    def lost(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lost)
+        assert store.create("a", b"ours")
+    assert not store.create("a", b"theirs")
+    assert store.read("a") == b"ours"

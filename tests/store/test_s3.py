@@ -6,6 +6,8 @@ import random
 import socket
 import threading
 import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from botocore.awsrequest import AWSResponse
@@ -313,3 +315,36 @@ def test_other_answers_are_one_sentence_too(
     with pytest.raises(StoreError, match=message) as caught:
         s3_store.put("object", b"1")
     one_sentence(caught.value, s3_environment)
+
+
+def test_every_request_is_tried_as_often_as_is_set_however_many_are_slowed_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that gives up for all after some hundred tries would lose shards in the first storm."""
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    tries: Counter[str] = Counter()
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tries[self.path] += 1
+            body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            self.send_response(503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        store = S3Store("bucket", "cache/", S3Config(endpoint_url=endpoint, region="us-east-1", max_attempts=4))
+        for number in range(60):
+            with pytest.raises(StoreError, match="SlowDown"):
+                store.read(f"{number}")
+        server.shutdown()
+    assert len(tries) == 60
+    assert set(tries.values()) == {4}

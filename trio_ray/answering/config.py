@@ -13,8 +13,8 @@ from trio_ray.scoring.scorers import ScorerName
 class QuestionsConfig(Section):
     """How question files are read. What is not given is as the cache's own source settings have it."""
 
-    format: Literal["auto", "webdataset", "parquet", "jsonl"] = Field(
-        "auto", description="'auto' goes by the file's ending."
+    format: Literal["auto", "webdataset", "parquet", "jsonl"] | None = Field(
+        None, description="By default the cache's own source.format; 'auto' goes by the file's ending."
     )
     key_column: str | None = Field(None, description="Column or field of the key that the cache knows the question by.")
     text_column: str | None = Field(None, description="Column or field of the question's text.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trio_ray.answering.config import EvaluateConfig
@@ -30,9 +31,9 @@ def question_source(identity: dict[str, Any], config: EvaluateConfig) -> SourceC
         config: the evaluation.
     """
     questions = config.questions
-    given = {name: getattr(questions, name) for name in ("key_column", "text_column", "answer_column")}
+    given = {name: getattr(questions, name) for name in ("format", "key_column", "text_column", "answer_column")}
     changes = {name: value for name, value in given.items() if value is not None}
-    return parse_section(SourceConfig, {**identity["source"], **changes, "format": questions.format})
+    return parse_section(SourceConfig, {**identity["source"], **changes})
 
 
 def read_questions(config: EvaluateConfig, source: SourceConfig) -> Iterator[Question | Unanswered]:
@@ -46,8 +47,22 @@ def read_questions(config: EvaluateConfig, source: SourceConfig) -> Iterator[Que
     for file in expand_inputs(config.input, config.s3):
         if not file.readable:
             raise ConfigError("input", f"{file.uri} cannot be read; check the path and its permissions")
-        for shard in split_file(file.uri, file.size, file.etag, source, opener):
+        with _faults_named_as_settings():
+            shards = split_file(file.uri, file.size, file.etag, source, opener, images=False)
+        for shard in shards:
             yield from _read_shard(shard, config, source, opener)
+
+
+@contextmanager
+def _faults_named_as_settings() -> Iterator[None]:
+    """What reading a file calls `source`, an evaluation's configuration has as `questions`."""
+    try:
+        yield
+    except ConfigError as error:
+        section, _, name = error.field.partition(".")
+        if section != "source":
+            raise
+        raise ConfigError(f"questions.{name}", str(error).removeprefix(f"{error.field}: ")) from None
 
 
 def _read_shard(

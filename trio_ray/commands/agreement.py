@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from trio_ray.commands.outputs import make_folder
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import BUNDLED_MODEL
 from trio_ray.errors import ConfigError
@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.questions < 1:
         raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
+    folder = make_folder("--out", arguments.out) if arguments.out else None
     show = timed_steps()
     records, skipped = measure_agreement(
         arguments.questions, arguments.model, on_way=lambda record: show(json.dumps(record))
@@ -36,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(table)
     for way, reason in skipped.items():
         print(f"not run: {way}: {reason}")
-    if arguments.out:
-        folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder:
         result = {"questions": arguments.questions, "ways": records, "skipped": skipped}
         (folder / "agreement.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (folder / "agreement.md").write_text(table + "\n", encoding="utf-8")

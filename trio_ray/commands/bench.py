@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
 from trio_ray.benchmark.settings import CONTESTANTS, WORKLOADS, BenchSettings
+from trio_ray.commands.outputs import make_folder
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
@@ -54,8 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
     started = time.monotonic()
     show = timed_steps()
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder("--out", arguments.out)
     show(f"load {arguments.shapes}")
     name = arguments.shapes
     if name != BUNDLED_MODEL:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from trio_ray.commands.outputs import make_folder
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.errors import ConfigError
 
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         codecs = {text: make_codec(full_spec(choice)) for text, choice in given.items() if fits[text] is None}
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError("--codecs", str(error)) from None
+    folder = make_folder("--out", arguments.out) if arguments.out else None
     show = timed_steps()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     benchmark = CodecBenchmark.make(GEOMETRIES[arguments.shapes], arguments.samples, device, arguments.rounds)
@@ -72,9 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     table = f"{heading}\n\n{markdown(speeds)}"
     print(table)
-    if arguments.out:
-        folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder:
         results = {"shapes": arguments.shapes, "device": where, "rounds": arguments.rounds, "codecs": records(speeds)}
         (folder / "codecs.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (folder / "codecs.md").write_text(table + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from trio_ray.benchmark.settings import WORKLOADS
+from trio_ray.commands.outputs import make_folder
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
 from trio_ray.errors import ConfigError, JobFailed
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = BUNDLED_MODEL if arguments.shapes == BUNDLED_MODEL else str(model)
     values = {"model.name": name, "output": arguments.output, "input": "set by each run"}
     config = load_config(arguments.config, arguments.set, values)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", arguments.out)
     if name != BUNDLED_MODEL:
         write_model(model, arguments.shapes)
     bench = JobBench(

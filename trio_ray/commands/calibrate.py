@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trio_ray.commands.outputs import check_file
 from trio_ray.config import load_config
 from trio_ray.errors import ConfigError
 
@@ -126,8 +127,7 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"--{name}", f"{value} must be above 0")
-    if not Path(arguments.out).resolve().parent.is_dir():
-        raise ConfigError("--out", f"there is no folder {Path(arguments.out).resolve().parent}")
+    check_file("--out", arguments.out)
 
 
 class _Progress:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from trio_ray.commands import generate, inspect, precompute, verify
+from trio_ray.commands.outputs import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 if every step went well."""
     from trio_ray.scenes.corpus import write_corpus
 
-    folder = Path(arguments.folder)
+    folder = make_folder("--folder", arguments.folder)
     corpus, cache = folder / "corpus", folder / "cache"
     if not corpus.exists():
         print(f"== rendering {arguments.scenes} scenes with questions into {corpus}", flush=True)

@@ -14,8 +14,8 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
+from trio_ray.commands.outputs import make_folder
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.evaluation.methods import METHODS, RETENTIONS, method_config
@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     for retention in arguments.retentions or ():
         if not 0 < retention <= 1:
             raise ConfigError("--retentions", f"{retention} must be above 0 and at most 1")
+    if arguments.batch < 1:
+        raise ConfigError("--batch", f"{arguments.batch} must be at least 1")
     least = 1 if arguments.codecs is None else 0
     if arguments.questions < least:
         raise ConfigError("--questions", f"{arguments.questions} must be at least {least}")
@@ -79,6 +81,7 @@ def measure_selections(arguments: argparse.Namespace) -> int:
     from trio_ray.evaluation.report import markdown, plot, summarise
     from trio_ray.model.replica import Replica
 
+    folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))
@@ -97,9 +100,7 @@ def measure_selections(arguments: argparse.Namespace) -> int:
     table = markdown(records)
     print(table)
     print(f"{len(questions)} questions, {len(settings)} settings, {replica.device}, {time.monotonic() - started:.0f} s")
-    if arguments.out:
-        folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder:
         (folder / "accuracy.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
         (folder / "accuracy.md").write_text(table + "\n", encoding="utf-8")
         plot(records, str(folder / "accuracy.png"))

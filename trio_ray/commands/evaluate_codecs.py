@@ -9,9 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trio_ray.commands.outputs import make_folder
 from trio_ray.config import ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.evaluation.methods import method_config
@@ -50,15 +50,14 @@ def measure_codecs(arguments: argparse.Namespace) -> int:
     for name, count in Counter(recipe.name for recipe in recipes).items():
         if count > 1:
             raise ConfigError("--codecs", f"{name!r} is there {count} times")
+    folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = measure_questions(arguments, recipes) if arguments.questions else []
     texts = measure_texts(passages, recipes) if passages else []
     table = markdown(questions, texts)
     print(table)
     print(f"\n{arguments.questions} questions, {passages} passages, {time.monotonic() - started:.0f} s")
-    if arguments.out:
-        folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder:
         codecs = {recipe.name: recipe.parameters for recipe in recipes}
         everything = {"codecs": codecs, "questions": questions, "texts": texts}
         (folder / "codecs.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")

@@ -11,8 +11,8 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
+from trio_ray.commands.outputs import make_folder
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 
@@ -46,8 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     for name, share in (("--share", arguments.share), ("--retention", arguments.retention)):
         if not 0 < share <= 1:
             raise ConfigError(name, f"{share} must be above 0 and at most 1")
-    if arguments.questions < 1:
-        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
+    for name in ("questions", "batch"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name}", f"{getattr(arguments, name)} must be at least 1")
+    folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype="float32"))
@@ -70,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     tables = fidelity_report.markdown(divergence, agreement, detail)
     print(tables)
     print(f"\n{len(questions)} questions, {replica.device}, {time.monotonic() - started:.0f} s")
-    if arguments.out:
-        folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder:
         everything = {"divergence": divergence, "agreement": agreement, "detail": detail}
         (folder / "fidelity.json").write_text(json.dumps(everything) + "\n", encoding="utf-8")
         (folder / "fidelity.md").write_text(tables + "\n", encoding="utf-8")

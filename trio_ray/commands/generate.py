@@ -44,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.model.loading import model_folder
     from trio_ray.model.replica import Replica
 
+    for name in ("limit", "max_new_tokens", "batch"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{getattr(arguments, name)} must be at least 1")
     s3 = s3_config(arguments)
     cache = PrunedCache(arguments.cache, s3)
     identity = cache.dataset.identity

@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trio_ray.commands.outputs import check_file
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import JobConfig, load_config
 from trio_ray.errors import ConfigError
@@ -122,6 +123,8 @@ def _check(arguments: argparse.Namespace, config: JobConfig) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must not be negative")
     if arguments.compare and not config.output:
         raise ConfigError("output", "is missing; --compare needs the cache that the job has left")
+    if arguments.json:
+        check_file("--json", arguments.json)
 
 
 def _codecs(names: list[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted name, e.g. "
-        "pipeline.token_budget=32768 (repeatable; jobs/precompute.yaml lists them all)",
+        "pipeline.token_budget=32768 (repeatable; jobs/CONFIGURATION.md lists them all)",
     )  # fmt: skip
 
 

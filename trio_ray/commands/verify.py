@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from trio_ray.commands.s3_options import add_s3_options, s3_config
+from trio_ray.errors import ConfigError
 from trio_ray.store.opening import open_store
 from trio_ray.store.verify import verify
 
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; 1 if anything is damaged."""
+    if arguments.threads < 1:
+        raise ConfigError("--threads", f"{arguments.threads} must be at least 1")
     report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads)
     for finding in report.findings:
         key = f" key {finding.key!r}" if finding.key else ""

@@ -72,7 +72,9 @@ class HeldOutConfig(Section):
 class WorkersConfig(Section):
     """Data-parallel training: each worker reads its share of the samples, gradients are added up."""
 
-    count: int = Field(1, ge=1, description="Workers, each a Ray actor; 1 trains in the job's own process.")
+    count: int = Field(
+        1, ge=1, description="Workers, each a Ray actor with a model of its own; 1 has no gradients to share."
+    )
     gpus: float | None = Field(
         None, ge=0.0, description="GPUs a worker reserves; by default 1 where the cluster has any, else 0."
     )

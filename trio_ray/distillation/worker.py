@@ -24,6 +24,7 @@ from trio_ray.distillation.stream import SampleStream
 from trio_ray.distillation.student import build_student, save_student
 from trio_ray.distillation.teacher import PrefixTeacher, StoredTeacher, Teacher
 from trio_ray.distillation.training import StepReport, Trainer
+from trio_ray.errors import ObjectMissing
 from trio_ray.model.decoder import default_device
 from trio_ray.model.loading import model_folder
 from trio_ray.model.replica import Replica
@@ -116,13 +117,18 @@ class Worker:
         on_step(report)
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self._store, self._trainer, self.order.identity)
+        # First the losses: a run that goes on from the checkpoint wants all those before it, and leaves out later ones.
         self._store.put(LOSSES, "".join(json.dumps(line) + "\n" for line in self._losses).encode())
+        save_checkpoint(self._store, self._trainer, self.order.identity)
 
     def _earlier_losses(self) -> list[dict[str, Any]]:
         if not self._resumed:
             return []
-        lines = [json.loads(line) for line in self._store.read(LOSSES).splitlines()]
+        try:
+            data = self._store.read(LOSSES)
+        except ObjectMissing:  # somebody removed it: no reason to lose the training as well
+            return []
+        lines = [json.loads(line) for line in data.splitlines()]
         return [line for line in lines if line["step"] <= self._trainer.step]
 
     def _finished(self, steps: int, seconds: float) -> dict[str, Any]:

@@ -54,6 +54,13 @@ class SegmentBatch:
             text=torch.cat(texts),
         )
 
+    def finite(self) -> Tensor:
+        """(B,) bool: whether nothing in the last layer of a sample is NaN or infinite. What overflows in a layer before
+        reaches it through the rows themselves or through attention. Does not wait for the device.
+        """
+        rows = (self.keys[-1].isfinite() & self.values[-1].isfinite()).flatten(1).all(1)
+        return torch.stack([own.all() for own in rows.split(list(self.lengths))])
+
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """B + 1 row numbers: sample s holds rows `offsets[s] : offsets[s + 1]`."""
@@ -108,6 +115,10 @@ class PrefixBatch:
             top_ids=torch.stack([prefix.top_ids for prefix in prefixes]),
             top_logprobs=torch.stack([prefix.top_logprobs for prefix in prefixes]),
         )
+
+    def finite(self) -> Tensor:
+        """(B,) bool: whether the prefill of a sample came out in numbers, its most likely first token included."""
+        return self.segments[-1].finite() & self.top_logprobs[:, :1].isfinite().all(1)
 
     def split(self) -> list[Prefix]:
         """The samples' prefixes; their tensors are views."""

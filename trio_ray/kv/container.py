@@ -36,6 +36,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 MAX_HEADER_BYTES = 1 << 20
 MAX_NUMBER = 1 << 31
 """Above every size in a header."""
+MAX_LAYERS = 1 << 12
+"""More than a decoder has. Work on a container grows with them even where they hold no bytes."""
 
 
 class ContainerError(TrioRayError):
@@ -245,6 +247,8 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
         raise TypeError("sizes are no whole numbers")
     if not all(0 <= number < MAX_NUMBER for number in numbers):
         raise ValueError("sizes are out of range")
+    if not (fields["kv_heads"] and fields["head_dim"]):
+        raise ValueError("keys and values without heads or without numbers in them")
     common = {"kv_heads": fields["kv_heads"], "head_dim": fields["head_dim"], "dtype": DTYPES[fields["dtype"]]}
     shapes = tuple(SegmentShape(**segment, **common) for segment in segments)
     layer = 0
@@ -258,8 +262,8 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
         ):
             raise ValueError(f"segments {segments}")
         layer += shape.layers
-    if not shapes:
-        raise ValueError("no segments")
+    if not 0 < layer <= MAX_LAYERS:
+        raise ValueError(f"{layer} layers")
     return Header(fields["length"], shapes, tuple(fields["kept"]), fields["top_k"])
 
 

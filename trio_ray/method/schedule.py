@@ -76,6 +76,13 @@ class Schedule:
         edges = (*self.prune_points, self.layers)
         return tuple(stop - start for start, stop in pairwise(edges))
 
+    def has_room_for(self, image_tokens: int) -> bool:
+        """Whether a fixed budget is more than the layers before the first prune point use up for so many tokens.
+
+        If not, all that it leaves behind that point is the one token that always stays. Other budgets are met anyway.
+        """
+        return self.tokens is None or self.tokens >= image_tokens or self.tokens > self.floor * image_tokens
+
     def counts(self, image_tokens: int) -> tuple[int, ...]:
         """Tokens kept at each prune point, of an image (or several) that really has `image_tokens`.
 
@@ -104,7 +111,10 @@ class Schedule:
 
 
 def default_prune_points(layers: int, retention: float | None = None) -> tuple[int, ...]:
-    """The authors' prune points scaled to `layers`; the first moves to 0 where it alone would exceed `retention`."""
+    """The authors' prune points scaled to `layers`; the first moves to 0 where it alone would exceed `retention`.
+
+    So it does at retention 0, which stands for a fixed number of tokens: that may be any small share of an image's.
+    """
     points = {max(1, round(point * layers / AUTHORS_LAYERS)) for point in AUTHORS_PRUNE_POINTS}
     first = min(points)
     if retention is not None and retention <= first / layers:

@@ -68,12 +68,14 @@ class Continuation:
     @torch.no_grad()
     def top_k(self, tokens: Sequence[Sequence[int]], count: int) -> list[tuple[Tensor, Tensor]]:
         """Append tokens (at least one to each sequence) and return, for each sequence, what most likely follows each of
-        them: (its new tokens, count) int32 ids, most likely first, and their fp32 log-probabilities.
+        them: (its new tokens, count) int32 ids, most likely first, and their fp32 log-probabilities. Never more than
+        the vocabulary has.
         """
         hidden = self._append(tokens)
         best = []
         for rows, run in zip(hidden, tokens, strict=True):  # one sequence's whole vocabulary at a time
-            logprobs, ids = self._decoder.logits(rows[: len(run)]).float().log_softmax(-1).topk(count)
+            all_logprobs = self._decoder.logits(rows[: len(run)]).float().log_softmax(-1)
+            logprobs, ids = all_logprobs.topk(min(count, all_logprobs.shape[-1]))
             best.append((ids.int(), logprobs))
         return best
 

@@ -50,7 +50,7 @@ class Decoder:
         """Take apart `language_model` (a `LlamaModel`, `MistralModel` or `Qwen2Model`) and its `lm_head`.
 
         Raises:
-            ModelError: another architecture.
+            ModelError: another architecture, or rotary tables that depend on what else is in the batch.
         """
         config = language_model.config
         if config.model_type not in FAMILIES:
@@ -59,6 +59,8 @@ class Decoder:
             )
         if config.hidden_act != "silu":
             raise ModelError(f"activation {config.hidden_act!r} is not supported; it must be 'silu'")
+        if language_model.rotary_emb.rope_type == "longrope":
+            raise ModelError("rope_type 'longrope' is not supported: a prefix would depend on the batch it was made in")
         window = getattr(config, "sliding_window", None)
         if not getattr(config, "use_sliding_window", True):
             window = None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.method.known_indices import KnownIndices
+from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import Positions
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.prepare import PreparedSample
@@ -62,6 +63,23 @@ class KnownMethod:
             if fault is not None:
                 raise KnownIndicesError(f"kept indices of {sample.key!r} {fault}; its image is not the one they are of")
         return KnownIndices(positions=self.positions, kept=tuple(known))
+
+
+def check_reduction(samples: Sequence[PreparedSample], kept: Sequence[Sequence[Tensor]], rows: PackedRows) -> None:
+    """Compare what an encoder's reduction has left, in `rows`, with the first prune point of `kept`.
+
+    The later points are looked up among those tokens, so any other would be missing there. Waits for the device.
+
+    Raises:
+        KnownIndicesError: they differ; names the first sample that does.
+    """
+    left = rows.image_index[rows.image_rows].cpu().split(list(rows.image_counts))
+    for sample, points, own in zip(samples, kept, left, strict=True):
+        if not torch.equal(own, points[0]):
+            raise KnownIndicesError(
+                f"kept indices of {sample.key!r} are not those that the encoder's reduction leaves of it now; prefill "
+                "it with the model, dtype and kind of device that the cache was made with, or precompute it again"
+            )
 
 
 def _fault(points: Sequence[Tensor], wanted: int, tokens: int) -> str | None:

@@ -33,7 +33,7 @@ from trio_ray.model.continuation import generate
 from trio_ray.model.conversation import Conversation
 from trio_ray.model.decoder import Decoder, default_device
 from trio_ray.model.image_scope import up_to_images
-from trio_ray.model.known import KnownMethod, Scope
+from trio_ray.model.known import KnownMethod, Scope, check_reduction
 from trio_ray.model.loading import load_model, model_folder, read_model_config, resolve_dtype
 from trio_ray.model.matrix import why_not_fp8
 from trio_ray.model.prefill import Prefill, pruned_prefill
@@ -174,7 +174,8 @@ class Replica:
             method: how the cache was made (`PrunedCache.method`).
 
         Raises:
-            KnownIndicesError: the indices cannot be those of these samples.
+            KnownIndicesError: the indices cannot be those of these samples, or the encoder's reduction, made anew, has
+                left others.
         """
         selector = method.selector(samples, kept)
         done = self._prefill(samples, selector.budgets(), method, selector, method.zipper)
@@ -211,6 +212,8 @@ class Replica:
         zipper: VisionZip | None,
     ) -> _Prefilled:
         hidden, rows = self.embed(samples, [budget[0] for budget in budgets] if zipper else None, zipper)
+        if zipper and isinstance(selector, KnownIndices):
+            check_reduction(samples, selector.kept, rows)
         attention = packed_attention(self.attention)
         prefill = pruned_prefill(self.decoder, hidden, rows, points.prune_points, budgets, selector, attention)
         return _Prefilled(hidden, prefill)
@@ -300,7 +303,7 @@ class Replica:
             maps, tiles = [image.token_map for image in images], [len(image.tiles) for image in images]
             known.update(zip(wanted, self.vision.image_tokens(features.hidden, maps, tiles), strict=True))
         last = samples[-1].images[-1].hash
-        self._last_image = (last, known[last])
+        self._last_image = (last, known[last].clone())  # a view would keep the tokens of all the batch's images
         return known
 
     def _reduced_features(
@@ -388,7 +391,9 @@ def make_schedule(config: MethodConfig, layers: int) -> Schedule:
 def _default_points(config: MethodConfig, layers: int, retention: float | None) -> tuple[int, ...]:
     if config.encoder:
         return 0, layers // 2
-    return plus_prune_points(layers) if config.selector == "trio-plus" else default_prune_points(layers, retention)
+    if config.selector == "trio-plus":
+        return plus_prune_points(layers)
+    return default_prune_points(layers, retention if config.tokens is None else 0.0)
 
 
 def _default_weights(config: MethodConfig, points: int) -> tuple[float, ...]:

@@ -52,7 +52,9 @@ class VisionEncoder:
         self._feature_layers = [
             layer if layer >= 0 else depth + 1 + layer for layer in ([layers] if isinstance(layers, int) else layers)
         ]
-        self._drop_class_token = config.vision_feature_select_strategy == "default"
+        strategy = config.vision_feature_select_strategy
+        if strategy != "default":
+            raise ModelError(f"vision_feature_select_strategy {strategy!r} is not supported; it must be 'default'")
         if config.vision_config.model_type != "clip_vision_model":
             raise ModelError(f"vision tower {config.vision_config.model_type!r} is not supported; it must be CLIP's")
 
@@ -128,9 +130,7 @@ class VisionEncoder:
             before = hidden
             hidden = _tower_layer(hidden, self._tower.encoder.layers[number])
             picked[number + 1] = hidden
-        features = torch.cat([picked[layer] for layer in self._feature_layers], dim=-1)
-        if self._drop_class_token:
-            features = features[:, 1:]
+        features = torch.cat([picked[layer] for layer in self._feature_layers], dim=-1)[:, 1:]  # no class token
         if not with_attention:
             return features, None, None
         attention, keys = _class_attention(self._tower.encoder.layers[max(self._feature_layers) - 1], before)

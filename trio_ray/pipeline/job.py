@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 from trio_ray.config import JobConfig
@@ -117,7 +118,8 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
         if plan.tasks:
             session.enter_context(ray_session(cpus))
             _work(config, plan, run, summary, progress, started)
-        _index_commits(plan)
+        with _told("there is no index of the commit records"):
+            update_index(plan.store, LISTING_THREADS)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -143,26 +145,33 @@ def _work(
     # Two runs on one cache begin at different shards, so that they rarely do the same work.
     turn = int(plan.run_id, 16) % len(plan.tasks)
     metrics = JobMetrics(config.output, len(plan.tasks), len(plan.lost))
+    done: set[str] = set()
     with metrics, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
         for event in events:
             _account(event, summary)
             metrics.update(event)
             if event.shard_done:
-                clear_failure(plan.store, event.shard_done.shard.name)
+                done.add(event.shard_done.shard.name)
             if event.shard_failed:
                 task, attempts, why = event.shard_failed
-                _record_failure(plan, run, task.shard, attempts, why)
+                with _told("that a shard was given up is not recorded"):
+                    _record_failure(plan, run, task.shard, attempts, why)
             summary.seconds = time.monotonic() - started
             if progress is not None:
                 progress.update(event, summary)
             _check_limit(config, summary)
+    with _told("failures of shards that are done now are still recorded"):
+        for name in done.intersection(read_failures(plan.store)):
+            clear_failure(plan.store, name)
 
 
-def _index_commits(plan: JobPlan) -> None:
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """The cache is whole without the work inside: if the store fails at it, that is logged, and the job goes on."""
     try:
-        update_index(plan.store, LISTING_THREADS)
-    except StoreError as error:  # the cache is whole without
-        log.warning("no index of the commit records: %s", error)
+        yield
+    except StoreError as error:
+        log.warning("%s: %s", what, error)
 
 
 def _account(event: PoolEvent, summary: JobSummary) -> None:

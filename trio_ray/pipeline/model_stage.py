@@ -210,7 +210,7 @@ class ModelStage:
             answers = [sample.answer_tokens for sample in samples]
             targets = answer_targets(replica.decoder, batch, answers, cache.top_k)
         coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec, self._frames)
-        return StoredBatch(coded, embeds, targets)
+        return StoredBatch(coded, batch.finite(), embeds, targets)
 
     def _mark(self) -> Mark:
         if self._copies is None:

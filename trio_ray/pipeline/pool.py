@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from trio_ray.config import PipelineConfig
-from trio_ray.errors import JobFailed
+from trio_ray.errors import JobFailed, TrioRayError
 from trio_ray.pipeline.plan import Task
 from trio_ray.pipeline.ray_session import in_one_line
 from trio_ray.pipeline.replica_actor import ReplicaActor, ReplicaOrder
@@ -21,7 +21,7 @@ from trio_ray.pipeline.shard_writer import PartReport
 
 POLL_S = 0.5
 MAX_FAILED_STARTS = 3
-"""Replicas in a row that may fail to load before the job gives up: the next would fail as well."""
+"""Replicas in a row that may fail to load, while none works, before the job gives up: the next would fail as well."""
 
 
 @dataclass
@@ -178,6 +178,10 @@ class ReplicaPool:
         except RayTaskError as error:  # the actor lives; the shard raised
             replica.runs.remove(run)
             yield from self._attempt_failed(run.task, waiting, attempts, in_one_line(error))
+            if not isinstance(error.cause, TrioRayError):
+                # A device that is lost, or memory: it would fail at every shard, sooner than others are done with one.
+                ray.kill(replica.actor)
+                yield from self._lost(replica, waiting, attempts, in_one_line(error), innocent=True)
         except RayError as error:
             # A spot machine that was taken back is no shard's doing.
             innocent = bool(getattr(error, "preempted", False))
@@ -186,11 +190,11 @@ class ReplicaPool:
     def _started(self, replica: _Replica) -> Iterator[PoolEvent]:
         try:
             where = ray.get(replica.start)
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             self._replicas.remove(replica)
-            self._failed_starts += 1
+            self._failed_starts += not getattr(error, "preempted", False)
             yield PoolEvent(replica_lost=in_one_line(error), replica=replica.number)
-            if self._failed_starts >= MAX_FAILED_STARTS:
+            if self._failed_starts >= MAX_FAILED_STARTS and not any(other.start is None for other in self._replicas):
                 raise JobFailed(f"{MAX_FAILED_STARTS} replicas in a row failed to load: {in_one_line(error)}") from None
             return
         replica.start = None

@@ -6,9 +6,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from trio_ray.errors import ConfigError
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
 
 
 def cluster_given() -> bool:
@@ -22,20 +27,35 @@ def ray_session(cpus: float) -> Iterator[None]:
 
     Args:
         cpus: that a Ray started here offers at least, however many the machine has.
+
+    Raises:
+        ConfigError: RAY_ADDRESS names no cluster that can be joined.
     """
     if ray.is_initialized():
         yield
         return
-    options: dict[str, object] = {}
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+    else:
         # Named, because Ray would otherwise join whatever was last started here with `ray start`.
         number = max(math.ceil(cpus), os.cpu_count() or 1)
-        options = {"address": "local", "num_cpus": number, "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level="warning", **options)
+        ray.init(address="local", num_cpus=number, include_dashboard=False, **_QUIET)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(**_QUIET)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:  # of other versions, a wrong token
+        raise ConfigError(
+            "RAY_ADDRESS",
+            f"{address!r} cannot be joined: {' '.join(str(error).split())}; give a running cluster's address, or unset "
+            "it to start Ray here",
+        ) from None
 
 
 def gpus_per_replica(setting: float | None) -> float:

@@ -13,7 +13,7 @@ from trio_ray.ordered import ordered_map
 from trio_ray.pipeline.host_batch import HostBatch
 from trio_ray.pipeline.model_stage import ModelStage, StoredGroup
 from trio_ray.pipeline.packing import Outcome, pack
-from trio_ray.pipeline.rows import good_sample
+from trio_ray.pipeline.rows import good_sample, within_budget
 from trio_ray.pipeline.shard_writer import PartReport, ShardSink
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Opener, Reason, Sample, Shard
@@ -84,7 +84,12 @@ class ShardRunner:
         prepare = self.stage.replica.preparer(
             self.config.source.max_pixels, cache.selected_under, with_answers=cache.targets != "none"
         ).prepare
-        outcomes = ordered_map(prepare, items, self.decode_threads, self.config.pipeline.lookahead)
+        outcomes = ordered_map(
+            lambda item: within_budget(prepare(item), self.stage.schedule),
+            items,
+            self.decode_threads,
+            self.config.pipeline.lookahead,
+        )
         sink = self.open_sink(shard)
         thread = ThreadPoolExecutor(1)
         try:

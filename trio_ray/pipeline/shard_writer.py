@@ -20,7 +20,7 @@ from trio_ray.kv.embeds import write_embeds
 from trio_ray.kv.spec import CodecSpec
 from trio_ray.ordered import ordered_map
 from trio_ray.pipeline.host_batch import HostBatch, Placed
-from trio_ray.pipeline.rows import sample_row, shard_input
+from trio_ray.pipeline.rows import not_finite, sample_row, shard_input
 from trio_ray.source.sample import BadSample, Shard
 from trio_ray.store.dataset import Dataset, utc_now
 from trio_ray.store.objects import BytesLike, ObjectStore
@@ -138,15 +138,18 @@ class ShardWriter:
                 if self._open is None or part != self._part:
                     self._commit(last=False)
                     self._begin(part)
-                if isinstance(sample, BadSample):
-                    self._writer.quarantine(sample.key, sample.index, sample.reason, sample.detail)
+                outcome = sample if isinstance(sample, BadSample) else next(contained)
+                if isinstance(outcome, BadSample):
+                    self._writer.quarantine(outcome.key, outcome.index, outcome.reason, outcome.detail)
                 else:
-                    row, data = next(contained)
+                    row, data = outcome
                     self._writer.add(row, data, kind="kv" if self._order.codec else "embeds")
                     self._device_ms += row["prefill_ms"]
 
-    def _contain(self, placed: Placed) -> tuple[dict[str, Any], BytesLike | None]:
-        """A sample's row and its member of the tar; runs in threads."""
+    def _contain(self, placed: Placed) -> tuple[dict[str, Any], BytesLike | None] | BadSample:
+        """A sample's row and its member of the tar, or why it cannot be stored; runs in threads."""
+        if bad := not_finite(placed.sample, placed.stored):
+            return bad
         started = time.perf_counter()
         data = self._member(placed)
         encode_ms = 1e3 * (time.perf_counter() - started)

@@ -14,23 +14,31 @@ from trio_ray.model.targets import Targets, TargetsBatch
 
 @dataclass(frozen=True)
 class StoredSample:
-    """What is stored of a sample, in host memory. `coded` has no segments where keys and values are not stored."""
+    """What is stored of a sample, in host memory. `coded` has no segments where keys and values are not stored, and
+    nothing is to be stored where the prefill was not `finite`.
+    """
 
     coded: CodedPrefix
     embeds: Embeds | None = None
     targets: Targets | None = None
+    finite: bool = True
 
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """What is stored of a batch, as the device leaves it or on its way to the host."""
+    """What is stored of a batch, as the device leaves it or on its way to the host.
+
+    `finite` (B,) bool says whose prefill came out in numbers: a codec hides where one has not.
+    """
 
     coded: CodedBatch
+    finite: Tensor
     embeds: EmbedsBatch | None = None
     targets: TargetsBatch | None = None
 
     def tensors(self) -> Iterator[Tensor]:
         """All of its tensors."""
+        yield self.finite
         for part in (self.coded, self.embeds, self.targets):
             if part is not None:
                 yield from part.tensors()
@@ -43,6 +51,7 @@ class StoredBatch:
 
         return StoredBatch(
             self.coded.on_host(allocate),
+            copy(self.finite),
             None if self.embeds is None else self.embeds.copied(copy),
             None if self.targets is None else self.targets.copied(copy),
         )
@@ -52,4 +61,4 @@ class StoredBatch:
         coded = self.coded.split()
         embeds = self.embeds.split() if self.embeds else [None] * len(coded)
         targets = self.targets.split() if self.targets else [None] * len(coded)
-        return [StoredSample(*parts) for parts in zip(coded, embeds, targets, strict=True)]
+        return [StoredSample(*parts) for parts in zip(coded, embeds, targets, self.finite.tolist(), strict=True)]

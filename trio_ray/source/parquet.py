@@ -25,15 +25,21 @@ _TEXT_ROWS = 256
 _IMAGE_ROWS = 8
 
 
-def count_rows(uri: str, file: BinaryIO, config: SourceConfig) -> int:
+def count_rows(uri: str, file: BinaryIO, config: SourceConfig, images: bool = True) -> int:
     """Rows of a Parquet file, by its footer, after a check that it has the columns that the settings name.
+
+    Args:
+        uri: of the file.
+        file: the same, open.
+        config: names the columns.
+        images: whether the image column is needed too.
 
     Raises:
         ConfigError: a column is not there; names the setting.
         ShardDamaged: there is no readable footer.
     """
     table = _open(file)
-    _columns(uri, table, config)
+    _columns(uri, table, config, images)
     return int(table.metadata.num_rows)
 
 
@@ -75,10 +81,10 @@ class _Columns:
     text: list[str]
 
 
-def _columns(uri: str, table: pq.ParquetFile, config: SourceConfig) -> _Columns:
+def _columns(uri: str, table: pq.ParquetFile, config: SourceConfig, images: bool = True) -> _Columns:
     """The image column, and those that keys, prompts and answers may come from."""
     present: Sequence[str] = table.schema_arrow.names
-    for field in ("image_column", "text_column", "answer_column", "key_column"):
+    for field in (*(("image_column",) if images else ()), "text_column", "answer_column", "key_column"):
         wanted = getattr(config, field)
         if wanted is not None and wanted not in present:
             raise ConfigError(f"source.{field}", f"{uri} has no column {wanted!r}; it has {', '.join(present)}")

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     IMAGE_COUNT = "image_count"
     PROMPT_TOO_LONG = "prompt_too_long"
     OUT_OF_MEMORY = "out_of_memory"
+    NOT_FINITE = "not_finite"
     DUPLICATE_KEY = "duplicate_key"
     SHARD_TRUNCATED = "shard_truncated"
     SHARD_UNREADABLE = "shard_unreadable"

@@ -26,7 +26,9 @@ ENDINGS: dict[str, Format] = {
 }
 
 
-def split_file(uri: str, size: int, etag: str, config: SourceConfig, opener: Opener) -> list[Shard]:
+def split_file(
+    uri: str, size: int, etag: str, config: SourceConfig, opener: Opener, images: bool = True
+) -> list[Shard]:
     """The units of work of one input file: at least one, in order, covering all of it.
 
     A tar is one unit. Parquet and JSONL files are cut into runs of `config.rows_per_shard` rows, so that one
@@ -39,6 +41,7 @@ def split_file(uri: str, size: int, etag: str, config: SourceConfig, opener: Ope
         etag: what the store calls this version of the file.
         config: format and rows per shard.
         opener: reads Parquet footers and counts the lines of a JSONL file.
+        images: whether images are read as well, so that a Parquet file must have their column.
 
     Raises:
         ConfigError: an unknown ending, or a Parquet column that does not exist; names the setting.
@@ -52,7 +55,8 @@ def split_file(uri: str, size: int, etag: str, config: SourceConfig, opener: Ope
             runs = _line_runs(file, config.rows_per_shard)
         else:
             try:
-                runs = [(first, stop, 0) for first, stop in _runs(count_rows(uri, file, config), config.rows_per_shard)]
+                rows = count_rows(uri, file, config, images)
+                runs = [(first, stop, 0) for first, stop in _runs(rows, config.rows_per_shard)]
             except ShardDamaged:
                 return [Shard(shard_name(uri), uri, size, etag, kind)]
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from trio_ray.store.commits import read_commits
-from trio_ray.store.dataset import NotACacheError, load_dataset
+from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
 from trio_ray.store.layout import BASES, DATA, basis_name, is_basis_name, parse_data_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 
@@ -25,6 +25,7 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
         What was (or would be) removed. The size is 0 where the store does not tell, as for multipart uploads.
 
     Raises:
+        NotACacheError: neither a cache nor a basis is there; nothing was removed, whatever has such names.
         ObjectDamaged: a commit record or `dataset.json` cannot be read, so it is not known what it references; nothing
             was removed.
     """
@@ -33,8 +34,14 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
     attempts = [info for info in store.list(DATA) if parse_data_name(info.name) and info.modified < newest]
     bases = [info for info in store.list(BASES) if is_basis_name(info.name) and info.modified < newest]
     unfinished = [write for write in store.list_unfinished() if write.modified < newest]
-    referenced = {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}
-    referenced |= _named_basis(store) if bases else set()
+    try:
+        referenced = _named_basis(load_dataset(store))
+    except NotACacheError:
+        if not bases:
+            raise
+        # A job that calibrated and got no further: it began no attempt, so whatever else is here is not its.
+        attempts, unfinished, referenced = [], [], set()
+    referenced |= {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}
     orphans = [info for info in [*attempts, *bases] if info.name not in referenced]
     if not dry_run:
         for info in orphans:
@@ -44,10 +51,7 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
     return orphans + [ObjectInfo(write.name, write.size, "", write.modified) for write in unfinished]
 
 
-def _named_basis(store: ObjectStore) -> set[str]:
+def _named_basis(dataset: Dataset) -> set[str]:
     """The name of the cache's own basis, if it has one."""
-    try:
-        codec = load_dataset(store).identity["cache"]["codec"] or {}
-    except NotACacheError:  # a job that calibrated and got no further
-        return set()
+    codec = (dataset.identity.get("cache") or {}).get("codec") or {}
     return {basis_name(codec["basis"])} if "basis" in codec else set()

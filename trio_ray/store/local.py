@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.objects import (
@@ -20,6 +21,9 @@ from trio_ray.store.objects import (
     UnfinishedWrite,
     check_name,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _BUFFER = 1 << 20
 
@@ -99,7 +103,7 @@ class LocalStore(ObjectStore):
     def open(self, name: str) -> BinaryIO:
         path = self._path(name)
         with translated(str(path)):
-            return path.open("rb", buffering=_BUFFER)
+            return io.BufferedReader(_LocalReader(str(path)), _BUFFER)
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
@@ -151,6 +155,18 @@ class LocalStore(ObjectStore):
                 yield from self._files(folder / entry.name)
             else:
                 yield folder / entry.name
+
+
+class _LocalReader(io.FileIO):
+    """A file whose errors while it is read, a stale mount's say, are the store's: they are not damage of its bytes."""
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        with translated(str(self.name)):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with translated(str(self.name)):
+            return super().readall()
 
 
 class _LocalWriter(ObjectWriter):
@@ -211,11 +227,12 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 
 def _link(temporary: Path, path: Path) -> bool:
-    """Give a complete file its name: one system call decides who wins. False if the name is taken."""
+    """Give a complete file its name: one system call decides who wins. False if another file has the name."""
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # Where the answer is lost on its way, NFS asks again, and finds the name that it has just given.
+        return path.samefile(temporary)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             message = "the file system has no hard links, which create-only commits need; use another folder or S3"

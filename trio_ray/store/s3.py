@@ -161,7 +161,8 @@ class S3Store(ObjectStore):
                 "s3",
                 endpoint_url=endpoint,
                 config=Config(
-                    retries={"mode": "standard", "total_max_attempts": self._config.max_attempts},
+                    # The other modes stop trying for all once a hundred requests were slowed down.
+                    retries={"mode": "legacy", "total_max_attempts": self._config.max_attempts},
                     max_pool_connections=max(64, 2 * self._config.upload_threads),
                     connect_timeout=10,
                     read_timeout=60,
