@@ -14,7 +14,7 @@ from trio_ray.method.suppression import Haste, suppress
 
 @on_devices
 @pytest.mark.parametrize("dtype", [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("keep", [20, 150] if INTERPRETED else [1, 20, 90, 150])
+@pytest.mark.parametrize("keep", [20] if INTERPRETED else [1, 20, 90, 150])
 @pytest.mark.parametrize("name", FEATURES)
 def test_survivors_equal_those_of_the_greedy_loop(
     name: str, keep: int, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
