@@ -40,6 +40,12 @@ class Dataset:
     package_version: str
     schema_version: int
 
+    @property
+    def basis(self) -> str | None:
+        """Digest of the calibrated basis that the identity's codec names, if it names one."""
+        codec = (self.identity.get("cache") or {}).get("codec") or {}
+        return codec.get("basis") if isinstance(codec, dict) else None
+
 
 def hash_identity(identity: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of an identity's canonical JSON."""

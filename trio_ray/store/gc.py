@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from trio_ray.store.commits import read_commits
-from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
+from trio_ray.store.dataset import NotACacheError, load_dataset
 from trio_ray.store.layout import BASES, DATA, basis_name, is_basis_name, parse_data_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 
@@ -35,13 +35,15 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
     bases = [info for info in store.list(BASES) if is_basis_name(info.name) and info.modified < newest]
     unfinished = [write for write in store.list_unfinished() if write.modified < newest]
     try:
-        referenced = _named_basis(load_dataset(store))
+        basis = load_dataset(store).basis
     except NotACacheError:
         if not bases:
             raise
         # A job that calibrated and got no further: it began no attempt, so whatever else is here is not its.
-        attempts, unfinished, referenced = [], [], set()
-    referenced |= {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}
+        attempts, unfinished, basis = [], [], None
+    referenced = {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}
+    if basis is not None:
+        referenced.add(basis_name(basis))
     orphans = [info for info in [*attempts, *bases] if info.name not in referenced]
     if not dry_run:
         for info in orphans:
@@ -49,9 +51,3 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
         for write in unfinished:
             store.remove_unfinished(write)
     return orphans + [ObjectInfo(write.name, write.size, "", write.modified) for write in unfinished]
-
-
-def _named_basis(dataset: Dataset) -> set[str]:
-    """The name of the cache's own basis, if it has one."""
-    codec = (dataset.identity.get("cache") or {}).get("codec") or {}
-    return {basis_name(codec["basis"])} if "basis" in codec else set()

@@ -85,8 +85,7 @@ def _check_index(store: ObjectStore, objects: Objects, findings: list[Finding]) 
 
 def _check_basis(store: ObjectStore, dataset: Dataset | None, explained: set[str]) -> Iterator[Finding]:
     """The basis that the identity's codec names, if it names one."""
-    codec = ((dataset.identity if dataset else {}).get("cache") or {}).get("codec") or {}
-    digest = codec.get("basis") if isinstance(codec, dict) else None
+    digest = dataset.basis if dataset else None
     if digest is None:
         return
     name = basis_name(digest)
