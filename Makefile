@@ -10,7 +10,7 @@ CONSTRAINT := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # Ray's and the tests' processes share the cores; more threads in each would only wait for one another.
 export OMP_NUM_THREADS ?= 1
 
-PROCESSES := tests/pipeline tests/jobs tests/infra tests/test_interpreter.py
+PROCESSES := tests/cluster tests/precompute tests/jobs tests/infra tests/test_interpreter.py
 
 .PHONY: setup demo test lint types tests clean
 

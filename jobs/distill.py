@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trio_ray.config import load_section
-from trio_ray.distillation.config import DistillConfig
+from trio_ray.distill.config import DistillConfig
 from trio_ray.errors import TrioRayError
 
 if TYPE_CHECKING:
-    from trio_ray.distillation.training import StepReport
+    from trio_ray.distill.training import StepReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = {name: value for name, value in named.items() if value is not None}
         config = load_section(DistillConfig, chosen.config, chosen.set, given)
-        from trio_ray.distillation.job import run_distillation
-        from trio_ray.distillation.report import report
+        from trio_ray.distill.job import run_distillation
+        from trio_ray.distill.report import report
 
         print(report(run_distillation(config, _show)))
     except TrioRayError as error:

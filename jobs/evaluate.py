@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trio_ray.answering.config import EvaluateConfig
 from trio_ray.config import load_section
 from trio_ray.errors import TrioRayError
+from trio_ray.evaluate.config import EvaluateConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = {name: value for name, value in named.items() if value is not None}
         config = load_section(EvaluateConfig, chosen.config, chosen.set, given)
-        from trio_ray.answering.job import run_evaluation
-        from trio_ray.answering.report import report
+        from trio_ray.evaluate.job import run_evaluation
+        from trio_ray.evaluate.report import report
 
         print(report(run_evaluation(config, _show)))
     except TrioRayError as error:

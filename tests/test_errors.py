@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from trio_ray.answering.question import NoAnswer, Outcome, Unanswered
 from trio_ray.errors import ConfigError, IdentityMismatch, ObjectMissing, PrefixError, TrioRayError
+from trio_ray.evaluate.question import NoAnswer, Outcome, Unanswered
 from trio_ray.source.rejection import Rejected
 from trio_ray.source.sample import Reason
 

@@ -1,9 +1,9 @@
 """The one typed configuration of a job: from YAML, overridden by the command line.
 
 Everything that can be checked without a model or a bucket is checked here, before anything is loaded. Settings that
-change what is stored make up the cache identity (trio_ray/identity.py): `prompt`, `method` and `source` (but for its
-`image_root`), of `model` its files, dtype and matmul, of `cache` all but the part sizes. The others may differ between
-runs that add to one cache.
+change what is stored make up the cache identity (trio_ray/cache/identity.py): `prompt`, `method` and `source` (but for
+its `image_root`), of `model` its files, dtype and matmul, of `cache` all but the part sizes. The others may differ
+between runs that add to one cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trio_ray.errors import ConfigError
-from trio_ray.kv.spec import full_spec
+from trio_ray.kv.codecs.spec import full_spec
 
 BUNDLED_MODEL = "bundled"
 
@@ -218,7 +218,7 @@ class CacheConfig(Section):
         description="How K and V become bytes. auto: of a new cache the job calibrates a transform basis on samples of "
         "its input, the coarsest that moves an answer token's distribution by 0.003 nats at most, measured; raw where "
         "that cannot be (fewer than 64 samples, scope image). Else raw (bit exact), fp8, int8, int4, int3, int2; or a "
-        "mapping with such a name and other parameters (trio_ray/kv/spec.py).",
+        "mapping with such a name and other parameters (trio_ray/kv/codecs/spec.py).",
     )
     top_k: int = Field(
         8, ge=1, le=1024, description="Entries stored of the first token's distribution, and of targets."

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trio_ray.answering.config import EvaluateConfig
 from trio_ray.config import JobConfig, Section
-from trio_ray.distillation.config import DistillConfig
-from trio_ray.kv.spec import FAMILIES, PRESETS
+from trio_ray.distill.config import DistillConfig
+from trio_ray.evaluate.config import EvaluateConfig
+from trio_ray.kv.codecs.spec import FAMILIES, PRESETS
 
 HEAD = """# Configuration
 

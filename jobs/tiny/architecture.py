@@ -15,8 +15,8 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from trio_ray.scenes.views import PINPOINTS, TILE
-from trio_ray.scenes.words import vocabulary
+from trio_ray.lab.scenes.views import PINPOINTS, TILE
+from trio_ray.lab.scenes.words import vocabulary
 
 PATCH = 14
 PATCHES = (TILE // PATCH) ** 2

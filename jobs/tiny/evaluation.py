@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from trio_ray.scenes import make_questions, render_scene
+from trio_ray.lab.scenes import make_questions, render_scene
 
 
 @torch.inference_mode()

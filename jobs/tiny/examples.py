@@ -15,9 +15,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from jobs.tiny.architecture import BOS, EOS, IMAGE, MAX_TILES, PAD, PATCH, PATCHES, build_processor
-from trio_ray.scenes import QUESTION_TYPES, Question, Rendering, make_questions
-from trio_ray.scenes.views import PINPOINTS, TILE
-from trio_ray.scenes.words import COLORS, LETTERS, SHAPES, TAG_TONES, TAG_WORDS
+from trio_ray.lab.scenes import QUESTION_TYPES, Question, Rendering, make_questions
+from trio_ray.lab.scenes.views import PINPOINTS, TILE
+from trio_ray.lab.scenes.words import COLORS, LETTERS, SHAPES, TAG_TONES, TAG_WORDS
 
 ROWS = 640
 MAX_IMAGE_ROWS = 336

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from trio_ray.scenes import QUESTION_TYPES
+from trio_ray.lab.scenes import QUESTION_TYPES
 
 
 def plot_curves(curves: Path, out: Path) -> None:

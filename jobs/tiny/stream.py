@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from jobs.tiny.examples import FIELDS, Example, write_example
-from trio_ray.scenes import Split, render_scene
+from trio_ray.lab.scenes import Split, render_scene
 
 CHUNK = 256
 # Scenes a batch holds for each number of tiles, in 24ths. Fixed, so that every batch has the same number of tiles.

@@ -17,7 +17,7 @@ from jobs.tiny.architecture import PAD, build_model
 from jobs.tiny.checkpoint import load_checkpoint, save_checkpoint
 from jobs.tiny.network import SharedImageTraining
 from jobs.tiny.stream import Arrays, SceneWindow, fixed_batches, render_examples
-from trio_ray.scenes import QUESTION_TYPES
+from trio_ray.lab.scenes import QUESTION_TYPES
 
 
 @dataclass(frozen=True)

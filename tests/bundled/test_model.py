@@ -10,9 +10,9 @@ import torch
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from jobs.tiny.evaluation import evaluate
+from trio_ray.lab.scenes import compose, make_questions
+from trio_ray.lab.scenes.views import PINPOINTS
 from trio_ray.model.loading import BUNDLED_FOLDER
-from trio_ray.scenes import compose, make_questions
-from trio_ray.scenes.views import PINPOINTS
 
 
 @pytest.fixture(scope="module")

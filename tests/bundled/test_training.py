@@ -15,7 +15,7 @@ from jobs.tiny.examples import FIELDS, WEIGHTS, empty_examples, write_example
 from jobs.tiny.network import SharedImageTraining
 from jobs.tiny.stream import CHUNK, SceneWindow, batch_shares, fixed_batches, render_examples
 from jobs.tiny.training import Training, TrainingConfig, learning_rate, scenes_shown
-from trio_ray.scenes import Rendering, make_questions, render_scene
+from trio_ray.lab.scenes import Rendering, make_questions, render_scene
 
 BATCH = 24
 

@@ -10,11 +10,11 @@ import torch
 
 from tests.tiny_models import WORDS
 from trio_ray.calibration.choice import HELD_OUT, REACH, TRIALS, Fitted, coarsest_step, fit, hold_out
+from trio_ray.calibration.codec_loss import in_16_bit, without_last_rows
 from trio_ray.calibration.corpus import DrawnPrefix
-from trio_ray.evaluation.codecs import in_16_bit, without_last_rows
-from trio_ray.evaluation.continued_text import Passage, prefill_text
-from trio_ray.evaluation.language_model import LanguageModel
-from trio_ray.kv.codecs import make_codec
+from trio_ray.kv.codecs.registry import make_codec
+from trio_ray.lab.codecs.continued_text import Passage, prefill_text
+from trio_ray.lab.codecs.language_model import LanguageModel
 from trio_ray.model.replica import Replica
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.kv.bases import DIM, HEADS, LEADS, make_basis, make_segments
 from trio_ray.calibration.fit import analyse, groups_of
-from trio_ray.kv.transform_bands import BANDS
+from trio_ray.kv.codecs.transform_bands import BANDS
 
 
 def test_groups_cover_a_segment_evenly_within_the_limit() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpora import photo, sample, samples, write_jsonl, write_tar
-from tests.pipeline.runs import job_config, run_here
+from tests.precompute.runs import job_config, run_here
 from trio_ray.model.replica import Replica
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_ray.benchmark.agreement import WAYS
 from trio_ray.cli import main
+from trio_ray.lab.agreement import WAYS
 
 QUESTIONS = 2
 

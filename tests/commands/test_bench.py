@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from trio_ray.benchmark import unpruned
-from trio_ray.benchmark.settings import CONTESTANTS
-from trio_ray.benchmark.stages import STAGES
 from trio_ray.cli import main
 from trio_ray.config import ModelConfig
+from trio_ray.lab.prefill import unpruned
+from trio_ray.lab.prefill.settings import CONTESTANTS
+from trio_ray.lab.prefill.stages import STAGES
 from trio_ray.model.replica import Replica
-from trio_ray.pipeline import token_budget
+from trio_ray.precompute import token_budget
 
 
 @pytest.mark.slow

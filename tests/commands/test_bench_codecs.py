@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_ray.benchmark.codec_states import GEOMETRIES
 from trio_ray.cli import main
+from trio_ray.estimate.made_up_states import GEOMETRIES
 
 
 def test_a_table_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

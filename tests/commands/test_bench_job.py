@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from trio_ray.benchmark import job_corpus, whole_job
 from trio_ray.cli import main
+from trio_ray.lab.jobs import corpus as job_corpus
+from trio_ray.lab.jobs import whole_job
 
 SHARDS, PER_SHARD, PARTS = 2, 6, 3
 

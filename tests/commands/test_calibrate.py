@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from trio_ray.cli import main
-from trio_ray.kv.transform_basis import read_basis
+from trio_ray.kv.codecs.transform_basis import read_basis
+from trio_ray.lab.scenes.corpus import write_corpus
 from trio_ray.model.loading import model_fingerprint
-from trio_ray.scenes.corpus import write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.pipeline.ray_cluster import REPOSITORY
-from trio_ray.cache import PrunedCache
+from tests.precompute.ray_cluster import REPOSITORY
+from trio_ray.cache.pruned_cache import PrunedCache
 
 SCENES = 9
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trio_ray.cli import main
-from trio_ray.evaluation.methods import METHODS
+from trio_ray.lab.accuracy.methods import METHODS
 
 
 def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trio_ray.cli import main
-from trio_ray.evaluation import language_model
+from trio_ray.lab.codecs import language_model
 
 COARSE = "{name: int2, protected: 4}"
 

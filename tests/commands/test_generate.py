@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_ray.cache import PrunedCache
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cli import main
 from trio_ray.model.replica import Replica
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.corpora import samples, write_tar
-from trio_ray.cache import PrunedCache
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cli import main
-from trio_ray.overlay import KEPT
+from trio_ray.report.overlay import KEPT
 
 
 def test_a_cache_is_summed_up(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.corpora import samples, write_tar
-from tests.pipeline.runs import job_config, run_here
-from trio_ray.cache import PrunedCache
+from tests.precompute.runs import job_config, run_here
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cli import main
 from trio_ray.model.replica import Replica
 

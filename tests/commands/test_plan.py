@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpora import samples, write_tar
-from tests.pipeline.runs import job_config, run_here
+from tests.precompute.runs import job_config, run_here
 from trio_ray.cli import main
 from trio_ray.model.replica import Replica
 

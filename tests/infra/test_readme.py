@@ -6,7 +6,7 @@ import re
 
 from tests.infra.files import INFRA, REPOSITORY
 from trio_ray.cli import EXIT_CODES
-from trio_ray.pipeline.metrics import METRICS
+from trio_ray.cluster.metrics import METRICS
 
 TEXT = (INFRA / "README.md").read_text()
 

@@ -16,10 +16,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.corpora import samples, write_tar
-from tests.pipeline.ray_cluster import REPOSITORY, TRAPS
-from tests.pipeline.runs import account, job_config
-from trio_ray.pipeline.job import JobSummary, run_job
-from trio_ray.pipeline.pool import PoolEvent
+from tests.precompute.ray_cluster import REPOSITORY, TRAPS
+from tests.precompute.runs import account, job_config
+from trio_ray.cluster.pool import PoolEvent
+from trio_ray.precompute.job import JobSummary, run_job
 from trio_ray.store.local import LocalStore
 
 pytestmark = pytest.mark.slow

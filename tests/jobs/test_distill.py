@@ -17,14 +17,14 @@ from safetensors.torch import load
 
 from jobs.distill import main
 from tests.corpora import samples, write_tar
-from tests.pipeline.ray_cluster import REPOSITORY, SmallCluster, small_cluster
-from tests.pipeline.runs import job_config, run_here
+from tests.precompute.ray_cluster import REPOSITORY, SmallCluster, small_cluster
+from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
 from trio_ray.config import JobConfig, ModelConfig, S3Config, load_section, parse_section
-from trio_ray.distillation.config import DistillConfig
-from trio_ray.distillation.job import plan_distillation, run_distillation
-from trio_ray.distillation.training import StepReport
-from trio_ray.distillation.worker import Worker
+from trio_ray.distill.config import DistillConfig
+from trio_ray.distill.job import plan_distillation, run_distillation
+from trio_ray.distill.training import StepReport
+from trio_ray.distill.worker import Worker
 from trio_ray.errors import JobFailed
 from trio_ray.model.replica import Replica
 from trio_ray.store.opening import open_store

@@ -15,17 +15,17 @@ import yaml
 from ray.util.state import list_actors
 
 from jobs.evaluate import main
-from tests.pipeline.ray_cluster import REPOSITORY, SmallCluster, small_cluster
-from tests.pipeline.runs import job_config, run_here
+from tests.precompute.ray_cluster import REPOSITORY, SmallCluster, small_cluster
+from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
-from trio_ray.answering.config import EvaluateConfig
-from trio_ray.answering.job import run_evaluation
-from trio_ray.cache import PrunedCache
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import BUNDLED_MODEL, JobConfig, ModelConfig, load_section, parse_section
 from trio_ray.errors import JobFailed
+from trio_ray.evaluate.config import EvaluateConfig
+from trio_ray.evaluate.job import run_evaluation
+from trio_ray.lab.scenes.corpus import write_corpus
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica, make_schedule, make_selector
-from trio_ray.scenes.corpus import write_corpus
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Sample
 from trio_ray.source.shards import split_file

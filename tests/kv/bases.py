@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trio_ray.calibration.fit import analyse, quantise, rotary_tables
 from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.transform_basis import STEP_BITS, Basis
+from trio_ray.kv.codecs.transform_basis import STEP_BITS, Basis
 
 HEADS, DIM, LEADS = 2, 8, 3
 LAYERS = (1, 3)

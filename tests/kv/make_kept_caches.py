@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from tests.kv.bases import make_basis, make_segments
 from tests.kv.prefixes import contained, random_prefix
 from tests.store.caches import row, shard
-from trio_ray.cache import PrunedCache
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
-from trio_ray.kv.codecs import make_codec
+from trio_ray.kv.codecs.registry import make_codec
+from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.transform_basis import write_basis
 from trio_ray.kv.prefix import Prefix
-from trio_ray.kv.spec import full_spec
-from trio_ray.kv.transform_basis import write_basis
 from trio_ray.store.bases import read_basis, store_basis
 from trio_ray.store.dataset import create_or_check
 from trio_ray.store.local import LocalStore

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.codec import Codec
-from trio_ray.kv.codecs import make_codec
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.codecs.registry import make_codec
+from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedPrefix, code_batch
 from trio_ray.kv.prefix import Prefix, Segment
-from trio_ray.kv.spec import full_spec
 
 KEY, FINGERPRINT = "shard-7/0003", "0123456789abcdef" * 4
 LEAD, TAIL = 3, 5

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, LEAD, TEXTS, assert_same, codec_of, contained, random_prefix
-from trio_ray.kv.codec import Codec
+from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.container import (
     ContainerError,
     FingerprintMismatch,

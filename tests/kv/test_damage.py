@@ -12,9 +12,9 @@ import torch
 
 from tests.kv.prefixes import codec_of, contained, random_prefix
 from tests.store.caches import row, shard
-from trio_ray.cache import PrunedCache
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, PrefixError
-from trio_ray.kv.codec import Codec
+from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.container import ContainerError, read_container
 from trio_ray.store.dataset import create_or_check
 from trio_ray.store.local import LocalStore

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import load, save
 
 from tests.kv.prefixes import FINGERPRINT, KEY
-from tests.pipeline.contract import assert_valid, described, prefix_header
+from tests.precompute.contract import assert_valid, described, prefix_header
 from trio_ray.kv.container import ContainerError, FingerprintMismatch
 from trio_ray.kv.embeds import Embeds, EmbedsBatch, read_embeds, write_embeds
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.kv.make_kept_caches import EXPECTED, FOLDER, TRANSFORM, tensors_of
-from trio_ray.cache import PrunedCache
-from trio_ray.kv.spec import FAMILIES
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.kv.codecs.spec import FAMILIES
 from trio_ray.store.local import LocalStore
 from trio_ray.store.verify import verify
 

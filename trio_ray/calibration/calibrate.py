@@ -13,8 +13,8 @@ from torch import Tensor
 from trio_ray.calibration.fit import GROUP_CHANNELS, Analysis, analyse, groups_of, quantise, rotary_tables
 from trio_ray.calibration.information import channel_information
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
+from trio_ray.kv.codecs.transform_basis import STEP_BITS, Basis
 from trio_ray.kv.prefix import Prefix
-from trio_ray.kv.transform_basis import STEP_BITS, Basis
 from trio_ray.model.decoder import Decoder
 
 DEFAULT_RANK = 2048

@@ -12,9 +12,9 @@ import torch
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
-from trio_ray.pipeline.packing import pack
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Opener, Shard
 from trio_ray.source.shards import split_file

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trio_ray.calibration.principal import principal_components
 from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.transform_bands import BANDS
-from trio_ray.kv.transform_basis import (
+from trio_ray.kv.codecs.transform_bands import BANDS
+from trio_ray.kv.codecs.transform_basis import (
     FOLD_BITS,
     INPUT_LIMIT,
     MAX_FOLD,
@@ -23,7 +23,7 @@ from trio_ray.kv.transform_basis import (
     Components,
     Group,
 )
-from trio_ray.kv.transform_integers import Chunk, folded, sums_of_products, symbols, whole_rows
+from trio_ray.kv.codecs.transform_integers import Chunk, folded, sums_of_products, symbols, whole_rows
 
 GROUP_CHANNELS = 2048
 """Most channels that are transformed together, where one layer has not more: as many as may have components each

@@ -9,10 +9,10 @@ from statistics import fmean, pstdev
 import torch
 
 from trio_ray.calibration.calibrate import Answering
+from trio_ray.calibration.codec_loss import containers_of, store_and_load
 from trio_ray.calibration.corpus import DrawnPrefix
-from trio_ray.evaluation.codecs import containers_of, store_and_load
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.codec import Codec
+from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.benchmark.agreement import markdown, measure_agreement
+    from trio_ray.lab.agreement import markdown, measure_agreement
 
     if arguments.questions < 1:
         raise ConfigError("--questions", f"{arguments.questions} must be at least 1")

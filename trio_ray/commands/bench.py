@@ -11,11 +11,11 @@ import argparse
 import json
 import time
 
-from trio_ray.benchmark.settings import CONTESTANTS, WORKLOADS, BenchSettings
 from trio_ray.commands.outputs import make_folder
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
+from trio_ray.lab.prefill.settings import CONTESTANTS, WORKLOADS, BenchSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     _check(arguments)
-    from trio_ray.benchmark.comparison import compare
-    from trio_ray.benchmark.report import markdown
+    from trio_ray.lab.prefill.comparison import compare
+    from trio_ray.lab.prefill.report import markdown
     from trio_ray.model.replica import Replica
     from trio_ray.model.shapes import SHAPES, write_model
 

@@ -1,6 +1,6 @@
 """Measure how fast the codecs are on the GPU or CPU at hand, and how small they make prefixes of well-known shapes.
 
-Keys and values are made up (trio_ray/benchmark/codec_states.py), so sizes are near those of real states and quality is
+Keys and values are made up (trio_ray/estimate/made_up_states.py), so sizes are near those of real states and quality is
 not measured here: `trio-ray evaluate --codecs` does that. `transform` gets a basis fitted to other made-up states,
 so that containers are `ratio` times smaller than 16 bit (default 8). Prints a table; --out DIR gets codecs.json and
 codecs.md.
@@ -37,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     import yaml
 
-    from trio_ray.benchmark.codec_states import GEOMETRIES
-    from trio_ray.benchmark.codecs import CodecBenchmark, markdown, records
-    from trio_ray.benchmark.made_up_bases import RatioFit, fit_transform
-    from trio_ray.kv.codecs import make_codec
-    from trio_ray.kv.spec import full_spec
+    from trio_ray.estimate.made_up_states import GEOMETRIES
+    from trio_ray.kv.codecs.registry import make_codec
+    from trio_ray.kv.codecs.spec import full_spec
+    from trio_ray.lab.codecs.made_up_bases import RatioFit, fit_transform
+    from trio_ray.lab.codecs.speed import CodecBenchmark, markdown, records
 
     for name in ("samples", "rounds"):
         if getattr(arguments, name) < 1:

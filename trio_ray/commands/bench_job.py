@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from trio_ray.benchmark.settings import WORKLOADS
 from trio_ray.commands.outputs import make_folder
 from trio_ray.commands.timed_steps import timed_steps
 from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
 from trio_ray.errors import ConfigError, JobFailed
+from trio_ray.lab.prefill.settings import WORKLOADS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.benchmark.job_report import markdown
-    from trio_ray.benchmark.machine import describe_machine, describe_versions
-    from trio_ray.benchmark.whole_job import JobBench, JobRun, run_bench
+    from trio_ray.lab.jobs.report import markdown
+    from trio_ray.lab.jobs.whole_job import JobBench, JobRun, run_bench
+    from trio_ray.lab.machine import describe_machine, describe_versions
     from trio_ray.model.decoder import default_device
     from trio_ray.model.shapes import SHAPES, write_model
 
@@ -112,7 +112,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _parse_run(text: str) -> tuple[int, Any]:
-    from trio_ray.kv.spec import full_spec
+    from trio_ray.kv.codecs.spec import full_spec
 
     number, sign, codec = text.partition(":")
     if not number.isdigit() or int(number) < 1:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 if every step went well."""
-    from trio_ray.scenes.corpus import write_corpus
+    from trio_ray.lab.scenes.corpus import write_corpus
 
     folder = make_folder("--folder", arguments.folder)
     corpus, cache = folder / "corpus", folder / "cache"
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _draw(cache: Path, folder: Path, pictures: int) -> None:
-    from trio_ray.cache import PrunedCache
+    from trio_ray.cache.pruned_cache import PrunedCache
 
     table = PrunedCache(str(cache)).table
     step = max(1, len(table) // max(1, pictures))

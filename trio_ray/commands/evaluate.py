@@ -18,7 +18,7 @@ import time
 from trio_ray.commands.outputs import make_folder
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
-from trio_ray.evaluation.methods import METHODS, RETENTIONS, method_config
+from trio_ray.lab.accuracy.methods import METHODS, RETENTIONS, method_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,9 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure_selections(arguments: argparse.Namespace) -> int:
     """Every method at every retention."""
-    from trio_ray.evaluation.accuracy import Setting, measure_accuracy
-    from trio_ray.evaluation.questions import held_out_questions
-    from trio_ray.evaluation.report import markdown, plot, summarise
+    from trio_ray.lab.accuracy.accuracy import Setting, measure_accuracy
+    from trio_ray.lab.accuracy.questions import held_out_questions
+    from trio_ray.lab.accuracy.report import markdown, plot, summarise
     from trio_ray.model.replica import Replica
 
     folder = make_folder("--out", arguments.out) if arguments.out else None

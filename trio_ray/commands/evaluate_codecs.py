@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from trio_ray.commands.outputs import make_folder
 from trio_ray.config import ModelConfig
 from trio_ray.errors import ConfigError
-from trio_ray.evaluation.methods import method_config
+from trio_ray.lab.accuracy.methods import method_config
 
 if TYPE_CHECKING:
-    from trio_ray.evaluation.codec_report import Record
-    from trio_ray.evaluation.codecs import Trial
-    from trio_ray.evaluation.recipes import Calibrate, Recipe
+    from trio_ray.calibration.codec_loss import Trial
+    from trio_ray.lab.codecs.recipes import Calibrate, Recipe
+    from trio_ray.lab.codecs.report import Record
 
 METHODS = ("trio",)
 RETENTIONS = (1.0, 0.111)
@@ -39,9 +39,9 @@ def measure_codecs(arguments: argparse.Namespace) -> int:
     Returns:
         0, or 1 if states stored bit for bit did not give the very same predictions: then no number here counts.
     """
-    from trio_ray.evaluation.codec_plot import plot
-    from trio_ray.evaluation.codec_report import failed_controls, markdown
-    from trio_ray.evaluation.recipes import Recipe
+    from trio_ray.lab.codecs.plot import plot
+    from trio_ray.lab.codecs.recipes import Recipe
+    from trio_ray.lab.codecs.report import failed_controls, markdown
 
     passages = PASSAGES if arguments.passages is None else arguments.passages
     if passages < 0:
@@ -72,11 +72,11 @@ def measure_codecs(arguments: argparse.Namespace) -> int:
 
 def measure_questions(arguments: argparse.Namespace, recipes: Sequence[Recipe]) -> list[Record]:
     """Held-out questions, at each retention by each method."""
-    from trio_ray.evaluation.accuracy import Setting
-    from trio_ray.evaluation.codec_report import question_records
-    from trio_ray.evaluation.coded_questions import measure_codecs
-    from trio_ray.evaluation.questions import held_out_questions
-    from trio_ray.evaluation.recipes import calibrate_on_questions
+    from trio_ray.lab.accuracy.accuracy import Setting
+    from trio_ray.lab.accuracy.questions import held_out_questions
+    from trio_ray.lab.codecs.coded_questions import measure_codecs
+    from trio_ray.lab.codecs.recipes import calibrate_on_questions
+    from trio_ray.lab.codecs.report import question_records
     from trio_ray.model.replica import Replica
 
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
@@ -95,10 +95,10 @@ def measure_questions(arguments: argparse.Namespace, recipes: Sequence[Recipe]) 
 
 def measure_texts(passages: int, recipes: Sequence[Recipe]) -> list[Record]:
     """Text continued by the pretrained language model; says what to install and measures nothing if it is not here."""
-    from trio_ray.evaluation.codec_report import text_records
-    from trio_ray.evaluation.continued_text import measure_text, passages_of, spread
-    from trio_ray.evaluation.language_model import HOW_TO_INSTALL, LanguageModel, weights_file
-    from trio_ray.evaluation.recipes import calibrate_on_text
+    from trio_ray.lab.codecs.continued_text import measure_text, passages_of, spread
+    from trio_ray.lab.codecs.language_model import HOW_TO_INSTALL, LanguageModel, weights_file
+    from trio_ray.lab.codecs.recipes import calibrate_on_text
+    from trio_ray.lab.codecs.report import text_records
     from trio_ray.model.decoder import default_device
 
     if weights_file() is None:

@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.evaluation import fidelity, fidelity_report
-    from trio_ray.evaluation.accuracy import Setting, measure_accuracy, prepared_batches
-    from trio_ray.evaluation.methods import method_config
-    from trio_ray.evaluation.questions import held_out_questions
+    from trio_ray.lab.accuracy.accuracy import Setting, measure_accuracy, prepared_batches
+    from trio_ray.lab.accuracy.methods import method_config
+    from trio_ray.lab.accuracy.questions import held_out_questions
+    from trio_ray.lab.fidelity import fidelity, fidelity_report
     from trio_ray.model.replica import Replica, make_selector
 
     for name, share in (("--share", arguments.share), ("--retention", arguments.retention)):

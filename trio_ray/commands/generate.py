@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print question, answer and, where the corpus has one, the true answer."""
-    from trio_ray.cache import PrunedCache
+    from trio_ray.cache.pruned_cache import PrunedCache
     from trio_ray.commands.stored_prefixes import prefixes_of
     from trio_ray.model.loading import model_folder
     from trio_ray.model.replica import Replica

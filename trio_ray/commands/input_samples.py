@@ -6,7 +6,7 @@ from typing import Any
 
 import xxhash
 
-from trio_ray.cache import PrunedCache
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import S3Config, SourceConfig
 from trio_ray.errors import PrefixError
 from trio_ray.source.reader import read_shard

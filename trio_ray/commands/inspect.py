@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print, and draw if asked."""
-    from trio_ray.cache import PrunedCache
+    from trio_ray.cache.pruned_cache import PrunedCache
 
     if arguments.png and not arguments.key:
         raise ConfigError("--png", "needs a sample's KEY")
@@ -124,7 +124,7 @@ def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3
     from trio_ray.commands.input_samples import read_again
     from trio_ray.model.loading import load_processor, model_folder, read_model_config
     from trio_ray.model.tiles import Tiler
-    from trio_ray.overlay import draw_overlay
+    from trio_ray.report.overlay import draw_overlay
     from trio_ray.source.images import decode_image
 
     folder = model_folder(ModelConfig(name=arguments.model))

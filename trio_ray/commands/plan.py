@@ -70,10 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     codecs = _codecs(arguments.codecs)
     from dataclasses import asdict
 
-    from trio_ray.planning.compare import compare
-    from trio_ray.planning.plan import PlanSettings, make_plan
-    from trio_ray.planning.prices import Prices
-    from trio_ray.planning.report import comparison_table, text
+    from trio_ray.estimate.compare import compare
+    from trio_ray.estimate.estimate import PlanSettings, make_plan
+    from trio_ray.estimate.prices import Prices
+    from trio_ray.estimate.report import comparison_table, text
 
     plan = make_plan(
         PlanSettings(
@@ -130,7 +130,7 @@ def _check(arguments: argparse.Namespace, config: JobConfig) -> None:
 def _codecs(names: list[str]) -> dict[str, Any]:
     import yaml
 
-    from trio_ray.kv.spec import full_spec
+    from trio_ray.kv.codecs.spec import full_spec
 
     try:
         codecs = {name: yaml.safe_load(name) for name in names}

@@ -44,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(
         arguments.config, arguments.set, {name: value for name, value in named.items() if value is not None}
     )
-    from trio_ray.pipeline.job import run_job
-    from trio_ray.pipeline.progress import make_progress
+    from trio_ray.cluster.progress import make_progress
+    from trio_ray.precompute.job import run_job
 
     progress = make_progress()
     try:

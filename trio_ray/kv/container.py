@@ -23,13 +23,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
-from trio_ray.kv.codec import Codec, CodecError, SegmentShape, TensorSpec
+from trio_ray.kv.codecs.codec import Codec, CodecError, SegmentShape, TensorSpec
+from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.encode import CodedPrefix
-from trio_ray.kv.lossless import expand, is_shrunk, shrink
-from trio_ray.kv.moving import move_joined
+from trio_ray.kv.lossless.zstd import expand, is_shrunk, shrink
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.serialise import DTYPE_NAMES, serialise
-from trio_ray.kv.spec import CodecSpec
+from trio_ray.tensors import move_joined
 
 CONTAINER_VERSION = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
-from trio_ray.kv.codec import Codec, CodedSegments, SegmentShape
-from trio_ray.kv.frames import FrameMaker
-from trio_ray.method.fusion import on_device
+from trio_ray.kv.codecs.codec import Codec, CodedSegments, SegmentShape
+from trio_ray.kv.lossless.frames import FrameMaker
 from trio_ray.method.rows import select_rows
+from trio_ray.tensors import on_device
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """(shape, dtype) -> a tensor in host memory, contents undefined."""

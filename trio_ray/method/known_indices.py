@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trio_ray.method.fusion import to_device
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows, select_rows
 from trio_ray.method.selector import Selection, Selector
+from trio_ray.tensors import to_device
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from trio_ray.method.fusion import on_device, to_device
+from trio_ray.tensors import on_device, to_device
 
 ALIGNMENT = 8
 """Matrix products want numbers of rows that are multiples of this."""

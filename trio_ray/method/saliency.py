@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import fused
 from trio_ray.method.proxy import ProxyLayer, rms_norm, rms_norm_backward, rotate
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.supervision import (
@@ -26,6 +25,7 @@ from trio_ray.method.supervision import (
     rotated_and_padded,
     ungroup_heads,
 )
+from trio_ray.tensors import fused
 
 LOSS_SCALE = 1024.0
 """Factor on the loss, so that half-precision gradients do not underflow; divided out again at the end, in fp32."""

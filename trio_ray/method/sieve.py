@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import on_device
 from trio_ray.method.proxy import ProxyLayer, rms_norm
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import NO_SUPPRESSION, Selection, Selector
 from trio_ray.method.supervision import TargetRows, attend_from
+from trio_ray.tensors import on_device
 
 AUTHORS_SPECTRUM = 0.75
 AUTHORS_HEADS = 12 / 32

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import fused, has_triton, on_device
 from trio_ray.method.proxy import ProxyLayer, rotate
 from trio_ray.method.rows import PackedRows
+from trio_ray.tensors import fused, has_triton, on_device
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def attend_from(normed: Tensor, rows: PackedRows, proxy: ProxyLayer, target: Tar
 def _scores(key: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
     """(B, kv_heads, M, S); what stands behind a sample's end means nothing."""
     if _kernels_take(query):
-        from trio_ray.method import supervision_kernels
+        from trio_ray.method.kernels import supervision as supervision_kernels
 
         return supervision_kernels.scores(key, query, proxy.cos, proxy.sin, rows.cu_seqlens, rows.padded[0].shape[1])
     return query @ rotated_and_padded(key, rows, proxy).transpose(2, 3)
@@ -73,7 +73,7 @@ def _scores(key: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> 
 def key_gradient(grad_scores: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
     """(T, kv_heads * D), the gradient at `TargetAttention.key`, from (B, kv_heads, M, S) at the scores."""
     if _kernels_take(query):
-        from trio_ray.method import supervision_kernels
+        from trio_ray.method.kernels import supervision as supervision_kernels
 
         return supervision_kernels.key_gradient(grad_scores, query, proxy.cos, proxy.sin, rows.cu_seqlens)
     rotated = grad_scores.transpose(2, 3) @ query
@@ -84,7 +84,7 @@ def _kernels_take(query: Tensor) -> bool:
     """Whether `supervision_kernels` can work with these queries of `TargetAttention`."""
     if not has_triton(query.device):
         return False
-    from trio_ray.method import supervision_kernels
+    from trio_ray.method.kernels import supervision as supervision_kernels
 
     return supervision_kernels.fit(query.shape[2], query.shape[3])
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.method.fusion import fused, has_triton, on_device
 from trio_ray.method.rows import ALIGNMENT
+from trio_ray.tensors import fused, has_triton, on_device
 
 SIMILARITY_ELEMENTS = 1 << 28
 """Most elements of the similarity matrices held at once (1 GiB in fp32)."""
@@ -120,7 +120,7 @@ def _greedy(candidates: Tensor, real: Tensor, wanted: Tensor, threshold: float) 
     need not be told from the others.
     """
     if has_triton(candidates.device):
-        from trio_ray.method.suppression_kernel import first_survivors
+        from trio_ray.method.kernels.suppression import first_survivors
 
         return first_survivors(*_products(candidates), real, wanted, threshold)
     products, length = _products(candidates)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trio_ray.method.fusion import on_device
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import Selector
+from trio_ray.tensors import on_device
 
 
 @dataclass(frozen=True)

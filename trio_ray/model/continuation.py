@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trio_ray.kv.prefix import Prefix
-from trio_ray.method.fusion import on_device
 from trio_ray.model.decoder import Decoder
+from trio_ray.tensors import on_device
 
 _SHORTEST_SHARE = 0.75
 """Sequences attend together where the shortest has at least this share of the longest one's rows: a quarter of a

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trio_ray.errors import ModelError
-from trio_ray.method.fusion import fused
 from trio_ray.method.proxy import ProxyLayer, rms_norm, rotate
 from trio_ray.model.matrix import Matrix, apply
+from trio_ray.tensors import fused
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """Text backbones whose layers are the pre-norm Llama block that this module takes apart."""

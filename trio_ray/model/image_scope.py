@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
-from trio_ray.method.fusion import to_device
+from trio_ray.tensors import to_device
 
 
 def up_to_images(batch: PrefixBatch, tails: Sequence[int]) -> PrefixBatch:

@@ -13,7 +13,6 @@ from trio_ray.errors import ConfigError
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.embeds import Embeds, EmbedsBatch
 from trio_ray.kv.prefix import Prefix
-from trio_ray.method.fusion import to_device
 from trio_ray.method.known_indices import KnownIndices
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.schedule import (
@@ -43,6 +42,7 @@ from trio_ray.model.retained import retained_embeds
 from trio_ray.model.tiles import Tiler
 from trio_ray.model.vision import VisionEncoder
 from trio_ray.source.sample import Turn
+from trio_ray.tensors import to_device
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.embeds import EmbedsBatch
-from trio_ray.method.fusion import on_device, to_device
 from trio_ray.method.rows import PackedRows, select_rows
+from trio_ray.tensors import on_device, to_device
 
 
 def retained_embeds(hidden: Tensor, rows: PackedRows, left: PackedRows, tails: tuple[int, ...]) -> EmbedsBatch:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trio_ray.errors import ModelError
-from trio_ray.method.fusion import fused, to_device
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.tiles import NEWLINE, Tiler
+from trio_ray.tensors import fused, to_device
 
 TILES_PER_BATCH = 64
 """Tiles that pass the tower together: enough to fill a GPU, few enough to bound its memory."""

@@ -1,0 +1,130 @@
+"""The identity holds what decides about stored bytes, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trio_ray.cache.identity import build_identity, known_method_of, schedule_of
+from trio_ray.config import DEFAULT_INSTRUCTION, JobConfig, load_config
+from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.method.schedule import Schedule
+from trio_ray.method.visionzip import VisionZip
+from trio_ray.model.known import KnownMethod
+from trio_ray.model.replica import make_schedule
+from trio_ray.store.dataset import first_difference, hash_identity
+
+
+def identity_of(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> dict[str, Any]:
+    config: JobConfig = load_config(values={name.replace("__", "."): value for name, value in settings.items()})
+    codec = full_spec("raw") if config.cache.level == "kv" else None
+    return build_identity(config, folder, dtype, make_schedule(config.method, 8), codec)
+
+
+@pytest.fixture
+def folder(model_folders: dict[str, Path]) -> Path:
+    return model_folders["llama"]
+
+
+def test_it_is_plain_json(folder: Path) -> None:
+    identity = identity_of(folder)
+    assert hash_identity(json.loads(json.dumps(identity))) == hash_identity(identity)
+
+
+def test_the_same_model_elsewhere_and_another_spread_of_work_change_nothing(folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    spread = {
+        "model__name": str(moved),
+        "model__attention": "sdpa",
+        "pipeline__token_budget": 77,
+        "cache__part_samples": 5,
+        "s3__region": "x",
+        "source__image_root": "/data",
+    }
+    assert identity_of(moved, **spread) == identity_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"method__retention": 0.6}, "method.retention"),
+        ({"method__prune_points": [2, 3, 4]}, "method.prune_points"),
+        ({"method__supervised_rows": [-1]}, "method.selector_settings.supervised"),
+        ({"prompt__template": "{prompt}"}, "prompt.template"),
+        ({"cache__top_k": 9}, "cache.top_k"),
+        ({"cache__level": "embeds"}, "cache.codec"),
+        ({"cache__level": "indices"}, "cache.codec"),
+        ({"cache__scope": "image"}, "cache.instruction"),
+        ({"cache__targets": "top_k"}, "cache.targets"),
+        ({"source__rows_per_shard": 7}, "source.rows_per_shard"),
+    ],
+)
+def test_what_changes_the_stored_bytes_changes_the_identity(folder: Path, settings: dict[str, Any], field: str) -> None:
+    base = {"method__retention": 0.5}
+    difference = first_difference(identity_of(folder, **base), identity_of(folder, **{**base, **settings}))
+    assert difference is not None
+    assert difference[0] == field
+
+
+def test_level_scope_and_instruction_are_part_of_it_by_name(folder: Path) -> None:
+    cache = identity_of(folder)["cache"]
+    assert (cache["level"], cache["scope"], cache["instruction"], cache["targets"]) == ("kv", "prompt", None, "none")
+    image = {"cache__scope": "image", "cache__level": "embeds"}
+    generic, other = identity_of(folder, **image), identity_of(folder, **image, cache__instruction="what is it ?")
+    assert (generic["cache"]["level"], generic["cache"]["codec"]) == ("embeds", None)
+    assert first_difference(generic, other) == ("cache.instruction", DEFAULT_INSTRUCTION, "what is it ?")
+
+
+def test_how_to_prefill_again_comes_back_from_it(folder: Path) -> None:
+    settings = {"method__encoder": "visionzip", "cache__scope": "image", "cache__top_k": 3}
+    identity = json.loads(json.dumps(identity_of(folder, **settings)))
+    points = tuple(identity["method"]["prune_points"])
+    assert known_method_of(identity) == KnownMethod(points, "compact", "image", DEFAULT_INSTRUCTION, VisionZip(), 3)
+    assert known_method_of(identity_of(folder, method__selector="trio-plus")).positions == "original"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("model.safetensors", "model.weights"),
+        ("config.json", "model.config"),
+        ("tokenizer.json", "model.tokenizer"),
+        ("chat_template.jinja", "model.processor"),
+    ],
+)
+def test_one_changed_byte_of_a_model_file_changes_the_identity(
+    folder: Path, tmp_path: Path, name: str, field: str
+) -> None:
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    data = bytearray((changed / name).read_bytes())
+    data[-2] ^= 1
+    (changed / name).write_bytes(data)
+    difference = first_difference(identity_of(folder), identity_of(changed))
+    assert difference is not None
+    assert difference[0] == field
+
+
+def test_the_arithmetic_is_part_of_it(folder: Path) -> None:
+    difference = first_difference(identity_of(folder), identity_of(folder, dtype=torch.bfloat16))
+    assert difference == ("model.dtype", "float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method__retention": 0.4},
+        {"method__tokens": 20.5},
+        {"method__keep": [9, 3], "method__prune_points": [1, 4]},
+    ],
+)
+def test_the_schedule_comes_back_from_it(folder: Path, settings: dict[str, Any]) -> None:
+    config = load_config(values={name.replace("__", "."): value for name, value in settings.items()})
+    wanted: Schedule = make_schedule(config.method, 8)
+    found = schedule_of(json.loads(json.dumps(identity_of(folder, **settings))))
+    assert [found.counts(tokens) for tokens in range(1, 90, 7)] == [wanted.counts(tokens) for tokens in range(1, 90, 7)]
+    assert (found.layers, found.prune_points) == (wanted.layers, wanted.prune_points)

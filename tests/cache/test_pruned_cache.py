@@ -1,0 +1,353 @@
+"""A finished cache read back: the prefixes that were computed, by key, in order, or an error that names the fault."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+
+from tests.corpora import photo, sample, samples, write_parquet, write_tar
+from tests.kv.prefixes import assert_same
+from tests.precompute.runs import job_config, run_here
+from tests.seaweed import S3Server
+from trio_ray.cache.pruned_cache import AmbiguousKey, PrunedCache, StoredPrefix, UnknownKey
+from trio_ray.cache.unreadable import PrefixDamaged, PrefixMissing
+from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, PrefixError
+from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.container import checksum
+from trio_ray.kv.prefix import Prefix
+from trio_ray.model.continuation import generate
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.replica import Replica
+from trio_ray.store.dataset import NotACacheError
+
+KEYS = ["a.b.c", "dir/sub/name", "plain", "ünï"]
+
+
+class Recording(Replica):
+    """A replica that keeps what it computes: (key, prefix) in order."""
+
+    def prefill_batch(self, samples: Sequence[PreparedSample], *arguments: Any, **options: Any) -> PrefixBatch:
+        """See `Replica`."""
+        batch = super().prefill_batch(samples, *arguments, **options)
+        # A batch whose selection had not settled is made once more, and then it is this one that is stored.
+        self.batches[tuple(sample.key for sample in samples)] = batch.split()
+        return batch
+
+    @classmethod
+    def of(cls, replica: Replica) -> Recording:
+        """The same model, recorded."""
+        recording = cls(**{field.name: getattr(replica, field.name) for field in fields(Replica)})
+        recording.batches = {}
+        return recording
+
+    @property
+    def computed(self) -> list[tuple[str, Prefix]]:
+        """Keys and prefixes, in order."""
+        return [pair for keys, prefixes in self.batches.items() for pair in zip(keys, prefixes, strict=True)]
+
+    batches: dict[tuple[str, ...], list[Prefix]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Caches of one job in a folder and on S3, and the prefixes in the process that made them, in the same order."""
+
+    uris: dict[str, str]
+    computed: dict[str, list[tuple[str, Prefix]]]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    replicas: dict[str, Replica],
+    model_folders: dict[str, Path],
+    s3_server: S3Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Finished]:
+    folder = tmp_path_factory.mktemp("finished")
+    first = [sample(number, __key__=key) for number, key in enumerate(KEYS)]
+    inputs = [folder / "corpus" / "first.parquet", folder / "corpus" / "second.tar"]
+    write_parquet(inputs[0], [*first, sample(9, png=photo()), sample(7)])  # a tar cannot hold keys with dots
+    write_tar(inputs[1], [*samples(3, first=20), sample(7), sample(8, png=b"no image")])
+    uris, computed = {"folder": str(folder / "cache"), "s3": s3_server.fresh_uri()}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        for kind, uri in uris.items():
+            recording = Recording.of(replicas["llama"])
+            run_here(job_config(model_folders["llama"], [str(file) for file in inputs], uri), recording)
+            computed[kind] = recording.computed
+        yield Finished(uris, computed)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def cache(finished: Finished, kind: str) -> PrunedCache:
+    """The finished cache through each store."""
+    return PrunedCache(finished.uris[kind])
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Path:
+    """The folder's cache, to be damaged."""
+    return shutil.copytree(finished.uris["folder"], tmp_path / "copy")
+
+
+def test_prefixes_are_bit_for_bit_those_that_were_computed(cache: PrunedCache, finished: Finished, kind: str) -> None:
+    stored = list(cache.stream(threads=3))
+    computed = finished.computed[kind]
+    assert [item.row["key"] for item in stored] == [key for key, _ in computed] == cache.keys()
+    assert len(cache) == len(computed) == 10
+    for item, (_, prefix) in zip(stored, computed, strict=True):
+        assert item.prefix.length == prefix.length
+        assert torch.equal(item.prefix.top_logprobs, prefix.top_logprobs)
+        for ours, theirs in zip(item.prefix.segments, prefix.segments, strict=True):
+            assert torch.equal(ours.keys, theirs.keys)
+            assert torch.equal(ours.values, theirs.values)
+
+
+def test_prefixes_decode_to_the_tokens_of_the_run_alone_and_in_a_ragged_batch(
+    cache: PrunedCache, finished: Finished, kind: str, llama: Replica
+) -> None:
+    wanted = [generate(llama.decoder, [prefix], 12)[0] for _, prefix in finished.computed[kind]]
+    stored = [item.prefix for item in cache.stream()]
+    assert len({prefix.length for prefix in stored}) > 5  # ragged indeed
+    assert [generate(llama.decoder, [prefix], 12)[0] for prefix in stored] == wanted
+    assert generate(llama.decoder, stored, 12) == wanted
+    assert len({tuple(answer) for answer in wanted}) > 1
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_key_is_found_by_one_range_read(cache: PrunedCache, finished: Finished, kind: str, key: str) -> None:
+    computed = dict(finished.computed[kind])[key]
+    assert torch.equal(cache.prefix(key).segments[0].keys, computed.segments[0].keys)
+
+
+def test_a_key_that_no_sample_has_is_named(cache: PrunedCache) -> None:
+    with pytest.raises(UnknownKey, match="'nobody'") as caught:
+        cache.prefix("nobody")
+    assert (caught.value.key, caught.value.uri) == ("nobody", cache.uri)
+    with pytest.raises(UnknownKey):  # it is in quarantine
+        cache.prefix("s0008")
+
+
+def test_a_key_of_two_shards_wants_the_shard(cache: PrunedCache) -> None:
+    with pytest.raises(AmbiguousKey) as caught:
+        cache.prefix("s0007")
+    shards = sorted({commit.shard.name for commit in cache.commits})
+    assert all(shard in str(caught.value) for shard in shards)
+    rows = [cache.row("s0007", shard) for shard in shards]
+    assert [row["shard"] for row in rows] == shards
+    assert cache.load(rows[1]).prefix.length == rows[1]["prompt_tokens"]
+    with pytest.raises(UnknownKey):
+        cache.row("s0007", "other-shard")
+
+
+def test_the_quarantine_says_what_is_not_there_and_why(cache: PrunedCache) -> None:
+    rows = cache.quarantine.to_pylist()
+    assert [(row["key"], row["reason"]) for row in rows] == [("s0008", "image_corrupt")]
+    assert rows[0]["shard"].startswith("second-")
+
+
+def test_rows_in_any_order_come_back_in_that_order(cache: PrunedCache) -> None:
+    rows = cache.table.to_pylist()[::-1]
+    assert [item.row["key"] for item in cache.load_many(rows, threads=4)] == cache.keys()[::-1]
+
+
+def test_a_flipped_byte_is_noticed_when_it_is_read_and_key_and_object_are_named(copy: Path) -> None:
+    cache = PrunedCache(str(copy))
+    row = cache.row("plain")
+    file = copy / row["kv_object"]
+    data = bytearray(file.read_bytes())
+    data[row["kv_offset"] + row["kv_length"] // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(PrefixError, match="checksum") as caught:
+        cache.prefix("plain")
+    assert (caught.value.key, caught.value.uri) == ("plain", str(file))
+    cache.prefix("a.b.c")  # its neighbour is sound
+    with pytest.raises(PrefixError):
+        list(cache.stream())
+
+
+def test_truncated_and_missing_objects_are_noticed_and_named(copy: Path) -> None:
+    cache = PrunedCache(str(copy))
+    row = cache.row("plain")
+    file = copy / row["kv_object"]
+    file.write_bytes(file.read_bytes()[: row["kv_offset"] + 10])
+    with pytest.raises(PrefixError, match="truncated") as caught:
+        cache.prefix("plain")
+    assert (caught.value.key, caught.value.uri) == ("plain", str(file))
+    file.unlink()
+    with pytest.raises(ObjectMissing, match=re.escape(str(file))):
+        cache.prefix("plain")
+
+
+def test_what_is_lost_or_damaged_is_skipped_when_asked_and_never_in_silence(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = PrunedCache(str(copy))
+    lost, hurt = cache.row("s0020"), cache.row("plain")
+    (copy / lost["kv_object"]).unlink()
+    file = copy / hurt["kv_object"]
+    data = bytearray(file.read_bytes())
+    data[hurt["kv_offset"] + 100] ^= 1
+    file.write_bytes(data)
+    gone = [row["key"] for row in cache.table.to_pylist() if row["kv_object"] == lost["kv_object"]]
+    found = [item.row for item in cache.stream(on_bad="skip")]
+    left = [row for row in cache.table.to_pylist() if row["kv_object"] != lost["kv_object"] and row["key"] != "plain"]
+    assert found == left
+    errors = {error.key: error for error in cache.skipped}
+    assert set(errors) == {*gone, "plain"}
+    assert isinstance(errors["s0020"], PrefixMissing)
+    assert isinstance(errors["plain"], PrefixDamaged)
+    assert errors["plain"].uri == str(file)
+    assert [record.args for record in caplog.records] == [(error,) for error in cache.skipped]
+
+
+def test_errors_come_behind_the_samples_before_them(copy: Path) -> None:
+    cache = PrunedCache(str(copy))
+    (copy / cache.rows_at([5])[0]["kv_object"]).unlink()
+    seen = []
+    with pytest.raises(PrefixMissing) as caught:
+        seen.extend(cache.stream())
+    assert [item.row["key"] for item in seen] == cache.keys()[: len(seen)]
+    assert caught.value.key == cache.keys()[len(seen)]
+
+
+def test_neighbours_are_read_by_one_request(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each of the parts here, which are far below the size of a request."""
+    requests: list[str] = []
+    plain = type(cache._store).read_range
+
+    def noted(store: Any, name: str, offset: int, length: int) -> bytes:
+        requests.append(name)
+        return plain(store, name, offset, length)
+
+    monkeypatch.setattr(type(cache._store), "read_range", noted)
+    assert len(list(cache.stream())) == 10
+    assert sorted(requests) == sorted({row["kv_object"] for row in cache.table.to_pylist()})
+
+
+def test_reading_ahead_stays_within_its_bytes(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for nothing, a run waits until the one before is with the consumer; leaving early hangs nothing."""
+    monkeypatch.setattr("trio_ray.cache.pruned_cache.AHEAD_BYTES", 0)
+    drawn: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(cache.table.to_pylist()[::-1]):  # backwards, so that each is a run of its own
+            drawn.append(number)
+            yield row
+
+    stored = cache.load_many(rows())
+    for number in range(4):
+        next(stored)
+        assert len(drawn) <= number + 4
+    stored.close()  # type: ignore[attr-defined]
+
+
+def test_a_stream_that_is_closed_early_draws_no_more_rows(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: each may be a read."""
+    monkeypatch.setattr("trio_ray.cache.pruned_cache.AHEAD_BYTES", 0)
+    (row,) = cache.rows_at([0])
+    stream = cache.load_many(repeat(row))
+    next(iter(stream))
+    stream.close()
+
+
+def test_bytes_are_fetched_as_they_are_stored_and_decoded_later(cache: PrunedCache) -> None:
+    rows = cache.table.to_pylist()
+    for row, fetched, loaded in zip(rows, cache.fetch_many(rows), cache.load_many(rows), strict=True):
+        assert checksum(fetched.data.numpy().tobytes()) == row["kv_checksum"]
+        assert_same(cache.decode(fetched).prefix, loaded.prefix)
+
+
+def test_samples_are_decoded_together_each_bad_one_with_its_own_error(cache: PrunedCache) -> None:
+    stored = list(cache.fetch_many(cache.table.to_pylist()))
+    stored[3] = replace(stored[3], data=stored[4].data)
+    outcomes = cache.decode_many(stored)
+    damaged = outcomes.pop(3)
+    assert isinstance(damaged, PrefixDamaged)
+    assert damaged.key == stored[3].row["key"]
+    assert damaged.uri.endswith(stored[3].row["kv_object"])
+    for ours, row in zip(outcomes, [each.row for number, each in enumerate(stored) if number != 3], strict=True):
+        assert isinstance(ours, StoredPrefix)
+        assert ours.row == row
+        assert_same(ours.prefix, cache.load(row).prefix)
+    assert cache.decode_many([]) == []
+
+
+def test_a_pickled_cache_reads_the_same_and_takes_no_rows_along(cache: PrunedCache) -> None:
+    small = len(pickle.dumps(cache))
+    assert len(cache.table) == len(list(cache.stream())) == 10
+    data = pickle.dumps(cache)
+    assert len(data) < small + 100
+    assert pickle.loads(data).keys() == cache.keys() == cache.reopened().keys()
+
+
+def test_a_row_that_points_to_another_sample_is_refused(cache: PrunedCache) -> None:
+    """Should two objects be swapped with their checksums, the key inside the container still tells."""
+    places = ("kv_object", "kv_offset", "kv_length", "kv_checksum")
+    other = cache.row("dir/sub/name")
+    with pytest.raises(PrefixError, match="it holds the prefix of 'dir/sub/name'"):
+        cache.load({**cache.row("plain"), **{name: other[name] for name in places}})
+
+
+def test_a_damaged_table_is_refused_by_its_name(copy: Path) -> None:
+    cache = PrunedCache(str(copy))
+    file = copy / cache.commits[0].files["samples"].name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ObjectDamaged, match=re.escape(str(file))):
+        cache.keys()
+
+
+def test_a_folder_without_a_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotACacheError, match="precompute"):
+        PrunedCache(str(tmp_path))
+
+
+def test_another_model_is_refused_by_the_field_that_differs(
+    cache: PrunedCache, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    cache.check_model(model_folders["llama"], "float32")
+    with pytest.raises(IdentityMismatch, match=r"model\.config"):
+        cache.check_model(model_folders["mistral"], "float32")
+    with pytest.raises(IdentityMismatch) as caught:
+        cache.check_model(model_folders["llama"], "bfloat16")
+    assert caught.value.field == "model.dtype"
+    tuned = shutil.copytree(model_folders["llama"], tmp_path / "tuned")
+    weights = bytearray((tuned / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tuned / "model.safetensors").write_bytes(weights)
+    with pytest.raises(IdentityMismatch) as caught:
+        cache.check_model(tuned, "float32")
+    assert caught.value.field == "model.weights"
+
+
+def test_the_schedule_says_how_many_tokens_each_sample_kept(cache: PrunedCache) -> None:
+    for row in cache.table.to_pylist():
+        assert [len(kept) for kept in row["kept"]] == list(cache.schedule.counts(row["image_tokens"]))
+
+
+def test_webdataset_streams_the_same_prefixes(finished: Finished) -> None:
+    """The tar is plain enough for readers that know nothing of this package."""
+    cache = PrunedCache(finished.uris["folder"])
+    tars = sorted({str(Path(cache.uri) / row["kv_object"]) for row in cache.table.to_pylist()})
+    members = list(webdataset.WebDataset(tars, shardshuffle=False))
+    stored = {checksum(member["kv.safetensors"]) for member in members}
+    assert stored == set(cache.table.column("kv_checksum").to_pylist())
+    assert len(members) == len(cache)

@@ -1,0 +1,55 @@
+"""Protected rows: all text, and the image rows that begin within the first few rows of the prompt."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kv.prefixes import LEAD, codec_of, contained, random_prefix
+from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.codecs.classes import split_rows
+from trio_ray.kv.codecs.codec import SegmentShape
+from trio_ray.kv.container import read_container
+
+
+@pytest.mark.parametrize("sinks", [0, LEAD, LEAD + 1, LEAD + 4, 100])
+def test_rows_are_split_by_text_and_sinks(sinks: int) -> None:
+    prefixes = [random_prefix(rows=(rows,), layers=(1,)) for rows in (30, 8, 12)]
+    batch = SegmentBatch.of([prefix.segments[0] for prefix in prefixes])
+    images, protected = split_rows(batch.text, SegmentShape.of(batch), sinks)
+    wanted_images, wanted_protected = [], []
+    for start, prefix in zip((0, 30, 38), prefixes, strict=True):
+        for row, is_text in enumerate(prefix.segments[0].text.tolist()):
+            (wanted_protected if is_text or row < sinks else wanted_images).append(start + row)
+    assert images.rows.tolist() == wanted_images
+    assert protected.rows.tolist() == wanted_protected
+    assert sum(images.counts) == len(wanted_images)
+    assert [a + b for a, b in zip(images.counts, protected.counts, strict=True)] == [30, 8, 12]
+
+
+def test_protected_rows_keep_what_the_spec_promises() -> None:
+    """`raw` rows come back bit for bit, and eight bits beat two."""
+    prefix = random_prefix(rows=(60,), layers=(2,))
+    text = prefix.segments[0].text
+    errors = {}
+    for protected in ("raw", 8, 2):
+        codec = codec_of({"name": "int2", "protected": protected, "sinks": LEAD + 1})
+        back = read_container(contained(prefix, codec), codec).segments[0]
+        moved = (back.keys - prefix.segments[0].keys).abs().amax((0, 2, 3))
+        errors[protected] = moved[text].max()
+        assert (moved[LEAD] == 0) == (protected == "raw")
+        assert moved[LEAD + 1 :][~text[LEAD + 1 :]].max() > 0.1
+    assert errors["raw"] == 0
+    assert errors[8] < errors[2] / 10
+
+
+def test_layers_may_have_widths_of_their_own() -> None:
+    prefix = random_prefix(rows=(60, 40), layers=(1, 4))
+    codec = codec_of({"name": "int2", "sinks": 0, "layers": {"0": {"keys": 8}, "2-3": {"values": 8}}})
+    back = read_container(contained(prefix, codec), codec)
+    for ours, truth in zip(back.segments, prefix.segments, strict=True):
+        images = ~truth.text
+        keys = (ours.keys - truth.keys)[:, images].abs().amax((1, 2, 3))
+        values = (ours.values - truth.values)[:, images].abs().amax((1, 2, 3))
+        for layer in range(truth.layers):
+            assert (keys[layer] < 0.02) == (truth.first_layer + layer == 0)
+            assert (values[layer] < 0.02) == (truth.first_layer + layer in (2, 3))

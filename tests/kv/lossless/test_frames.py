@@ -1,0 +1,239 @@
+"""What a GPU makes of coded bytes is what the lossless stage reads; on a GPU, and in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.interpreter import INTERPRETED, on_devices
+from tests.kv.bases import make_basis, make_segments
+from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, assert_same, codec_of, random_prefix
+from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.codecs.codec import Codec, CodedSegments
+from trio_ray.kv.codecs.spec import TransformSpec, parse_spec
+from trio_ray.kv.codecs.transform import Transform
+from trio_ray.kv.container import read_container, write_container
+from trio_ray.kv.encode import code_batch, new_memory
+from trio_ray.kv.lossless import frames
+from trio_ray.kv.lossless.frames import FrameMaker, Frames, cut, frame_maker
+from trio_ray.kv.lossless.zstd import expand
+from trio_ray.precompute.host_batch import HostBatch, HostGroup
+from trio_ray.precompute.host_memory import HostMemory
+from trio_ray.precompute.stored_batch import StoredBatch
+from trio_ray.precompute.storing_messages import pack_batch, unpack_batch
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted programs are slow, and that a frame has many blocks is what matters."""
+    if INTERPRETED:
+        monkeypatch.setattr(frames, "BLOCK", 4096)
+
+
+LARGEST = frames.BLOCK
+MAGIC = bytes.fromhex("28b52ffd")
+
+KINDS = {
+    "bell": lambda random, count: random.normal(127, 6, count).round().clip(0, 254),
+    "wide": lambda random, count: random.normal(127, 30, count).round().clip(0, 254),
+    "noise": lambda random, count: random.integers(0, 256, count),
+    "rare": lambda random, count: np.where(random.random(count) < 0.9, 121, random.integers(0, 243, count)),
+    "one": lambda random, count: np.full(count, 7),
+}
+
+
+def made(runs: Sequence[Sequence[int]], kinds: Sequence[str], seed: int = 0) -> Tensor:
+    """Bytes of samples whose stretches are of these kinds."""
+    random = np.random.default_rng(seed)
+    parts = [KINDS[kind](random, count) for own in runs for count, kind in zip(own, kinds, strict=True)]
+    return torch.from_numpy(np.concatenate(parts).astype(np.uint8))
+
+
+def pieces(runs: Sequence[Sequence[int]]) -> tuple[list[int], Sequence[Sequence[int]]]:
+    """What `frames` is told of bytes in such stretches."""
+    return [sum(own) for own in runs], runs
+
+
+def check(made_frames: Frames, data: Tensor, runs: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """That each sample's bytes come back; its bytes, and those of its frame."""
+    cut_up = data.split(pieces(runs)[0])
+    stored = made_frames.copied(Tensor.cpu).split()
+    for piece, own in zip(cut_up, stored, strict=True):
+        assert len(own) <= len(piece)
+        assert torch.equal(expand(own, torch.uint8, (len(piece),)), piece)
+    return [(len(piece), len(own)) for piece, own in zip(cut_up, stored, strict=True)]
+
+
+@on_devices
+@pytest.mark.parametrize("scale", [1, pytest.param(40, marks=pytest.mark.skipif(INTERPRETED, reason="is slow there"))])
+@pytest.mark.parametrize(
+    ("runs", "kinds"),
+    [
+        ([[5000, 3000], [9000, 100], [0, 0], [4096, 4097]], ("bell", "rare")),
+        ([[20000, 0, 500], [300, 200, 256]], ("bell", "noise", "rare")),
+        ([[5000, 3000], [3, 0], [0, 1]], ("noise", "bell")),
+        ([[700], [1], [0]], ("one",)),
+        ([[255], [256], [257], [4095]], ("bell",)),
+    ],
+)
+def test_frames_hold_what_they_were_made_of(
+    runs: list[list[int]], kinds: tuple[str, ...], scale: int, device: str
+) -> None:
+    runs = [[scale * count for count in own] for own in runs]
+    data, maker = made(runs, kinds), FrameMaker()
+    check(maker.frames("first", data.to(device), *pieces(runs)), data, runs)
+    # The next batch is coded by the same tables, and holds bytes that they were not made for.
+    other = made(runs[::-1], kinds, seed=1).flip(0)
+    backwards = [own[::-1] for own in runs]
+    check(maker.frames("first", other.to(device), *pieces(backwards)), other, backwards)
+
+
+@on_devices
+def test_what_no_code_makes_smaller_is_stored_as_it_is(device: str) -> None:
+    runs = [[6000], [9000]]
+    data = made(runs, ("noise",))
+    sizes = check(FrameMaker().frames("noise", data.to(device), *pieces(runs)), data, runs)
+    assert all(stored == plain for plain, stored in sizes)
+
+
+@on_devices
+def test_codes_take_little_more_than_the_bytes_entropy(device: str) -> None:
+    runs = [[30000, 30000]] * 2
+    data = made(runs, ("bell", "wide"))
+    sizes = check(FrameMaker().frames("both", data.to(device), *pieces(runs)), data, runs)
+    stretches = data.view(2, 2, 30000).transpose(0, 1).reshape(2, -1)
+    shares = torch.stack([torch.bincount(own, minlength=256) for own in stretches]) / 60000
+    entropy = float(-(shares * shares.clamp_min(1e-9).log2()).sum()) * 60000 / 8
+    stored = sum(stored for _, stored in sizes)
+    assert entropy < stored < 1.1 * entropy
+
+
+@on_devices
+@pytest.mark.parametrize("over", [0, 1, 300])
+def test_blocks_of_the_largest_size_are_read(over: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "BLOCK", LARGEST)
+    runs = [[LARGEST + over]]
+    data = made(runs, ("bell",))
+    (sizes,) = check(FrameMaker().frames("large", data.to(device), *pieces(runs)), data, runs)
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+@on_devices
+def test_tables_follow_a_corpus_that_changes(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made of the first batch, the second, the fourth and so on, and at least so often."""
+    monkeypatch.setattr(frames, "BATCHES_A_TABLE", 7)
+    runs, maker = [[8000]], FrameMaker()
+    bell, rare = made(runs, ("bell",)), made(runs, ("rare",))
+    sizes = [
+        check(maker.frames("all", data.to(device), *pieces(runs)), data, runs)[0][1]
+        for data in (bell, bell, rare, rare, bell, bell, bell)
+    ]
+    assert sizes[3] < 0.8 * sizes[2], "the fourth batch made new tables"
+    assert sizes[4] == sizes[5] > 1.05 * sizes[6] == 1.05 * sizes[0], "and the seventh"
+
+
+@on_devices
+def test_a_run_that_earlier_batches_lacked_gets_its_table_at_once(device: str) -> None:
+    maker, kinds, wanted = FrameMaker(), ("bell", "rare"), [[4000, 16000]]
+    for runs in ([[20000, 100]], [[20000, 0]]):
+        data = made(runs, kinds)
+        check(maker.frames("text", data.to(device), *pieces(runs)), data, runs)
+    data = made(wanted, kinds)
+    late, fresh = (
+        check(each.frames("text", data.to(device), *pieces(wanted)), data, wanted) for each in (maker, FrameMaker())
+    )
+    assert late == fresh
+
+
+@on_devices
+def test_wide_elements_become_planes_of_bytes_and_what_is_empty_stays(device: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn((1200, 2, 4), generator=random).bfloat16()
+    coded = CodedSegments(
+        {"states": states.to(device), "none": torch.empty((0, 4), dtype=torch.uint8)},
+        {"states": (700, 500), "none": (0, 0)},
+    )
+    framed = coded.framed(FrameMaker(), "0")
+    assert set(framed.tensors) == {"none"}
+    assert set(framed.frames) == {"states"}
+    assert [set(own) for own in framed.split()] == [{"none"}] * 2
+    stored = framed.frames["states"].copied(Tensor.cpu).split()
+    for own, piece in zip(stored, states.split([700, 500]), strict=True):
+        assert torch.equal(expand(own, torch.bfloat16, tuple(piece.shape)), piece)
+        assert len(own) < 0.85 * piece.numel() * 2, "the plane of signs and exponents shrinks"
+
+
+@on_devices
+@pytest.mark.parametrize("choice", ["raw", "fp8", "mixed", "transform"])
+def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) -> None:
+    prefix = random_prefix(rows=(90, 60, 50))
+    if choice == "transform":
+        codec: Codec = Transform(TransformSpec(basis="0" * 32), make_basis(0.01))
+        drawn = [segment.split()[0] for segment in make_segments(1, seed=2)]
+        made_up = tuple(replace(own, position=torch.arange(own.rows, dtype=torch.int32)) for own in drawn)
+        prefix = replace(prefix, segments=made_up, kept=prefix.kept[:1])
+    else:
+        codec = codec_of(CODECS[choice])
+    batch = PrefixBatch.of([prefix.on_device(torch.device(device))] * 3)
+    without, framed = (code_batch(batch, codec, maker).on_host(new_memory) for maker in (None, FrameMaker()))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    assert all(segment.frames for segment in framed.segments)
+    assert not any(segment.frames for segment in without.segments)
+    own = [tensor for sample in framed.split() for segment in sample.frames for tensor in segment.values()]
+    worth_it = any(bytes(tensor[:4].tolist()) == MAGIC for tensor in own)
+    assert worth_it or choice == "transform", "whose few rows here are shorter than a table's description"
+    for plain, own in zip(without.split(), framed.split(), strict=True):
+        truth, read = (
+            read_container(bytes(write_container(coded, codec.settings, KEY, FINGERPRINT)), codec, key=KEY)
+            for coded in (plain, own)
+        )
+        assert_same(read, truth)
+
+
+def test_blocks_cover_every_stretch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "BLOCK", 1000)
+    blocks = cut(np.array([[2500, 0, 300], [100, 999, 1001]]), torch.device("cpu"))
+    assert blocks.start.tolist() == [0, 1000, 2000, 2500, 2800, 2900, 3899, 4899]
+    assert blocks.length.tolist() == [1000, 1000, 500, 300, 100, 999, 1000, 1]
+    assert blocks.table.tolist() == [0, 0, 0, 2, -1, 1, 2, 2]
+    assert blocks.sample.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert blocks.first.tolist() == [0, 4, 8]
+    assert blocks.pieces.tolist() == [2800, 2100]
+
+
+@on_devices
+def test_frames_come_through_the_memory_that_a_storing_process_shares(device: str) -> None:
+    codec = codec_of("fp8")
+    prefix = random_prefix(rows=(90, 60, 50)).on_device(torch.device(device))
+    coded = code_batch(PrefixBatch.of([prefix] * 3), codec, FrameMaker())
+    memory = HostMemory(pinned=device == "cuda")
+    lease = memory.lease(1 << 20)
+    stored = StoredBatch(coded, torch.ones(3, dtype=torch.bool, device=device)).on_host(lease.allocate)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    sent = HostBatch([], [HostGroup(stored, 1.0, lease.block)])
+    got = unpack_batch(pack_batch(sent), {lease.block.number: lease.block})
+    here, there = (
+        [bytes(write_container(sample.coded, codec.settings, KEY, FINGERPRINT)) for sample in batch.split()]
+        for batch in (stored, got.groups[0].batch)
+    )
+    assert here == there
+    assert any(MAGIC in container for container in here)
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_frames_at_the_level_that_is_the_default() -> None:
+    device = torch.device("cuda")
+    assert frame_maker(parse_spec("int4"), device) is not None
+    assert frame_maker(parse_spec({"name": "int4", "zstd": 2}), device) is None
+    assert frame_maker(parse_spec({"name": "int4", "zstd": 0}), device) is None
+
+
+def test_without_a_gpu_the_host_does_the_lossless_stage() -> None:
+    assert frame_maker(parse_spec("int4"), torch.device("cpu")) is None

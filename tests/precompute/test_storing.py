@@ -1,0 +1,160 @@
+"""Storing in another process stores what storing here does, and its death costs a shard's attempt, never a sample."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.corpora import sample, samples, write_tar
+from tests.precompute.runs import account, job_config, make_runner, part_reports, run_here, storing_order
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.config import JobConfig
+from trio_ray.errors import StoreError
+from trio_ray.model.replica import Replica
+from trio_ray.precompute.host_memory import HostMemory
+from trio_ray.precompute.plan import JobPlan, plan_job
+from trio_ray.precompute.shard_run import ShardRunner
+from trio_ray.precompute.shard_writer import ShardSink
+from trio_ray.precompute.storing import StoringProcesses, StoringProcessLost
+from trio_ray.source.sample import Shard
+from trio_ray.store.verify import verify
+
+
+class Elsewhere:
+    """A runner whose shards are stored by other processes."""
+
+    def __init__(self, config: JobConfig, replica: Replica) -> None:
+        self.plan: JobPlan = plan_job(config, with_gpu=False)
+        self.memory = HostMemory(pinned=False)
+        self.processes = StoringProcesses(storing_order(config, self.plan), self.memory, 1)
+        here = make_runner(config, replica, self.plan)
+        self.runner: ShardRunner = replace(
+            here, stage=replace(here.stage, memory=self.memory), open_sink=self.processes.open
+        )
+
+    def run(self, number: int) -> int:
+        """Samples that a shard's run stored."""
+        task = self.plan.tasks[number]
+        return sum(report.stored for report in part_reports(self.runner.run(task.shard, task.committed)))
+
+    def process_numbers(self) -> list[int]:
+        return [process._running.pid for process in self.processes._idle]
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Elsewhere]]:
+    """Ends the processes of what a test puts in."""
+    made: list[Elsewhere] = []
+    yield made
+    for elsewhere in made:
+        elsewhere.processes.close()
+
+
+def lasting(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what no two runs have in common: times, and the names of an attempt's files."""
+    return {name: row[name] for name in row if not name.endswith(("_ms", "_tar", "_object", "_uri"))}
+
+
+def config_of(tmp_path: Path, model: Path, name: str, **settings: object) -> JobConfig:
+    tars = [str(tmp_path / f"{letter}.tar") for letter in "abc"]
+    for number, tar in enumerate(tars):
+        mixed = [*samples(9), sample(50 + number, png=b"")]
+        write_tar(Path(tar), mixed)
+    return job_config(model, tars, tmp_path / name, pipeline__token_budget=400, **settings)
+
+
+def test_storing_yields_to_the_replica_where_cores_are_short(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere]
+) -> None:
+    elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
+    opened.append(elsewhere)
+    elsewhere.run(0)
+    (process,) = elsewhere.process_numbers()
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, process) > ours or ours == 19
+
+
+@pytest.mark.parametrize(
+    "settings", [{"cache__codec": "int4"}, {"cache__level": "embeds", "cache__targets": "top_k"}], ids=["kv", "embeds"]
+)
+def test_what_is_stored_is_what_is_stored_here_by_one_process_shard_after_shard(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere], settings: dict[str, str]
+) -> None:
+    here, there = (config_of(tmp_path, tiny_model, name, **settings) for name in ("here", "there"))
+    run_here(here, llama)
+    elsewhere = Elsewhere(there, llama)
+    opened.append(elsewhere)
+    (process,) = elsewhere.process_numbers()
+    assert [elsewhere.run(number) for number in range(3)] == [9, 9, 9]
+    assert elsewhere.process_numbers() == [process]
+    assert verify(elsewhere.plan.store, 1).ok
+    assert account(elsewhere.plan.store) == account(plan_job(here, with_gpu=False).store)
+    ours, theirs = (PrunedCache(str(config.output)).rows_at(range(27)) for config in (here, there))
+    assert list(map(lasting, ours)) == list(map(lasting, theirs))
+
+
+def test_a_process_that_is_killed_fails_the_shard_by_name_and_the_next_one_gets_another(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere]
+) -> None:
+    elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
+    opened.append(elsewhere)
+    (process,) = elsewhere.process_numbers()
+
+    def open_and_kill(shard: Shard) -> ShardSink:
+        sink = elsewhere.processes.open(shard)
+        os.kill(process, signal.SIGKILL)
+        return sink
+
+    shard = elsewhere.plan.tasks[0].shard
+    with pytest.raises(StoringProcessLost, match=r"cache.*-9") as caught:
+        list(replace(elsewhere.runner, open_sink=open_and_kill).run(shard, frozenset()))
+    assert isinstance(caught.value, StoreError)
+    assert elsewhere.memory.alive == {block.number for block in elsewhere.memory._free}  # nothing is lent any more
+    assert [elsewhere.run(number) for number in range(3)] == [9, 9, 9]
+    assert len(account(elsewhere.plan.store).stored) == 27
+    assert process not in elsewhere.process_numbers()
+
+
+def test_what_the_store_refuses_is_raised_here_as_the_same_error(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere]
+) -> None:
+    elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
+    opened.append(elsewhere)
+    (tmp_path / "cache" / "data").write_bytes(b"a file where a folder has to be")
+    with pytest.raises(StoreError, match="data") as caught:
+        elsewhere.run(0)
+    assert not isinstance(caught.value, StoringProcessLost)
+    (tmp_path / "cache" / "data").unlink()
+    assert elsewhere.run(0) == 9  # the process lives on
+
+
+def test_processes_end_with_the_replica(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere]
+) -> None:
+    elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
+    (process,) = elsewhere.processes._idle
+    elsewhere.processes.close()
+    assert process._running.returncode == 0
+
+
+def test_blocks_are_used_again_and_replaced_by_larger_ones() -> None:
+    memory = HostMemory(pinned=False)
+    small = memory.lease(1000)
+    tensor = small.allocate((3, 5), torch.int32).fill_(7)
+    assert small.allocate((2,), torch.uint8).data_ptr() - tensor.data_ptr() == 64
+    small.release()
+    again = memory.lease(500)
+    assert again.block is small.block
+    other = memory.lease(500)
+    assert other.block is not again.block
+    again.release()
+    large = memory.lease(3 << 20)
+    assert again.block.number not in memory.alive
+    assert memory.alive == {other.block.number, large.block.number}

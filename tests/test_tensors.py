@@ -1,0 +1,30 @@
+"""Many tensors reach a device as they were, whatever their dtypes and sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trio_ray.tensors import move_joined, move_together
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_runs_arrive_joined_and_as_they_were(device: str) -> None:
+    runs = [
+        [torch.arange(3, dtype=torch.int64), torch.arange(7)],
+        [torch.tensor([True, False, True])],
+        [torch.randn(2, 3, 5).bfloat16(), torch.randn(0, 3, 5).bfloat16(), torch.randn(1, 3, 5).bfloat16()],
+        [torch.empty(0, 4, dtype=torch.int32)],
+        [torch.randn(6, 4).half()[:, 1:3], torch.randn(1, 2).half()],
+        [torch.arange(9, dtype=torch.uint8)],
+    ]
+    for ours, run in zip(move_joined(runs, torch.device(device)), runs, strict=True):
+        assert ours.device.type == device
+        assert torch.equal(ours.cpu(), torch.cat(run))
+    alone = [run[0] for run in runs]
+    for ours, tensor in zip(move_together(alone, torch.device(device)), alone, strict=True):
+        assert torch.equal(ours.cpu(), tensor)
+
+
+def test_nothing_to_move_is_nothing() -> None:
+    assert move_joined([], torch.device("cpu")) == []

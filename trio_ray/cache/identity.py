@@ -1,0 +1,115 @@
+"""The cache identity: everything that decides what a stored prefix is, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trio_ray.config import JobConfig
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.codecs.registry import make_codec
+from trio_ray.kv.container import CONTAINER_VERSION
+from trio_ray.method.schedule import Schedule
+from trio_ray.method.visionzip import VisionZip
+from trio_ray.model.known import KnownMethod
+from trio_ray.model.loading import model_fingerprint
+from trio_ray.model.replica import make_selector, make_zipper
+from trio_ray.store.bases import read_basis
+from trio_ray.store.objects import ObjectStore
+
+
+def build_identity(
+    config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule, codec: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The identity of the cache that a job writes.
+
+    It holds contents, not names: a model that moves to another folder keeps it. How the work is spread, and the
+    attention kernel, are no part of it.
+
+    Args:
+        config: the job.
+        folder: the model's folder.
+        dtype: the replicas' arithmetic, which is also the type of raw keys and values.
+        schedule: the solved budget.
+        codec: all its parameters, a calibrated basis named by its hash; None where no keys and values are stored, or
+            where it is still to be chosen (`with_codec`).
+    """
+    zipper = make_zipper(config.method)
+    return {
+        "container_version": CONTAINER_VERSION,
+        "model": {
+            **model_fingerprint(folder),
+            "dtype": str(dtype).removeprefix("torch."),
+            "matmul": config.model.matmul,
+        },
+        "prompt": config.prompt.model_dump(mode="json"),
+        "method": {
+            "selector": config.method.selector,
+            "selector_settings": make_selector(config.method).settings,
+            "encoder": config.method.encoder,
+            "encoder_settings": None if zipper is None else asdict(zipper),
+            "layers": schedule.layers,
+            "prune_points": list(schedule.prune_points),
+            "retention": schedule.retention,
+            "tokens": schedule.tokens,
+            "keep": None if schedule.keep is None else list(schedule.keep),
+            "weights": None if schedule.keep is not None else list(schedule.weights),
+        },
+        "cache": {
+            "level": config.cache.level,
+            "scope": config.cache.scope,
+            "instruction": config.cache.selected_under,
+            "targets": config.cache.targets,
+            "codec": None if codec is None else dict(codec),
+            "top_k": config.cache.top_k,
+        },
+        "source": config.source.model_dump(mode="json", exclude={"image_root"}),
+    }
+
+
+def with_codec(identity: Mapping[str, Any], codec: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same identity with this codec."""
+    return {**identity, "cache": {**identity["cache"], "codec": None if codec is None else dict(codec)}}
+
+
+def codec_of(identity: dict[str, Any], store: ObjectStore) -> Codec | None:
+    """The codec of the cache in `store`, with its calibrated basis where it has one; None for a cache without keys and
+    values (`cache.level`).
+
+    Raises:
+        CodecError: this version does not know it.
+        StoreError: the basis cannot be read, or is not as it was written.
+    """
+    spec = identity["cache"]["codec"]
+    return None if spec is None else make_codec(spec, lambda digest: read_basis(store, digest))
+
+
+def schedule_of(identity: dict[str, Any]) -> Schedule:
+    """The schedule that a cache was made with."""
+    method = identity["method"]
+    return Schedule(
+        layers=method["layers"],
+        prune_points=tuple(method["prune_points"]),
+        retention=method["retention"],
+        tokens=method["tokens"],
+        keep=None if method["keep"] is None else tuple(method["keep"]),
+        weights=tuple(method["weights"] or ()),
+    )
+
+
+def known_method_of(identity: dict[str, Any]) -> KnownMethod:
+    """How the prefixes of a cache came about, for prefilling its samples again with the tokens that they kept."""
+    method, cache = identity["method"], identity["cache"]
+    zipper = method["encoder_settings"]
+    return KnownMethod(
+        prune_points=tuple(method["prune_points"]),
+        positions=method["selector_settings"]["positions"],
+        scope=cache["scope"],
+        instruction=cache["instruction"],
+        zipper=None if zipper is None else VisionZip(**zipper),
+        top_k=cache["top_k"],
+    )

@@ -1,8 +1,0 @@
-"""PyTorch datasets over a cache, and batches made ready on a device ahead of the model."""
-
-from trio_ray.datasets.batch import Batch, collate
-from trio_ray.datasets.prefetch import prefetch
-from trio_ray.datasets.prefix_dataset import PrefixDataset
-from trio_ray.datasets.prefix_stream import PrefixStream
-
-__all__ = ["Batch", "PrefixDataset", "PrefixStream", "collate", "prefetch"]

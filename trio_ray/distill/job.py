@@ -1,0 +1,111 @@
+"""A distillation from its configuration to its metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import xxhash
+
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.distill.config import DistillConfig
+from trio_ray.distill.group import run_group
+from trio_ray.distill.student import layer_numbers
+from trio_ray.distill.training import StepReport
+from trio_ray.distill.worker import WorkOrder
+from trio_ray.errors import ConfigError, StoreError
+from trio_ray.model.loading import model_fingerprint, model_folder, read_model_config
+from trio_ray.store.opening import open_store
+from trio_ray.store.record import canonical_json
+
+METRICS = "metrics.json"
+
+
+def run_distillation(
+    config: DistillConfig, on_step: Callable[[StepReport], None] = lambda report: None
+) -> dict[str, Any]:
+    """Train a student and store it; returns what `metrics.json` says. The same call again goes on where it stopped.
+
+    Below the output are `student/`, a model folder; `checkpoint.safetensors`; `losses.jsonl` and `metrics.json`.
+
+    Args:
+        config: the distillation.
+        on_step: told now and then what the latest step did.
+
+    Raises:
+        ConfigError: it cannot be run; nothing was loaded.
+        IdentityMismatch: the teacher is not the model that made a cache.
+        JobFailed: no workers can be started, or one of them died.
+        PrefixError: a sample is gone or damaged, and `on_bad` is 'error'.
+        StoreError: a cache or the output failed.
+    """
+    order = plan_distillation(config)
+    metrics = run_group(order, on_step)
+    open_store(config.output, config.s3).put(METRICS, json.dumps(metrics, indent=1).encode() + b"\n")
+    return metrics
+
+
+def plan_distillation(config: DistillConfig) -> WorkOrder:
+    """Check all that can be checked without loading a model; what the first worker is told. Raises as above."""
+    for name in ("cache", "output"):
+        if not getattr(config, name):
+            raise ConfigError(name, "is missing; give a folder or s3://bucket/prefix")
+    if config.workers.count > config.training.batch_size:
+        raise ConfigError("workers.count", f"{config.workers.count} share batches of {config.training.batch_size}")
+    folder = model_folder(config.teacher)
+    layer_numbers(config.student, read_model_config(folder).get_text_config().num_hidden_layers)
+    cache = _embeds_cache(config, "cache", config.cache)
+    cache.check_model(folder, cache.dataset.identity["model"]["dtype"])
+    if not len(cache):
+        raise ConfigError("cache", f"{config.cache} holds no sample")
+    prefixes = _prefix_cache(config, cache)
+    if prefixes is not None:
+        prefixes.check_model(folder, prefixes.dataset.identity["model"]["dtype"])
+    if config.test.cache is not None:
+        _embeds_cache(config, "test.cache", config.test.cache)
+    try:
+        open_store(config.output, config.s3).check_writable()
+    except StoreError as error:
+        raise ConfigError("output", str(error)) from None
+    return WorkOrder(config, _identity(config, cache, prefixes, model_fingerprint(folder)))
+
+
+def _embeds_cache(config: DistillConfig, field: str, uri: str) -> PrunedCache:
+    cache = PrunedCache(uri, config.s3)
+    if cache.level != "embeds":
+        raise ConfigError(field, f"{uri} stores {cache.level}; students read input embeddings (cache.level: embeds)")
+    if cache.method.scope != "prompt":
+        raise ConfigError(field, f"{uri} ends with the image; students read whole prompts (cache.scope: prompt)")
+    return cache
+
+
+def _prefix_cache(config: DistillConfig, cache: PrunedCache) -> PrunedCache | None:
+    if config.prefixes is None:
+        if cache.dataset.identity["cache"]["targets"] == "none":
+            raise ConfigError(
+                "cache", f"{config.cache} stores no targets: precompute with cache.targets: top_k, or set prefixes"
+            )
+        return None
+    prefixes = PrunedCache(config.prefixes, config.s3)
+    if prefixes.level != "kv" or prefixes.method.scope != "prompt":
+        raise ConfigError("prefixes", f"{config.prefixes} must be of level kv and scope prompt")
+    return prefixes
+
+
+def _identity(
+    config: DistillConfig, cache: PrunedCache, prefixes: PrunedCache | None, teacher: dict[str, str]
+) -> dict[str, Any]:
+    """What two runs must share for one to go on from the other's checkpoint."""
+    free = {"checkpoint_every", "log_every", "read_threads"}
+    samples = [[commit.shard.name, commit.part, commit.stored] for commit in cache.commits]
+    return {
+        "cache": cache.dataset.identity_hash,
+        "samples": xxhash.xxh3_128_hexdigest(canonical_json(samples)),
+        "prefixes": None if prefixes is None else prefixes.dataset.identity_hash,
+        "teacher": teacher,
+        "student": config.student.model_dump(mode="json"),
+        "loss": config.loss.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude=free),
+        "workers": config.workers.count,
+    }

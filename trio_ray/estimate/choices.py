@@ -1,0 +1,173 @@
+"""Whether it pays to store: each level and codec against recomputing, pruned and unpruned.
+
+For a sample, with b its stored bytes, B the bandwidth that a reading replica gets, f what is left to compute behind
+what was read (nothing but unpacking for kv), c what recomputing takes and p what precomputing took, all in seconds of a
+replica:
+
+    a use from the cache takes        b / B + f
+    it is slower than recomputing     below the break-even bandwidth  b / (c - f);  at any bandwidth where f >= c
+    precomputing has paid             from  p / (c - b / B - f)  uses on
+
+With prices, a use costs its seconds and one GET, recomputing its seconds, and the cache its precomputing and storage:
+uses to break even in money = (p's $ + storage $ + its share of the writes' $) / (recomputing's $ - a use's $).
+
+In favour of recomputing, reading and decoding the input again counts nothing; a replica is taken to wait while it
+reads, where a loader that prefetches hides it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trio_ray.estimate.prices import Prices
+from trio_ray.estimate.sizes import Level, MemberSize
+from trio_ray.estimate.times import SampleTimes
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Against:
+    """The cache against recomputing in one way.
+
+    Attributes:
+        recompute_s: what a sample takes to compute again.
+        break_even_gb_per_s: bandwidth below which that is faster; None where it is faster at any bandwidth.
+        break_even_reuses: uses from which on precomputing has paid in time; None where it never does, or where no
+            bandwidth was given.
+        break_even_reuses_by_cost: the same in money; None likewise, or where a price is missing.
+    """
+
+    recompute_s: float
+    break_even_gb_per_s: float | None
+    break_even_reuses: float | None
+    break_even_reuses_by_cost: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A level, and for kv a codec.
+
+    Attributes:
+        level, codec: which; see `MemberSize`.
+        bytes_per_sample: what a use reads: the sample's member and its row.
+        total_bytes: of all samples.
+        source: whether sizes were `encoded` really, `computed` or `assumed`.
+        zstd_factor: see `MemberSize`.
+        read_s: at the given bandwidth; None without one.
+        finish_s: what is left to compute behind it.
+        pruned, unpruned: against recomputing so.
+    """
+
+    level: Level
+    codec: str | None
+    bytes_per_sample: float
+    total_bytes: float
+    source: Literal["encoded", "computed", "assumed"]
+    zstd_factor: float
+    read_s: float | None
+    finish_s: float
+    pruned: Against
+    unpruned: Against
+
+    @property
+    def name(self) -> str:
+        """`kv int4`, `embeds`."""
+        return self.level if self.codec is None else f"{self.level} {self.codec}"
+
+    @property
+    def use_s(self) -> float | None:
+        """Seconds of one use; None without a bandwidth."""
+        return None if self.read_s is None else self.read_s + self.finish_s
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all choices have in common.
+
+    Attributes:
+        times: of a sample.
+        samples: in all.
+        row_bytes: of a sample's row in its table.
+        bandwidth_gb_per_s: that one replica reads with; None if not given.
+        prices: of everything.
+        writes_per_sample: requests that storing a sample takes.
+    """
+
+    times: SampleTimes
+    samples: float
+    row_bytes: float
+    bandwidth_gb_per_s: float | None
+    prices: Prices
+    writes_per_sample: float
+
+    def choice(self, size: MemberSize, unpack_s: float = 0.0) -> Choice:
+        """Weigh one; `unpack_s` is what a replica spends on a prefix between its bytes and its keys and values."""
+        times = self.times
+        bytes_ = size.bytes + self.row_bytes
+        finish = {"kv": unpack_s, "embeds": times.embeds_s, "indices": times.known_s}[size.level]
+        read = None if self.bandwidth_gb_per_s is None else bytes_ / (GB * self.bandwidth_gb_per_s)
+        return Choice(
+            size.level, size.codec, bytes_, bytes_ * self.samples, size.source, size.zstd_factor, read, finish,
+            self._against(times.pruned_s, bytes_, read, finish, size.level),
+            self._against(times.unpruned_s, bytes_, read, finish, size.level),
+        )  # fmt: skip
+
+    def _against(self, recompute: float, bytes_: float, read: float | None, finish: float, level: Level) -> Against:
+        bandwidth = bytes_ / (GB * (recompute - finish)) if recompute > finish else None
+        reuses = by_cost = None
+        if read is not None and recompute > read + finish:
+            reuses = self.times.precompute_s / (recompute - read - finish)
+        if read is not None:
+            by_cost = self._by_cost(recompute, bytes_, read + finish, reads=0 if level == "indices" else 1)
+        return Against(recompute, bandwidth, reuses, by_cost)
+
+    def _by_cost(self, recompute: float, bytes_: float, use: float, reads: int) -> float | None:
+        prices = self.prices
+        once = (
+            prices.compute(self.times.precompute_s), prices.storage(bytes_),
+            prices.requests(self.writes_per_sample, 0),
+        )  # fmt: skip
+        saved = (prices.compute(recompute - use), prices.requests(0, reads))
+        if None in once or None in saved:
+            return None
+        gain = (saved[0] or 0.0) - (saved[1] or 0.0)
+        return sum(part or 0.0 for part in once) / gain if gain > 0 else None
+
+
+def verdict(choices: tuple[Choice, ...]) -> str:
+    """One plain sentence: the choice whose use is fastest, or that recomputing is cheaper."""
+    timed = [(choice.use_s, choice) for choice in choices if choice.use_s is not None]
+    if not timed:
+        least = min(choices, key=lambda c: c.pruned.break_even_gb_per_s or float("inf"))
+        if least.pruned.break_even_gb_per_s is None:
+            return "recompute: at any bandwidth a pruned prefill takes no longer than what a stored prefix leaves to do"
+        return (
+            f"store {least.name} where a replica reads more than {least.pruned.break_even_gb_per_s:.3g} GB/s, else "
+            "recompute; give --bandwidth for an answer"
+        )
+    use, best = min(timed, key=lambda pair: pair[0])
+    pruned = best.pruned
+    if pruned.break_even_reuses is None:
+        return (
+            f"recompute: a pruned prefill takes {1e3 * pruned.recompute_s:.3g} ms, and even the fastest stored choice "
+            f"({best.name}) {1e3 * use:.3g} ms at this bandwidth"
+        )
+    sentence = (
+        f"store {best.name}: a use takes {1e3 * use:.3g} ms instead of {1e3 * pruned.recompute_s:.3g} ms pruned and "
+        f"{1e3 * best.unpruned.recompute_s:.3g} ms unpruned, and precomputing has paid from "
+        f"{pruned.break_even_reuses:.3g} uses on"
+    )
+    if pruned.break_even_reuses_by_cost is not None:
+        sentence += f" in time, {pruned.break_even_reuses_by_cost:.3g} in money"
+    kv = [choice for _, choice in timed if choice.level == "kv"]
+    if kv and all(choice.pruned.break_even_reuses is None for choice in kv):
+        sentence += "; do not store keys and values: recomputing them is faster than reading them at this bandwidth"
+    lossless = [(seconds, choice) for seconds, choice in timed if choice.codec in (None, "raw")]
+    if best.codec not in (None, "raw") and lossless:
+        seconds, exact = min(lossless, key=lambda pair: pair[0])
+        sentence += (
+            f"; the codec is lossy, and the fastest choice that is not ({exact.name}) takes {1e3 * seconds:.3g} ms"
+        )
+    return sentence

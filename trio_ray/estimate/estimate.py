@@ -1,0 +1,279 @@
+"""The whole estimate: what the job takes, and what its cache is worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trio_ray.config import JobConfig, codec_spec
+from trio_ray.estimate.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calibrated_here
+from trio_ray.estimate.choices import GB, Choice, Terms, verdict
+from trio_ray.estimate.draw import DrawnCorpus, draw_corpus
+from trio_ray.estimate.measured import Machine, Measurement
+from trio_ray.estimate.parts import QUARANTINE_TABLE_BYTES, PartShares
+from trio_ray.estimate.prices import Prices
+from trio_ray.estimate.probe import probe_shares
+from trio_ray.estimate.requests import RequestCount, count_requests
+from trio_ray.estimate.sizes import MemberSize, SizeModel
+from trio_ray.estimate.threads import threads_of_a_replica
+from trio_ray.estimate.times import SampleTimes, SampleWork, count_work
+from trio_ray.estimate.workload import Workload, make_preparer, prepare_workload
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.codecs.registry import make_codec
+from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.transform import Transform
+from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
+from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.precompute.part_size import PartSize
+from trio_ray.store.inputs import StoreOpener
+
+INDICES = MemberSize("indices", None, 0.0, 1.0, "encoded")
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a plan is asked for.
+
+    Attributes:
+        config: the job.
+        samples: to draw.
+        codecs: to weigh, by the name that they were asked for with.
+        flop_per_s: of the given GPU, as it is reached in practice; None measures this machine.
+        seconds: to measure for, at least.
+        replicas: that will work on the job.
+        bandwidth_gb_per_s: that one replica reads and writes the cache with; None if not known.
+        prices: of everything.
+    """
+
+    config: JobConfig
+    samples: int
+    codecs: Mapping[str, str | Mapping[str, Any]]
+    flop_per_s: float | None
+    seconds: float
+    replicas: int
+    bandwidth_gb_per_s: float | None
+    prices: Prices
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """The corpus. `samples` counts good and bad ones, exactly or as an estimate; means are over the drawn good ones."""
+
+    shards: int
+    unreadable_shards: int
+    input_bytes: int
+    drawn_samples: int
+    samples: int
+    samples_exact: bool
+    stored_samples: int
+    bad_share: float
+    bad_drawn: dict[str, int]
+    rows_per_sample: float
+    image_tokens_per_sample: float
+    encoded_images_per_sample: float
+    encoded_tiles_per_sample: float
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """What precomputing takes, as the job is configured.
+
+    Attributes:
+        bytes_per_sample: stored of a sample, its row and its share of the tar included.
+        total_bytes: of the whole cache: tars, tables, records.
+        parts: of the output.
+        requests: of the object stores.
+        gpu_hours: of all replicas together, while there is work: the model, or the upload at the given bandwidth.
+        wall_s: on `replicas` replicas, loading included where it was measured; without Ray's start.
+        replicas: that work; never more than shards.
+        compute_cost, storage_cost, request_cost: $; None where no price was given. Storage for `Prices.months`.
+    """
+
+    level: str
+    codec: str | None
+    bytes_per_sample: float
+    total_bytes: int
+    tar_bytes: int
+    parts: int
+    requests: RequestCount
+    gpu_hours: float
+    wall_s: float
+    replicas: int
+    compute_cost: float | None
+    storage_cost: float | None
+    request_cost: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan: what was given or measured, what follows, and in one sentence what to do. JSON: schemas of its parts.
+
+    `work` counts FLOP for one sample; `times` are seconds of one replica for one sample. `codec_note` says what stands
+    for a codec that the job will choose itself.
+    """
+
+    corpus: CorpusFacts
+    work: SampleWork
+    times: SampleTimes
+    job: JobCost
+    bandwidth_gb_per_s: float | None
+    prices: Prices
+    choices: tuple[Choice, ...]
+    verdict: str
+    codec_note: str | None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What storing takes, however it became known. `job` is the job's own level and codec."""
+
+    job: MemberSize
+    choices: tuple[MemberSize, ...]
+    unpack_s: Mapping[str, float]
+    shares: PartShares
+
+
+def make_plan(settings: PlanSettings, on_step: Callable[[str], None] = lambda what: None) -> Plan:
+    """Estimate a job and weigh its cache.
+
+    Raises:
+        ConfigError: model, method or input cannot work; names the field. Nothing is written in any case.
+        CodecError: a codec that is not known, or whose basis cannot be read.
+    """
+    config = settings.config
+    folder = model_folder(config.model)
+    model_config = read_model_config(folder)
+    schedule = make_schedule(config.method, model_config.get_text_config().num_hidden_layers)
+    on_step("reading a sample of the corpus")
+    corpus = draw_corpus(config, settings.samples)
+    workload = prepare_workload(corpus.runs, make_preparer(config, folder))
+    work = count_work(model_config, workload, schedule, len(getattr(make_selector(config.method), "supervised", ())))
+    facts = _facts(corpus, workload)
+    codecs = {name: _codec(choice, config) for name, choice in settings.codecs.items()}
+    if settings.flop_per_s is None:
+        replica, load_s = _load(config, on_step)
+        dtype = replica.dtype
+        own = _own_codec(config, lambda: calibrated_here(config, replica, workload))
+        if isinstance(own.codec, Transform):
+            codecs.setdefault(_own_name(config), own.codec)
+        machine = Machine(config, replica, schedule, own.codec, load_s)
+        with threads_of_a_replica(config.pipeline):
+            measured = machine.measure(corpus, workload, codecs, settings.seconds, on_step)
+        model = SizeModel(config, model_config, schedule, dtype, workload)
+        times, sizes = measured.times, _measured_sizes(config, measured, model)
+    else:
+        on_step("computing sizes")
+        dtype = resolve_dtype(config.model.dtype, torch.device("cuda"))
+        model = SizeModel(config, model_config, schedule, dtype, workload)
+        own = _own_codec(config, lambda: assumed(config, facts.stored_samples))
+        times, sizes = work.times(settings.flop_per_s), _computed_sizes(config, codecs, own.codec, model)
+    part = PartSize(config, schedule, model_config, dtype)
+    size = part.samples_made_smaller(own.times_smaller) if own.times_smaller else part.samples(own.codec)
+    job = _job_cost(settings, corpus, facts, times, sizes, size)
+    writes = job.requests.writes / max(1, facts.stored_samples)
+    terms = Terms(times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices, writes)
+    choices = tuple(terms.choice(item, sizes.unpack_s.get(item.codec or "", 0.0)) for item in sizes.choices)
+    return Plan(
+        facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, verdict(choices), own.note
+    )  # fmt: skip
+
+
+def _load(config: JobConfig, on_step: Callable[[str], None]) -> tuple[Replica, float]:
+    on_step("loading the model")
+    started = time.perf_counter()
+    return Replica.load(config.model, config.prompt), time.perf_counter() - started
+
+
+def _codec(choice: str | Mapping[str, Any], config: JobConfig) -> Codec:
+    """A codec; the basis of a calibrated one is read from where the settings say that it lies."""
+    opener = StoreOpener(config.s3)
+    return make_codec(full_spec(choice), lambda place: opener.read(place))
+
+
+def _own_codec(config: JobConfig, auto: Callable[[], OwnCodec]) -> OwnCodec:
+    """The job's codec; None where it stores no keys and values, or where `auto` only assumes one."""
+    if config.cache.level != "kv":
+        return OwnCodec(None, None)
+    return auto() if config.cache.chooses_codec else OwnCodec(_codec(codec_spec(config.cache), config), None)
+
+
+def _own_name(config: JobConfig) -> str:
+    codec = config.cache.codec
+    return codec if isinstance(codec, str) else str(codec["name"])
+
+
+def _measured_sizes(config: JobConfig, measured: Measurement, model: SizeModel) -> _Sizes:
+    name = _own_name(config) if config.cache.level == "kv" else None
+    own = MemberSize(config.cache.level, name, measured.member_bytes, 1.0, "encoded")
+    choices = (INDICES, model.embeds(), *measured.sizes)
+    return _Sizes(own, choices, measured.unpack_s, measured.shares)
+
+
+def _computed_sizes(
+    config: JobConfig, codecs: Mapping[str, Codec], own_codec: Codec | None, model: SizeModel
+) -> _Sizes:
+    choices = (INDICES, model.embeds(), *(model.kv(name, codec) for name, codec in codecs.items()))
+    if own_codec is not None:
+        own = model.kv(_own_name(config), own_codec)
+    elif config.cache.level == "kv":
+        own = model.assumed(_own_name(config), ASSUMED_RATIO)
+        choices = (*choices, own)
+    else:
+        own = next(choice for choice in choices if choice.level == config.cache.level)
+    return _Sizes(own, choices, {}, probe_shares(model, own))
+
+
+def _facts(corpus: DrawnCorpus, workload: Workload) -> CorpusFacts:
+    samples = round(sum(corpus.items))
+    return CorpusFacts(
+        shards=len(corpus.shards),
+        unreadable_shards=corpus.unreadable,
+        input_bytes=sum({shard.uri: shard.size for shard in corpus.shards}.values()),
+        drawn_samples=sum(map(len, corpus.runs)),
+        samples=samples,
+        samples_exact=corpus.exact,
+        stored_samples=round(samples * (1 - workload.bad_share)),
+        bad_share=workload.bad_share,
+        bad_drawn=workload.bad,
+        rows_per_sample=workload.rows,
+        image_tokens_per_sample=workload.image_tokens,
+        encoded_images_per_sample=workload.encoded_images,
+        encoded_tiles_per_sample=workload.encoded_tiles,
+    )
+
+
+def _job_cost(
+    settings: PlanSettings, corpus: DrawnCorpus, facts: CorpusFacts, times: SampleTimes, sizes: _Sizes, size: int
+) -> JobCost:
+    prices, own = settings.prices, sizes.job
+    stored = facts.stored_samples
+    parts = sum(max(1, math.ceil(items / size)) for items in corpus.items)
+    per_part = facts.samples / parts
+    bad_parts = parts * (1 - (1 - facts.bad_share) ** per_part)
+    total = stored * (own.bytes + sizes.shares.row) + parts * sizes.shares.part + bad_parts * QUARANTINE_TABLE_BYTES
+    images = stored * facts.encoded_images_per_sample if any(s.format == "jsonl" for s in corpus.shards) else 0.0
+    requests = count_requests(settings.config, corpus.shards, parts, bad_parts, own.bytes * stored / parts, images)
+    bandwidth = settings.bandwidth_gb_per_s
+    upload_s = 0.0 if bandwidth is None else total / (GB * bandwidth)
+    seconds = max(stored * times.precompute_s, upload_s)
+    replicas = min(settings.replicas, len(corpus.shards))
+    return JobCost(
+        level=own.level,
+        codec=own.codec,
+        bytes_per_sample=total / max(1, stored),
+        total_bytes=round(total),
+        tar_bytes=round(own.bytes * stored),
+        parts=parts,
+        requests=requests,
+        gpu_hours=seconds / 3600,
+        wall_s=seconds / replicas + (times.load_s or 0.0),
+        replicas=replicas,
+        compute_cost=prices.compute(seconds),
+        storage_cost=prices.storage(total),
+        request_cost=prices.requests(requests.writes, requests.reads),
+    )

@@ -1,0 +1,119 @@
+"""A plan in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trio_ray.estimate.choices import Against, Choice
+from trio_ray.estimate.compare import Comparison
+from trio_ray.estimate.estimate import Plan
+
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def text(plan: Plan) -> str:
+    """The whole report, in Markdown, its last line the verdict."""
+    return "\n".join([*_corpus_lines(plan), *_job_lines(plan), "", *_choice_table(plan.choices), "", plan.verdict])
+
+
+def comparison_table(compared: Sequence[Comparison]) -> str:
+    """Predicted and actual side by side, in Markdown."""
+    lines = ["| | predicted | actual | error |", "|---|---|---|---|"]
+    for item in compared:
+        lines.append(
+            f"| {item.what} | {item.predicted:,.6g} {item.unit} | {item.actual:,.6g} {item.unit} | "
+            f"{100 * item.error:+.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def _corpus_lines(plan: Plan) -> list[str]:
+    corpus, times = plan.corpus, plan.times
+    count = f"{corpus.samples:,}" if corpus.samples_exact else f"about {corpus.samples:,}"
+    bad = ", ".join(f"{number} {reason}" for reason, number in corpus.bad_drawn.items())
+    lines = [
+        f"corpus: {count} samples in {corpus.shards} shards, {size(corpus.input_bytes)}; {corpus.drawn_samples} drawn: "
+        f"{corpus.rows_per_sample:.0f} rows, {corpus.image_tokens_per_sample:.0f} image tokens, "
+        f"{corpus.encoded_images_per_sample:.2f} images and {corpus.encoded_tiles_per_sample:.1f} tiles through the "
+        f"vision tower a sample; {100 * corpus.bad_share:.1f} % bad{f' ({bad})' if bad else ''}"
+    ]
+    if corpus.unreadable_shards:
+        lines.append(f"{corpus.unreadable_shards} shards cannot be read and are left out")
+    how = "measured here" if times.source == "measured" else "from counted FLOP and the given speed"
+    lines.append(
+        f"a sample, {how}: {1e3 * times.precompute_s:.3g} ms to precompute "
+        f"({1 / times.precompute_s:.3g} samples/s a replica), {1e3 * times.pruned_s:.3g} ms to recompute pruned, "
+        f"{1e3 * times.unpruned_s:.3g} ms unpruned; {plan.work.pruned / 1e12:.3g} and {plan.work.unpruned / 1e12:.3g} "
+        "TFLOP"
+    )
+    return lines
+
+
+def _job_lines(plan: Plan) -> list[str]:
+    job, prices = plan.job, plan.prices
+    stored = f"{job.level} {job.codec}" if job.codec else job.level
+    lines = [
+        f"job ({stored}): {plan.corpus.stored_samples:,} samples, {size(job.bytes_per_sample)} each, "
+        f"{size(job.total_bytes)} in {job.parts:,} parts; {job.gpu_hours:.3g} GPU-hours, {duration(job.wall_s)} on "
+        f"{job.replicas} replicas",
+        *([] if plan.codec_note is None else [f"codec: {plan.codec_note}"]),
+        f"requests: {job.requests.writes:,} PUT, POST and LIST, {job.requests.reads:,} GET and HEAD",
+    ]
+    costs = (
+        ("compute", job.compute_cost, ""),
+        ("storage", job.storage_cost, f" for {prices.months:g} months"),
+        ("requests", job.request_cost, ""),
+    )
+    known = [f"{name} ${cost:,.2f}{note}" for name, cost, note in costs if cost is not None]
+    missing = [name for name, cost, _ in costs if cost is None]
+    lines.append(
+        f"cost: {', '.join(known) or 'not reckoned'}" + (f" (no price given for {', '.join(missing)})" * bool(missing))
+    )
+    return lines
+
+
+def _choice_table(choices: Sequence[Choice]) -> list[str]:
+    lines = [
+        "| level, codec | a sample | in all | zstd | read | then compute | pruned: break-even | pays from | unpruned: "
+        "break-even | pays from |",
+        "|---" * 10 + "|",
+    ]
+    for choice in choices:
+        read = "" if choice.read_s is None else f"{1e3 * choice.read_s:.3g} ms"
+        lines.append(
+            f"| {choice.name} ({choice.source}) | {size(choice.bytes_per_sample)} | {size(choice.total_bytes)} | "
+            f"{choice.zstd_factor:.2f} | {read} | {1e3 * choice.finish_s:.3g} ms | "
+            f"{_against(choice.pruned, choice)} | {_against(choice.unpruned, choice)} |"
+        )
+    return lines
+
+
+def _against(against: Against, choice: Choice) -> str:
+    """Two cells: break-even bandwidth, and uses from which on precomputing pays (in time; in money)."""
+    if against.break_even_gb_per_s is None:
+        return "none: recompute | never"
+    if choice.read_s is None:
+        uses = ""
+    elif against.break_even_reuses is None:
+        uses = "never: recompute"
+    else:
+        uses = f"{against.break_even_reuses:.3g} uses"
+        if against.break_even_reuses_by_cost is not None:
+            uses += f", {against.break_even_reuses_by_cost:.3g} by cost"
+    return f"{against.break_even_gb_per_s:.3g} GB/s | {uses}"
+
+
+def size(count: float) -> str:
+    """Bytes in a unit that suits them."""
+    for unit, name in SIZES:
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them."""
+    for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,102 @@
+"""What the drawn samples mean for the model: rows, image tokens, and tiles that really pass the vision tower."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from trio_ray.config import JobConfig
+from trio_ray.errors import ConfigError
+from trio_ray.estimate.draw import Item
+from trio_ray.model.loading import load_processor, read_model_config
+from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
+from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.tiles import Tiler
+from trio_ray.source.sample import BadSample
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The drawn samples as the model gets them.
+
+    Attributes:
+        samples: the good ones, in the order of the corpus.
+        bad: how many are bad, by reason.
+        encoded_tiles: tiles that pass the vision tower for a sample, mean: an image that the sample before has too is
+            not encoded again.
+        encoded_images: the same in images.
+    """
+
+    samples: tuple[PreparedSample, ...]
+    bad: dict[str, int]
+    encoded_tiles: float
+    encoded_images: float
+
+    @property
+    def bad_share(self) -> float:
+        """Share of bad ones among all that were drawn."""
+        bad = sum(self.bad.values())
+        return bad / (bad + len(self.samples))
+
+    @property
+    def rows(self) -> float:
+        """Rows of the unpruned prompt, mean."""
+        return fmean(sample.rows for sample in self.samples)
+
+    @property
+    def image_tokens(self) -> float:
+        """Image tokens of a sample, mean."""
+        return fmean(sample.image_tokens for sample in self.samples)
+
+
+def make_preparer(config: JobConfig, folder: Path) -> SamplePreparer:
+    """The CPU side of a job's replicas, without loading the model's weights; true answers are left out.
+
+    Raises:
+        ConfigError: a model folder that cannot be used.
+        ModelError: an image processor that cannot be reproduced.
+    """
+    model = read_model_config(folder)
+    processor, image_processor = load_processor(folder)
+    text = model.get_text_config()
+    return SamplePreparer(
+        Tiler.from_processor(image_processor, model.vision_config.patch_size),
+        PromptWriter(processor, model.image_token_id, config.prompt.template),
+        model.image_token_id,
+        min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings),
+        config.source.max_pixels,
+        config.cache.selected_under,
+    )
+
+
+def prepare_workload(runs: Iterable[Sequence[Item]], preparer: SamplePreparer) -> Workload:
+    """Prepare what was drawn; a run begins with an image that is new.
+
+    Raises:
+        ConfigError: no sample of them is good; names `input` and the reasons.
+    """
+    samples: list[PreparedSample] = []
+    bad: Counter[str] = Counter()
+    encoded: list[list[PreparedImage]] = []
+    for run in runs:
+        before: set[str] = set()
+        for item in run:
+            outcome = preparer.prepare(item)
+            if isinstance(outcome, BadSample):
+                bad[outcome.reason.value] += 1
+                continue
+            samples.append(outcome)
+            encoded.append([image for image in outcome.images if image.hash not in before])
+            before = {image.hash for image in outcome.images}
+    if not samples:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+        raise ConfigError("input", f"not one of the samples that were drawn is good: {reasons}")
+    return Workload(
+        tuple(samples),
+        dict(bad.most_common()),
+        fmean(sum(len(image.tiles) for image in images) for images in encoded),
+        fmean(len(images) for images in encoded),
+    )

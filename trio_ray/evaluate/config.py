@@ -1,0 +1,79 @@
+"""The configuration of an evaluation from a cache (jobs/evaluate.py)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from trio_ray.config import ModelConfig, S3Config, Section
+from trio_ray.evaluate.scoring.scorers import ScorerName
+
+
+class QuestionsConfig(Section):
+    """How question files are read. What is not given is as the cache's own source settings have it."""
+
+    format: Literal["auto", "webdataset", "parquet", "jsonl"] | None = Field(
+        None, description="By default the cache's own source.format; 'auto' goes by the file's ending."
+    )
+    key_column: str | None = Field(None, description="Column or field of the key that the cache knows the question by.")
+    text_column: str | None = Field(None, description="Column or field of the question's text.")
+    answer_column: str | None = Field(None, description="Column or field of the true answer(s).")
+    category_column: str | None = Field(
+        None, description="Column or field that questions are grouped by; by default category, type, answer_type."
+    )
+    answer_as: Literal["auto", "letter", "index", "text"] = Field(
+        "auto",
+        description="What the true answer of a multiple-choice question is: the option's letter, its number from 0 "
+        "on, or its text. 'auto': a number is an index; text is a letter, else an option, else an index.",
+    )
+
+
+class AnsweringConfig(Section):
+    """How answers are decoded."""
+
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
+    batch_tokens: int = Field(
+        65536, ge=1, description="Prompt tokens (before pruning) of the prefixes decoded together, padding included."
+    )
+    read_threads: int = Field(8, ge=1, le=256, description="Range reads in flight ahead of the model.")
+
+
+class ReplicasConfig(Section):
+    """How the questions are spread over Ray actors, one model each."""
+
+    count: int = Field(1, ge=1, description="Replicas that the job asks the cluster for.")
+    gpus: float | None = Field(
+        None, ge=0.0, description="GPUs a replica reserves; by default 1 where the cluster has any, else 0."
+    )
+    cpus: float = Field(1.0, gt=0.0, description="CPUs a replica reserves.")
+    chunk_questions: int = Field(512, ge=1, description="Questions that a replica is given at a time.")
+    chunk_attempts: int = Field(3, ge=1, description="Times a chunk may kill its replica or fail before the job does.")
+    start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for the first replica.")
+
+
+class EvaluateConfig(Section):
+    """An evaluation job."""
+
+    cache: str = Field("", description="The cache: a local folder or s3://bucket/prefix.")
+    input: tuple[str, ...] = Field(
+        (),
+        description="Question files: paths or s3:// URIs, with globs and {a..b} ranges. None: all that the cache has.",
+    )
+    output: str = Field("", description="Where answers and metrics go: a local folder or s3://bucket/prefix.")
+    scorer: ScorerName = Field("exact", description="How answers are scored.")
+    on_missing: Literal["error", "skip"] = Field(
+        "error",
+        description="What becomes of a question that has no sound prefix: the job ends, or the question is counted "
+        "and left out of the scores.",
+    )
+    model: ModelConfig = ModelConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    answering: AnsweringConfig = AnsweringConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
+    s3: S3Config = S3Config()
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_uri_is_a_list_too(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value

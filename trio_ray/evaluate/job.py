@@ -1,0 +1,173 @@
+"""One evaluation: questions joined with a cache, answered by replicas on Ray, scored, written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cluster.session import ray_session
+from trio_ray.errors import ConfigError, StoreError
+from trio_ray.evaluate.answer_file import answer_line, unanswered_line
+from trio_ray.evaluate.config import EvaluateConfig
+from trio_ray.evaluate.decode import Decoded
+from trio_ray.evaluate.join import Answerable, Task, join, questions_of
+from trio_ray.evaluate.pool import AnswerPool
+from trio_ray.evaluate.question import NoAnswer, Unanswered
+from trio_ray.evaluate.question_files import question_source, read_questions
+from trio_ray.evaluate.scoring.scorers import scorer_named
+from trio_ray.evaluate.scoring.summary import ScoredAnswer, summarise
+from trio_ray.evaluate.stored_level import require_prefixes
+from trio_ray.model.loading import model_folder
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.opening import open_store
+
+ANSWERS, UNANSWERED, METRICS = "answers.jsonl", "unanswered.jsonl", "metrics.json"
+
+
+@dataclass
+class _Totals:
+    """What the chunks add up to."""
+
+    scored: list[ScoredAnswer] = field(default_factory=list)
+    answered: int = 0
+    read_bytes: int = 0
+    waited_s: float = 0.0
+    decoded_s: float = 0.0
+
+
+def run_evaluation(
+    config: EvaluateConfig, on_chunk: Callable[[int, int], None] = lambda done, all: None
+) -> dict[str, Any]:
+    """Answer and score; returns what `metrics.json` says.
+
+    Writes `answers.jsonl` in the questions' order, `unanswered.jsonl` and `metrics.json` below the output.
+
+    Args:
+        config: the evaluation.
+        on_chunk: told the number of questions done, and of all that can be answered.
+
+    Raises:
+        ConfigError: it cannot be run; nothing was loaded.
+        IdentityMismatch: the model is not the one that made the cache.
+        NoAnswer: a question has no sound prefix, and `on_missing` is 'error'.
+        JobFailed: no replica can be started, or a chunk keeps failing.
+        StoreError: the cache or the output failed.
+    """
+    started = time.monotonic()
+    config, cache = _open_cache(config)
+    questions = (
+        list(read_questions(config, question_source(cache.dataset.identity, config)))
+        if config.input
+        else questions_of(cache, config.scorer)
+    )
+    found, unanswered = join(questions, cache, config.scorer)
+    if not questions:
+        raise ConfigError("input", "holds no question")
+    if unanswered and config.on_missing == "error":
+        raise NoAnswer(unanswered[0], len(unanswered) - 1)
+    output = _open_output(config)
+    totals = _Totals()
+    session = ray_session(config.replicas.count * config.replicas.cpus) if found else nullcontext()
+    with session, output.writer(ANSWERS) as file:
+        for line in _answer(config, found, unanswered, totals, on_chunk):
+            file.write(line)
+    output.put(UNANSWERED, b"".join(map(unanswered_line, unanswered)))
+    metrics = _metrics(config, totals, unanswered, time.monotonic() - started)
+    output.put(METRICS, json.dumps(metrics, indent=1).encode() + b"\n")
+    return metrics
+
+
+def _open_cache(config: EvaluateConfig) -> tuple[EvaluateConfig, PrunedCache]:
+    """The cache, and the configuration with the arithmetic that made it."""
+    for name in ("cache", "output"):
+        if not getattr(config, name):
+            raise ConfigError(name, "is missing; give a folder or s3://bucket/prefix")
+    cache = PrunedCache(config.cache, config.s3)
+    require_prefixes(cache)
+    dtype = config.model.dtype if config.model.dtype != "auto" else cache.dataset.identity["model"]["dtype"]
+    cache.check_model(model_folder(config.model), dtype)
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}), cache
+
+
+def _open_output(config: EvaluateConfig) -> ObjectStore:
+    try:
+        store = open_store(config.output, config.s3)
+        store.check_writable()
+    except StoreError as error:
+        raise ConfigError("output", str(error)) from None
+    return store
+
+
+def _answer(
+    config: EvaluateConfig,
+    found: list[Answerable],
+    unanswered: list[Unanswered],
+    totals: _Totals,
+    on_chunk: Callable[[int, int], None],
+) -> Iterator[bytes]:
+    """The lines of the answer file, in the questions' order, while the chunks come in as they are done."""
+    size = config.replicas.chunk_questions
+    tasks = [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
+    chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    done = 0
+    with closing(AnswerPool(config).run(chunks)) as results:
+        for number, decoded in _in_order(results):
+            faults = [
+                Unanswered(found[task].question.question_id, found[task].question.key, fault.outcome, fault.detail)
+                for task, fault in sorted(decoded.faults.items())
+            ]
+            if faults and config.on_missing == "error":
+                raise NoAnswer(faults[0], len(faults) - 1)
+            unanswered += faults
+            yield from _lines(config, found, decoded, totals)
+            done += len(chunks[number])
+            on_chunk(done, len(tasks))
+
+
+def _in_order(results: Iterable[tuple[int, Decoded]]) -> Iterator[tuple[int, Decoded]]:
+    """Chunks by number: one that is done early waits for those before it."""
+    early: dict[int, Decoded] = {}
+    following = 0
+    for number, decoded in results:
+        early[number] = decoded
+        while following in early:
+            yield following, early.pop(following)
+            following += 1
+
+
+def _lines(config: EvaluateConfig, found: list[Answerable], decoded: Decoded, totals: _Totals) -> Iterator[bytes]:
+    scorer, model_id = scorer_named(config.scorer), PurePosixPath(config.model.name).name
+    totals.read_bytes += decoded.read_bytes
+    totals.waited_s += decoded.waited_s
+    totals.decoded_s += decoded.decoded_s
+    for number, answer in sorted(decoded.answers.items()):
+        question = found[number].question
+        metadata: dict[str, Any] = {}
+        if question.truth is not None:
+            score = scorer.score(answer, question.truth)
+            totals.scored.append(ScoredAnswer(answer, question.truth, score, question.category, found[number].image))
+            metadata = {"score": score}
+        totals.answered += 1
+        yield answer_line(question, answer, model_id, metadata)
+
+
+def _metrics(config: EvaluateConfig, totals: _Totals, unanswered: list[Unanswered], seconds: float) -> dict[str, Any]:
+    return {
+        "cache": config.cache,
+        "model_id": PurePosixPath(config.model.name).name,
+        "scorer": config.scorer,
+        "questions": totals.answered + len(unanswered),
+        "answered": totals.answered,
+        "unanswered": dict(Counter(str(one.outcome) for one in unanswered)),
+        "without_truth": totals.answered - len(totals.scored),
+        **summarise(scorer_named(config.scorer), totals.scored),
+        "seconds": {"all": seconds, "decoding": totals.decoded_s, "waiting_for_prefixes": totals.waited_s},
+        "read_bytes": totals.read_bytes,
+    }

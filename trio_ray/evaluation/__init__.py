@@ -1,1 +1,0 @@
-"""How much of the answers a selection keeps: accuracy on rendered scenes, and three studies of fidelity."""

@@ -1,0 +1,176 @@
+"""What every codec is: how the keys and values of a segment become stored tensors and come back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trio_ray.errors import TrioRayError
+from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.codecs.spec import CodecSpec
+from trio_ray.kv.lossless.frames import FrameMaker, Frames
+
+
+class CodecError(TrioRayError):
+    """A codec that is not known, lacks what it needs, or cannot code keys and values of this shape."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class SegmentShape:
+    """What the container's header says of a segment; the meanings are those of `SegmentBatch`."""
+
+    first_layer: int
+    layers: int
+    rows: int
+    images: int
+    lead: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        """(layers, rows, kv_heads, head_dim)."""
+        return self.layers, self.rows, self.kv_heads, self.head_dim
+
+    @classmethod
+    def of(cls, batch: SegmentBatch) -> list[SegmentShape]:
+        """The shapes of a batch's samples."""
+        layers, _, heads, dim = batch.keys.shape
+        return [
+            cls(batch.first_layer, layers, rows, images, lead, heads, dim, batch.keys.dtype)
+            for rows, images, lead in zip(batch.lengths, batch.image_counts, batch.leads, strict=True)
+        ]
+
+
+def batch_of(
+    shapes: Sequence[SegmentShape], keys: Tensor, values: Tensor, position: Tensor, text: Tensor
+) -> SegmentBatch:
+    """Undo `SegmentShape.of`: a batch of samples of these shapes; the tensors are those of `SegmentBatch`."""
+    return SegmentBatch(
+        first_layer=shapes[0].first_layer,
+        keys=keys,
+        values=values,
+        lengths=tuple(shape.rows for shape in shapes),
+        image_counts=tuple(shape.images for shape in shapes),
+        leads=tuple(shape.lead for shape in shapes),
+        position=position,
+        text=text,
+    )
+
+
+def empty_states(shapes: Sequence[SegmentShape], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for the keys and values of samples of these shapes, (layers, T, kv_heads, head_dim)."""
+    layers, _, heads, dim = shapes[0].size
+    size = (layers, sum(shape.rows for shape in shapes), heads, dim)
+    keys, values = (torch.empty(size, dtype=shapes[0].dtype, device=device) for _ in range(2))
+    return keys, values
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A stored tensor before its lossless stage."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CodedSegments:
+    """A coded segment of B samples.
+
+    Attributes:
+        tensors: by name, the samples' pieces one behind the other along the first dimension.
+        pieces: by name, the length of each sample's piece.
+        runs: by name, of each sample the bytes of stretches that differ in how often each byte occurs, as many of
+            every sample; only of tensors of bytes, and one stretch where a tensor is not named here.
+        frames: by name, in the place of tensors, those that have been through the lossless stage on the device.
+    """
+
+    tensors: dict[str, Tensor]
+    pieces: dict[str, tuple[int, ...]]
+    runs: dict[str, list[list[int]]] = field(default_factory=dict)
+    frames: dict[str, Frames] = field(default_factory=dict)
+
+    def framed(self, maker: FrameMaker, name: str) -> CodedSegments:
+        """The same with all tensors that hold anything as frames; they must be on a GPU.
+
+        Args:
+            maker: makes them.
+            name: tells the segment from others of a batch.
+        """
+        frames = {
+            own: maker.frames(f"{name}.{own}", tensor, self.pieces[own], self.runs.get(own))
+            for own, tensor in self.tensors.items()
+            if tensor.numel()
+        }
+        return replace(self, tensors={own: self.tensors[own] for own in self.tensors.keys() - frames}, frames=frames)
+
+    def split(self) -> list[dict[str, Tensor]]:
+        """Each sample's tensors, which are views."""
+        return self._by_sample({name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()})
+
+    def split_frames(self) -> list[dict[str, Tensor]]:
+        """Each sample's frames, flat uint8, which are views; in host memory."""
+        return self._by_sample({name: frames.split() for name, frames in self.frames.items()})
+
+    def _by_sample(self, cut: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+        samples = len(next(iter(self.pieces.values())))
+        return [{name: pieces[sample] for name, pieces in cut.items()} for sample in range(samples)]
+
+
+class Codec(ABC):
+    """One way to store keys and values. What its `spec` says is stored with the data and never changes its meaning.
+
+    Attributes:
+        settings: name and parameters, all that another machine needs to build the same codec.
+    """
+
+    settings: CodecSpec
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """`settings` as JSON, as identity and headers hold them."""
+        return self.settings.model_dump(mode="json")
+
+    @property
+    def name(self) -> str:
+        """A short name for tables."""
+        return self.settings.name
+
+    @abstractmethod
+    def encode(self, batch: SegmentBatch) -> CodedSegments:
+        """Code a segment of a batch, on the device that it is on, without waiting for it.
+
+        The same input gives the same bytes on every machine, and each sample's are those it would have alone.
+        """
+
+    @abstractmethod
+    def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
+        """Every tensor that `encode` makes of one sample's segment of this shape."""
+
+    def layout_bytes(self, shapes: Iterable[SegmentShape]) -> int:
+        """Bytes of a sample's segments of these shapes, before the lossless stage."""
+        tensors = (tensor for shape in shapes for tensor in self.layout(shape).values())
+        return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+
+    @abstractmethod
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
+        """Undo `encode` for B samples at once, on the device of `tensors` and without waiting for it.
+
+        Args:
+            tensors: as `CodedSegments` holds them; each sample's pieces have been checked against `layout`.
+            shapes: the samples', which differ in rows, images and lead alone.
+            position: (T,) int32, in host memory, as is `text`: what is coded how is found there, and moved in one copy.
+            text: (T,) bool, with as many text rows of each sample as `shapes` say.
+        """

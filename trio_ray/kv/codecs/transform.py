@@ -1,0 +1,368 @@
+"""Keys and values of several layers in the components of a calibrated basis, quantised with one step: after KVTC
+(arXiv 2511.01815).
+
+Keys have their rotation undone, so that what is alike looks alike at every position. All channels of a group of layers,
+each weighed by how much an answer depends on it, are expressed in the principal components of a calibration set, of
+image rows and of text rows apart; text rows ahead of the image, the same in every sample, by their differences from a
+mean of their own. One step for all weighted components is the rate-distortion optimum: those that vary less than it
+vanish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
+from trio_ray.kv.codecs.spec import TransformSpec
+from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces, unpack
+from trio_ray.kv.codecs.transform_basis import (
+    FOLD_BITS,
+    KINDS,
+    ROTATION_BITS,
+    STEP_BITS,
+    TENSORS,
+    Basis,
+    Components,
+    Group,
+)
+from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder
+from trio_ray.method.rows import select_rows
+from trio_ray.tensors import fused, move_together, on_device
+
+CHUNK, GPU_CHUNK = 1 << 23, 1 << 26
+"""Rows times channels of the widest group that are coded or decoded at once, which bounds the memory of their integers
+and floats. A GPU wants few and large pieces of work.
+"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one kind in a segment of B samples.
+
+    Attributes:
+        index: (n,) int64, where they are.
+        sample: (n,) int64, whose they are.
+        mean: (n,) int64, which mean each differs from, see `Components.offset`.
+        counts: how many of them each sample has.
+    """
+
+    index: Tensor
+    sample: Tensor
+    mean: Tensor
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """From symbols back to rows of one kind, in floats: `symbols @ matrix * scale + mean`.
+
+    Attributes:
+        matrix: (R and up to 7 rows of 0, C): fp32, or fp16 where that is as exact as the states that come of it.
+        scale: (C,) fp32.
+        mean: (means, C) fp32.
+    """
+
+    matrix: Tensor
+    scale: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, part: Components, exponent: Tensor, dtype: torch.dtype) -> Synthesis:
+        """The least-squares inverse of the integers' way, with a matrix of `dtype`."""
+        forward = part.matrix.double()
+        inverse = torch.linalg.solve(forward @ forward.T, forward)
+        size = 2.0**STEP_BITS / part.multiplier.double()
+        matrix = F.pad((inverse * size[:, None]).to(dtype), (0, 0, 0, -len(forward) % 8))
+        scale = torch.ldexp(part.fold.double(), exponent.int() - FOLD_BITS).reciprocal().float()
+        return cls(matrix, scale, part.mean)
+
+    def products(self, symbols: Tensor) -> Tensor:
+        """(n, C) fp32 of (n, R) int16. Tensor cores multiply by fp16 and add in fp32."""
+        whole = F.pad(symbols, (0, len(self.matrix) - symbols.shape[1])).to(self.matrix.dtype)
+        if self.matrix.dtype == torch.float32:
+            return whole @ self.matrix
+        return torch.mm(whole, self.matrix, out_dtype=torch.float32)
+
+
+class RowCoder(Protocol):
+    """What `transform_integers` and `transform_kernels` both offer; see `TorchRowCoder`."""
+
+    def put(self, keys: Tensor, values: Tensor, chunk: Chunk, places: PackedPlaces) -> None: ...
+
+
+def row_coder(group: Group, kind: int, rounding: int) -> RowCoder:
+    """The implementation for the device that a group is on. On a GPU decoding and calibrating take Triton too."""
+    if group.exponent.is_cuda:
+        from trio_ray.kv.kernels import transform as transform_kernels
+
+        return transform_kernels.KernelRowCoder.of(group, kind, rounding)
+    return TorchRowCoder(group, kind, rounding)
+
+
+class Transform(Codec):
+    """One tensor a segment: of each sample, of image rows and then of text rows, by band (`transform_bands`) the packed
+    symbols of all groups of layers, row by row.
+
+    Args:
+        settings: parameters.
+        basis: the one that the settings name.
+    """
+
+    settings: TransformSpec
+
+    def __init__(self, settings: TransformSpec, basis: Basis) -> None:
+        self.settings = settings
+        self._basis = basis
+        self._bases: dict[torch.device, Basis] = {}
+        self._coders: dict[tuple[torch.device, int, int], RowCoder] = {}
+        self._syntheses: dict[tuple[torch.device, torch.dtype, int, int], Synthesis] = {}
+
+    def encode(self, batch: SegmentBatch) -> CodedSegments:
+        """See `Codec`."""
+        shapes = SegmentShape.of(batch)
+        numbers, device = self._groups(shapes[0]), batch.keys.device
+        basis = self._basis_on(device)
+        groups = [basis.groups[number] for number in numbers]
+        blocks = _blocks(shapes, groups)
+        sizes = tuple(map(sum, blocks))
+        stored = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        for kind, rows in enumerate(_rows_of_kinds(batch.text, shapes, basis.leads)):
+            begins, columns = _begins(blocks, rows, _widths(groups, kind), kind), _columns(groups, kind)
+            for part, chunk in _chunks(basis, groups, rows.index, rows.mean, batch.position):
+                for number, group, own in zip(numbers, groups, columns, strict=True):
+                    layers, places = _layers(batch, group), PackedPlaces(stored, begins[part], own)
+                    self._coder(basis, number, kind).put(batch.keys[layers], batch.values[layers], chunk, places)
+        return CodedSegments({TENSOR: stored}, {TENSOR: sizes}, {TENSOR: blocks})
+
+    def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
+        """See `Codec`."""
+        groups = [self._basis.groups[number] for number in self._groups(shape)]
+        return {TENSOR: TensorSpec(torch.uint8, (sum(_blocks([shape], groups)[0]),))}
+
+    @torch.no_grad()
+    def decode(
+        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+    ) -> SegmentBatch:
+        """See `Codec`."""
+        numbers = self._groups(shapes[0])
+        device = tensors[TENSOR].device
+        basis = self._basis_on(device)
+        groups = [basis.groups[number] for number in numbers]
+        kinds = _rows_of_kinds(text, shapes, basis.leads)
+        numbers_of_rows = [tensor for rows in kinds for tensor in (rows.index, rows.mean)]
+        position, text, *moved = move_together([position, text, *numbers_of_rows], device)
+        batch = batch_of(shapes, *empty_states(shapes, device), position, text)
+        for kind, bands in enumerate(_bands(tensors[TENSOR], shapes, groups)):
+            for rows, chunk in _chunks(basis, groups, moved[2 * kind], moved[2 * kind + 1], position):
+                mine = _split_groups([band[rows] for band in bands], groups, kind)
+                for number, group, packed in zip(numbers, groups, mine, strict=True):
+                    way = self._synthesis(basis, number, kind, batch.keys.dtype)
+                    products = way.products(unpack(packed, group.kinds[kind].counts))
+                    _put_rows(batch, group, chunk, products, way)
+        return batch
+
+    def whole_groups(self, first_layer: int, least: int) -> int:
+        """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
+        ends = [group.first_layer + group.layers - first_layer for group in self._basis.groups]
+        return min((end for end in ends if end >= least), default=ends[-1])
+
+    def _groups(self, shape: SegmentShape) -> list[int]:
+        """Numbers of the groups that make up a segment. Raises `CodecError` if none do."""
+        basis, stop = self._basis, shape.first_layer + shape.layers
+        if (shape.kv_heads, shape.head_dim) != (basis.kv_heads, basis.head_dim):
+            raise CodecError(
+                f"codec.basis: made for {basis.kv_heads} heads of {basis.head_dim}, "
+                f"not for {shape.kv_heads} of {shape.head_dim}"
+            )
+        numbers = [n for n, group in enumerate(basis.groups) if shape.first_layer <= group.first_layer < stop]
+        groups = [basis.groups[number] for number in numbers]
+        if not groups or groups[0].first_layer != shape.first_layer or sum(g.layers for g in groups) != shape.layers:
+            raise CodecError(
+                f"codec.basis: its groups of layers do not make up layers {shape.first_layer} to {stop - 1}, which "
+                "hold the same rows; calibrate with the job's own prune points"
+            )
+        return numbers
+
+    def _basis_on(self, device: torch.device) -> Basis:
+        """The basis on a device; moved there once."""
+        if device not in self._bases:
+            self._bases[device] = _moved(self._basis, device)
+        return self._bases[device]
+
+    def _coder(self, basis: Basis, number: int, kind: int) -> RowCoder:
+        """What codes a group's rows of one kind; made once for each device."""
+        group = basis.groups[number]
+        key = (group.exponent.device, number, kind)
+        if key not in self._coders:
+            self._coders[key] = row_coder(group, kind, basis.rounding)
+        return self._coders[key]
+
+    def _synthesis(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> Synthesis:
+        """The way back to states of `dtype` in a group's rows of one kind; made once for each device.
+
+        On a GPU states of 16 bits come of a matrix in fp16: its rounding is as fine as theirs, and the product some ten
+        times as fast as one of fp32.
+        """
+        group = basis.groups[number]
+        device = group.exponent.device
+        matrix_dtype = torch.float16 if device.type == "cuda" and dtype.itemsize == 2 else torch.float32
+        key = (device, matrix_dtype, number, kind)
+        if key not in self._syntheses:
+            self._syntheses[key] = Synthesis.of(group.kinds[kind], group.exponent, matrix_dtype)
+        return self._syntheses[key]
+
+
+TENSOR = "symbols"
+
+
+def _row_counts(shape: SegmentShape) -> tuple[int, int]:
+    """Rows of each kind, in the order of `KINDS`."""
+    return shape.images, shape.rows - shape.images
+
+
+def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> list[Rows]:
+    """The rows of each kind, in the order of `KINDS`; `text` (T,) bool."""
+    lengths = [shape.rows for shape in shapes]
+    starts = list(accumulate(lengths, initial=0))[:-1]
+    device, total = text.device, sum(lengths)
+    sample = torch.repeat_interleave(
+        torch.arange(len(shapes), device=device), on_device(lengths, device), output_size=total
+    )
+    number = torch.arange(total, device=device) - on_device(starts, device)[sample]
+    own = on_device([min(shape.lead, leads) for shape in shapes], device)[sample]
+    mean = torch.where(text & (number < own), number + 1, 0)
+    kinds = []
+    for kind, mask in enumerate((~text, text)):
+        counts = tuple(_row_counts(shape)[kind] for shape in shapes)
+        index = select_rows(mask, sum(counts))
+        kinds.append(Rows(index, sample[index], mean[index], counts))
+    return kinds
+
+
+def _widths(groups: Sequence[Group], kind: int) -> list[int]:
+    """Bytes a row in each band, all groups together."""
+    return [sum(band.width(group.kinds[kind].counts[number]) for group in groups) for number, band in enumerate(BANDS)]
+
+
+def _blocks(shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[int]]:
+    """By sample the bytes of its blocks, one for each kind of rows and band in it, as they are stored."""
+    widths = [_widths(groups, kind) for kind in range(len(KINDS))]
+    return [
+        [rows * width for rows, own in zip(_row_counts(shape), widths, strict=True) for width in own]
+        for shape in shapes
+    ]
+
+
+def _bands(stored: Tensor, shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[Tensor]]:
+    """By kind and band, (rows of all samples, bytes) uint8 packed symbols, from the samples' pieces."""
+    blocks = stored.split([size for sizes in _blocks(shapes, groups) for size in sizes])
+    bands: list[list[Tensor]] = []
+    for kind in range(len(KINDS)):
+        rows = sum(_row_counts(shape)[kind] for shape in shapes)
+        own = range(kind * len(BANDS), (kind + 1) * len(BANDS))
+        joined = [torch.cat(blocks[number :: len(KINDS) * len(BANDS)]) for number in own]
+        bands.append([band.view(rows, width) for band, width in zip(joined, _widths(groups, kind), strict=True)])
+    return bands
+
+
+def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -> list[list[Tensor]]:
+    """By group the bands of each, from bands in which the groups lie side by side."""
+    cut = [
+        tensor.split([band.width(group.kinds[kind].counts[number]) for group in groups], 1)
+        for number, (band, tensor) in enumerate(zip(BANDS, bands, strict=True))
+    ]
+    return [list(mine) for mine in zip(*cut, strict=True)]
+
+
+def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
+    """(n, bands) int64, where in the samples' pieces each row of a kind begins.
+
+    Args:
+        blocks: see `_blocks`.
+        rows: of that kind.
+        widths: bytes of each band that one of them takes.
+        kind: its number.
+    """
+    starts = list(accumulate((size for sizes in blocks for size in sizes), initial=0))
+    # Rows are numbered through all samples, so a block begins behind those of the samples ahead.
+    ahead = list(accumulate(rows.counts, initial=0))
+    first = [
+        starts[(sample * len(KINDS) + kind) * len(BANDS) + band] - ahead[sample] * width
+        for sample in range(len(blocks))
+        for band, width in enumerate(widths)
+    ]
+    device = rows.sample.device
+    table = on_device([*widths, *first], device).view(-1, len(BANDS))
+    return table[1:][rows.sample] + torch.arange(len(rows.sample), device=device)[:, None] * table[0]
+
+
+def _columns(groups: Sequence[Group], kind: int) -> list[tuple[int, ...]]:
+    """By group, how many bytes of each band the groups ahead of it take."""
+    ends = [accumulate(widths, initial=0) for widths in zip(*(_widths([group], kind) for group in groups), strict=True)]
+    return list(zip(*ends, strict=True))[:-1]
+
+
+def _chunks(
+    basis: Basis, groups: Sequence[Group], index: Tensor, mean: Tensor, position: Tensor
+) -> Iterator[tuple[slice, Chunk]]:
+    """The rows `index` in runs, with the slice of them that each is."""
+    size = GPU_CHUNK if index.is_cuda else CHUNK
+    rows_at_once = max(1, size // max(len(group.exponent) for group in groups))
+    for start in range(0, len(index), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        yield rows, Chunk.of(basis, index[rows], mean[rows], position)
+
+
+def _layers(batch: SegmentBatch, group: Group) -> slice:
+    first = group.first_layer - batch.first_layer
+    return slice(first, first + group.layers)
+
+
+def _put_rows(batch: SegmentBatch, group: Group, chunk: Chunk, products: Tensor, way: Synthesis) -> None:
+    """A chunk's keys and values in a group's layers, into their rows of a batch."""
+    layers = _layers(batch, group)
+    size = (group.layers, 2, *batch.keys.shape[2:])
+    keys, values = _states(
+        products.unflatten(1, size), way.scale.view(size), way.mean.unflatten(1, size), chunk.mean, chunk.cosine,
+        chunk.sine, batch.keys.dtype,
+    )  # fmt: skip
+    batch.keys[layers].index_copy_(1, chunk.index, keys)
+    batch.values[layers].index_copy_(1, chunk.index, values)
+
+
+@fused(products=(0,), mean=(0,), cosine=(0,), sine=(0,))
+def _states(
+    products: Tensor, scale: Tensor, means: Tensor, mean: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys, at their positions again, and values, (layers, n, heads, dim) of `dtype`.
+
+    Args:
+        products: (n, layers, 2, heads, dim) fp32, see `Synthesis`; `scale` and `means` without and with n likewise.
+        mean: (n,) int64, which of the means is each row's.
+        cosine, sine: (n, dim / 2) int16, see `Chunk`.
+        dtype: of the states.
+    """
+    both = (products * scale + means[mean]).permute(1, 2, 0, 3, 4)
+    low, high = both[:, 0].chunk(2, -1)
+    cosine, sine = (table[:, None].float() * 2.0**-ROTATION_BITS for table in (cosine, sine))
+    keys = torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
+    return keys.to(dtype), both[:, 1].to(dtype)
+
+
+def _moved(basis: Basis, device: torch.device) -> Basis:
+    def move(part: Components) -> Components:
+        return Components(part.counts, **{name: getattr(part, name).to(device) for name in TENSORS})
+
+    groups = tuple(
+        replace(group, exponent=group.exponent.to(device), image=move(group.image), text=move(group.text))
+        for group in basis.groups
+    )
+    return replace(basis, cosine=basis.cosine.to(device), sine=basis.sine.to(device), groups=groups)

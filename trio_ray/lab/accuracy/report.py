@@ -1,0 +1,95 @@
+"""Results as a table, as JSON, and as a plot of accuracy over retention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trio_ray.evaluate.scoring.bootstrap import interval
+from trio_ray.lab.accuracy.accuracy import Result
+from trio_ray.lab.accuracy.questions import HeldOutQuestion
+
+MARKERS = "osD^vP*X<>ph"
+SPREAD = 1.018
+"""Factor between neighbouring methods' places on the plot's logarithmic axis."""
+
+
+def summarise(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -> list[dict[str, Any]]:
+    """One record a result: accuracy with its 95 % interval, overall and by type, of fine and of coarse questions."""
+    scenes = [question.scene for question in questions]
+    groups = {f"type {question.type}" for question in questions}
+    members = {group: np.array([f"type {q.type}" == group for q in questions]) for group in sorted(groups)}
+    fine = np.array([question.fine for question in questions])
+    members |= {"fine": fine, "coarse": ~fine}
+    records = []
+    for result in results:
+        low, high = interval(result.right, scenes)
+        records.append(
+            {
+                "method": result.setting.name,
+                "retention": result.setting.retention,
+                "tokens": result.tokens,
+                "questions": len(questions),
+                "accuracy": result.accuracy,
+                "interval": [low, high],
+                "by_group": {
+                    group: {"accuracy": float(result.right[mask].mean()), "questions": int(mask.sum())}
+                    for group, mask in members.items()
+                    if mask.any()
+                },
+            }
+        )
+    return records
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table, a line a method and retention, columns by question type."""
+    groups = list(records[0]["by_group"])
+    names = [group.removeprefix("type ") for group in groups]
+    lines = [
+        "| method | retention | tokens | accuracy | 95 % interval | " + " | ".join(names) + " |",
+        "|---|---|---|---|---|" + "---|" * len(groups),
+    ]
+    for record in records:
+        low, high = record["interval"]
+        cells = [f"{100 * record['by_group'][group]['accuracy']:.1f}" for group in groups]
+        lines.append(
+            f"| {record['method']} | {100 * record['retention']:.1f} % | {record['tokens']:.1f} "
+            f"| **{100 * record['accuracy']:.1f}** | {100 * low:.1f} - {100 * high:.1f} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot(records: Sequence[dict[str, Any]], path: str) -> None:
+    """Draw accuracy over retention, a line a method, with intervals; the file's ending gives the format."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes = figure.add_subplot()
+    pruned = [record for record in records if record["retention"] < 1]
+    methods = list(dict.fromkeys(record["method"] for record in pruned))
+    # The ten dark ones first, then their light twins.
+    colors = [colormaps["tab20"](shade) for shade in (*range(0, 20, 2), *range(1, 20, 2))]
+    for record in records:
+        if record["retention"] >= 1:
+            axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label=record["method"])
+    for number, method in enumerate(methods):
+        points = sorted((r for r in pruned if r["method"] == method), key=lambda r: r["retention"])
+        # Side by side around each retention, so that the intervals do not cover each other.
+        x = [100 * point["retention"] * SPREAD ** (number - (len(methods) - 1) / 2) for point in points]
+        y = [100 * point["accuracy"] for point in points]
+        error = np.abs(np.array([[100 * end for end in point["interval"]] for point in points]).T - np.array(y))
+        style = {"color": colors[number % len(colors)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.errorbar(x, y, yerr=error, label=method, capsize=2, markersize=5, linewidth=1.2, **style)
+    ticks = sorted({100 * record["retention"] for record in pruned})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("image tokens held, mean over layers, % of what the image has")
+    axes.set_ylabel("right answers, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,164 @@
+"""How far arithmetic, attention kernels and batch sizes agree: kept tokens and answers of one model, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig
+from trio_ray.errors import ConfigError
+from trio_ray.lab.accuracy.accuracy import MAX_NEW_TOKENS, prepared_batches
+from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
+from trio_ray.lab.sure_choice import SureTrio
+from trio_ray.model.loading import model_folder, read_model_config
+from trio_ray.model.replica import Replica, make_schedule, make_selector
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the model: `dtype`, attention backend, matrix products, and questions a batch."""
+
+    dtype: str
+    attention: str
+    matmul: str = "dtype"
+    batch: int = 64
+
+    def __str__(self) -> str:
+        """As the table names it."""
+        fp8 = ", fp8 products" if self.matmul == "fp8" else ""
+        return f"{self.dtype} {self.attention}{fp8}, batches of {self.batch}"
+
+
+WAYS = (
+    Way("float32", "sdpa"),
+    Way("float32", "sdpa", batch=1),
+    Way("bfloat16", "sdpa"),
+    Way("bfloat16", "sdpa", batch=8),
+    Way("bfloat16", "sdpa", batch=1),
+    Way("bfloat16", "varlen"),
+    Way("bfloat16", "fa3"),
+    Way("bfloat16", "flash_attn"),
+    Way("bfloat16", "fa3", matmul="fp8"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a way gave, for each question.
+
+    Attributes:
+        first, last: kept tokens at the first and at the last prune point.
+        answers: the generated text.
+        sure: of `first` those that are kept for sure (`sure_choice`); noted of the first way alone.
+    """
+
+    first: list[frozenset[int]] = field(default_factory=list)
+    last: list[frozenset[int]] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    sure: list[frozenset[int]] = field(default_factory=list)
+
+
+def measure_agreement(
+    questions: int,
+    model: str = BUNDLED_MODEL,
+    ways: Sequence[Way] = WAYS,
+    on_way: Callable[[dict[str, object]], None] = lambda record: None,
+) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """Run all ways over the same held-out questions, pruned by `trio` at 11.1 %.
+
+    Args:
+        questions: how many.
+        model: that is asked.
+        ways: to run it.
+        on_way: given each record as soon as it is known.
+
+    Returns:
+        A record a way: the share of kept tokens and of answers in common with the first way and with the first of the
+        same dtype; how many of the tokens that the first way keeps for sure at the first prune point this one keeps,
+        and of all that it keeps there they are; right answers. Then the ways that cannot run here, with the reason.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    read_model_config(model_folder(ModelConfig(name=model)))  # else every way would count as one that cannot run here
+    asked = held_out_questions(questions)
+    outcomes: dict[Way, Outcome] = {}
+    skipped: dict[str, str] = {}
+    records: list[dict[str, object]] = []
+    for way in ways:
+        try:
+            settings = {"dtype": way.dtype, "attention": way.attention, "matmul": way.matmul}
+            replica = Replica.load(ModelConfig.model_validate({"name": model, **settings}))
+        except ConfigError as error:
+            skipped[str(way)] = str(error)
+            continue
+        outcomes[way] = _run(replica, asked, way.batch, note_sure=not outcomes)
+        records.append(_record(way, outcomes, asked))
+        on_way(records[-1])
+    return records, skipped
+
+
+def _record(way: Way, outcomes: Mapping[Way, Outcome], asked: Sequence[HeldOutQuestion]) -> dict[str, object]:
+    """What the latest way has in common with those before."""
+    outcome, first = outcomes[way], next(iter(outcomes.values()))
+    kin = next(other for other in outcomes if other.dtype == way.dtype)
+    right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
+    sure = sum(map(len, first.sure))
+    kept_sure = sum(len(a & b) for a, b in zip(first.sure, outcome.first, strict=True))
+    return {
+        "way": str(way),
+        "sure": sure / sum(map(len, first.first)),
+        "kept_sure": kept_sure / sure if sure else None,
+        **_against(outcome, first, "first"),
+        **_against(outcome, outcomes[kin], "dtype"),
+        "right": sum(right) / len(right),
+    }
+
+
+def markdown(records: Sequence[dict[str, object]]) -> str:
+    """A table, a line a way; per cent."""
+    whats, whoms = ("kept_early", "kept_late", "answers"), ("first", "dtype")
+    titles = ("kept at the first prune", "kept at the last", "answers")
+    fields = ["kept_sure", *(f"{what}_{whom}" for whom in whoms for what in whats), "right"]
+    heads = [f"{title}, as {records[0]['way']}" for title in titles] + [
+        f"{title}, as its dtype's first" for title in titles
+    ]
+    heads = [f"of the {_percent(records[0]['sure'])} % kept for sure at the first prune", *heads, "right answers"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for record in records:
+        cells = [_percent(record[field]) for field in fields]
+        lines.append(f"| {record['way']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f}" if isinstance(share, float) else "-"
+
+
+def _against(outcome: Outcome, other: Outcome, whom: str) -> dict[str, float]:
+    same = [a == b for a, b in zip(outcome.answers, other.answers, strict=True)]
+    return {
+        f"kept_early_{whom}": _in_common(outcome.first, other.first),
+        f"kept_late_{whom}": _in_common(outcome.last, other.last),
+        f"answers_{whom}": sum(same) / len(same),
+    }
+
+
+def _in_common(kept: Sequence[frozenset[int]], other: Sequence[frozenset[int]]) -> float:
+    """Both keep equally many."""
+    return sum(len(a & b) for a, b in zip(kept, other, strict=True)) / sum(map(len, kept))
+
+
+def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int, note_sure: bool) -> Outcome:
+    config = MethodConfig()
+    schedule, selector = make_schedule(config, replica.decoder.depth), make_selector(config)
+    outcome = Outcome()
+    for samples in prepared_batches(replica, questions, batch):
+        watched = SureTrio(**selector.settings) if note_sure else selector
+        prefixes = replica.prefill(samples, schedule, watched)
+        if isinstance(watched, SureTrio):
+            outcome.sure.extend(watched.sure)
+        outcome.first.extend(frozenset(prefix.kept[0].tolist()) for prefix in prefixes)
+        outcome.last.extend(frozenset(prefix.kept[-1].tolist()) for prefix in prefixes)
+        outcome.answers.extend(replica.generate(prefixes, MAX_NEW_TOKENS))
+    return outcome

@@ -1,0 +1,235 @@
+"""How fast codecs are and how small they make prefixes: on the device at hand, and on one CPU core."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from trio_ray.estimate.made_up_states import Geometry, prefix_batch
+from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.codecs.transform import Transform
+from trio_ray.kv.container import write_container
+from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory
+from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
+from trio_ray.kv.lossless.zstd import expand, shrink
+from trio_ray.kv.prefix import Prefix, Segment
+
+CPU_LAYERS = 2
+"""Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
+
+
+@dataclass(frozen=True)
+class CodecSpeed:
+    """Medians over the rounds. Rates are GB/s (1e9 bytes); None where there is no GPU, or no lossless stage.
+
+    Attributes:
+        codec: its name or settings as asked for.
+        bytes: of a sample's container, mean of the batch's longest and shortest.
+        bits: of the container a value.
+        to_pruned, to_unpruned: how much smaller than the same pruned prefix, and than all rows in all layers, both in
+            16 bit.
+        device_encode, device_decode: of 16-bit keys and values on the GPU.
+        core_encode, core_decode: the same on one CPU core.
+        shrink, expand: of coded bytes in and out of the lossless stage, one core.
+        device_shrink: of coded bytes into the lossless stage on the GPU.
+        device_bytes: of a sample's container, where the GPU did that.
+        basis: bytes of its basis, which a cache holds once; None without one.
+    """
+
+    codec: str
+    bytes: float
+    bits: float
+    to_pruned: float
+    to_unpruned: float
+    device_encode: float | None
+    device_decode: float | None
+    core_encode: float
+    core_decode: float
+    shrink: float | None
+    expand: float | None
+    device_shrink: float | None
+    device_bytes: float | None
+    basis: int | None
+
+
+@dataclass(frozen=True)
+class CodecBenchmark:
+    """The states that all codecs of a run are measured on: a batch on the device."""
+
+    geometry: Geometry
+    batch: PrefixBatch
+    rounds: int
+
+    @classmethod
+    def make(cls, geometry: Geometry, samples: int, device: torch.device, rounds: int) -> CodecBenchmark:
+        """Make the states. Without a GPU a batch of two is enough: only the sizes of containers come from it."""
+        batch = prefix_batch(geometry, samples if device.type == "cuda" else 2, device)
+        return cls(geometry, batch, rounds)
+
+    def measure(self, name: str, codec: Codec, basis: bytes | None = None) -> CodecSpeed:
+        """One codec, and the basis that it may have."""
+        on_gpu = self._rates(self.batch, codec) if self.batch.top_ids.is_cuda else (None, None)
+        few_layers = self._few_layers(codec)
+        with _one_core():
+            core = self._rates(few_layers, codec)
+            lossless = self._lossless_rates(code_batch(few_layers, codec).split()[0], codec.settings.zstd)
+        ends = self.longest_and_shortest
+        size = sum(container_sizes(ends, codec))
+        device_shrink, device_size = self._device_stage(codec)
+        pruned = sum(prefix.kv_bytes for prefix in ends.split())
+        unpruned = sum(self.geometry.row_bytes(self.geometry.layers) * length for length in ends.lengths)
+        return CodecSpeed(
+            codec=name,
+            bytes=size / len(ends.lengths),
+            bits=16 * size / pruned,
+            to_pruned=pruned / size,
+            to_unpruned=unpruned / size,
+            device_encode=on_gpu[0],
+            device_decode=on_gpu[1],
+            core_encode=core[0],
+            core_decode=core[1],
+            shrink=lossless[0],
+            expand=lossless[1],
+            device_shrink=device_shrink,
+            device_bytes=device_size,
+            basis=None if basis is None else len(basis),
+        )
+
+    @cached_property
+    def longest_and_shortest(self) -> PrefixBatch:
+        """The batch's first and last sample, whose containers are measured."""
+        prefixes = self.batch.split()
+        return PrefixBatch.of(prefixes[:: max(len(prefixes) - 1, 1)])
+
+    def _few_layers(self, codec: Codec) -> PrefixBatch:
+        """On the CPU a few layers of the first sample, of each segment but the first; as many as the codec takes
+        together.
+        """
+        first = self.batch.split()[0]
+        few = []
+        for segment in first.segments[1:]:
+            layers = CPU_LAYERS
+            if isinstance(codec, Transform):
+                layers = codec.whole_groups(segment.first_layer, CPU_LAYERS)
+            keys, values = segment.keys[:layers].cpu(), segment.values[:layers].cpu()
+            few.append(Segment(segment.first_layer, keys, values, segment.position.cpu(), segment.text.cpu()))
+        alone = Prefix(first.length, tuple(few), (), first.top_ids.cpu(), first.top_logprobs.cpu())
+        return PrefixBatch.of([alone])
+
+    def _rates(self, batch: PrefixBatch, codec: Codec) -> tuple[float, float]:
+        """GB/s of encoding and of decoding a batch where it is."""
+        size = sum(prefix.kv_bytes for prefix in batch.split())
+        coded = code_batch(batch, codec)
+        encode = self._median(lambda: code_batch(batch, codec), batch.top_ids)
+        frame = [(position.cpu(), text.cpu()) for position, text in zip(coded.positions, coded.texts, strict=True)]
+        decode = self._median(lambda: _decode(coded, codec, frame), batch.top_ids)
+        return size / encode / 1e9, size / decode / 1e9
+
+    def _lossless_rates(self, coded: CodedPrefix, level: int) -> tuple[float | None, float | None]:
+        if not level:
+            return None, None
+        plain = [tensor for segment in coded.segments for tensor in segment.values()]
+        packed = [shrink(tensor, level) for tensor in plain]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
+
+        def grow() -> None:
+            for tensor, small in zip(plain, packed, strict=True):
+                expand(small, tensor.dtype, tuple(tensor.shape))
+
+        inwards = self._median(lambda: [shrink(tensor, level) for tensor in plain], coded.top_ids)
+        return size / inwards / 1e9, size / self._median(grow, coded.top_ids) / 1e9
+
+    def _device_stage(self, codec: Codec) -> tuple[float | None, float | None]:
+        """GB/s of coded bytes into the lossless stage on the GPU, and what a container then takes; None without."""
+        maker = frame_maker(codec.settings, self.batch.top_ids.device)
+        if maker is None:
+            return None, None
+        segments = code_batch(self.batch, codec).segments
+        plain = [tensor for segment in segments for tensor in segment.tensors.values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
+
+        def shrink_all() -> None:
+            for number, segment in enumerate(segments):
+                segment.framed(maker, str(number))
+
+        seconds = self._median(shrink_all, self.batch.top_ids)
+        ends = self.longest_and_shortest
+        stored = sum(container_sizes(ends, codec, FrameMaker())) / len(ends.lengths)
+        return size / seconds / 1e9, stored
+
+    def _median(self, work: Callable[[], object], where: Tensor) -> float:
+        """Seconds that `work` takes, once the device has done all of it."""
+        work()  # compiles kernels
+        return statistics.median(_seconds(work, where) for _ in range(self.rounds))
+
+
+def container_sizes(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None) -> list[int]:
+    """Bytes of the samples' containers; `maker` as in `code_batch`."""
+    coded = code_batch(batch, codec, maker).on_host(new_memory)
+    return [
+        len(write_container(sample, codec.settings, f"sample{n}", "0" * 64)) for n, sample in enumerate(coded.split())
+    ]
+
+
+def markdown(speeds: Sequence[CodecSpeed]) -> str:
+    """A table, a codec a line."""
+    head = (
+        "| codec | MB a sample | bits a value | to TRIO 16 bit | to unpruned | encode GPU | decode GPU "
+        "| encode core | decode core | zstd in | zstd out | frames GPU | MB a sample by them | MB a basis |"
+    )
+    lines = [head, "|" + "---|" * 14]
+    for speed in speeds:
+        rates = [
+            speed.device_encode, speed.device_decode, speed.core_encode, speed.core_decode, speed.shrink, speed.expand,
+            speed.device_shrink,
+        ]  # fmt: skip
+        cells = [
+            speed.codec, f"{speed.bytes / 1e6:.3g}", f"{speed.bits:.2f}", f"{speed.to_pruned:.1f}x",
+            f"{speed.to_unpruned:.1f}x", *("-" if rate is None else f"{rate:.3g}" for rate in rates),
+            "-" if speed.device_bytes is None else f"{speed.device_bytes / 1e6:.3g}",
+            "-" if speed.basis is None else f"{speed.basis / 1e6:.3g}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def records(speeds: Sequence[CodecSpeed]) -> list[dict[str, object]]:
+    """The same as JSON."""
+    return [asdict(speed) for speed in speeds]
+
+
+def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """`frame` holds each segment's position and text in host memory, where a reader has them."""
+    for segment, shapes, (position, text) in zip(coded.segments, coded.shapes, frame, strict=True):
+        codec.decode(segment.tensors, shapes, position, text)
+
+
+def _seconds(work: Callable[[], object], where: Tensor) -> float:
+    if not where.is_cuda:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,224 @@
+"""Whole jobs, real Ray and a real store, on 1, 2, 4 ... replicas of one machine, beside the bare replica."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from trio_ray.config import AUTO_CODEC, JobConfig
+from trio_ray.errors import JobFailed, StoreError, TrioRayError
+from trio_ray.lab.jobs.corpus import write_corpus
+from trio_ray.lab.jobs.own_process import in_own_process
+from trio_ray.lab.jobs.replica_killer import one_replica_killed
+from trio_ray.lab.jobs.watch import JobWatch
+from trio_ray.precompute.job import run_job
+from trio_ray.store.commits import read_commits
+from trio_ray.store.opening import open_store
+
+BARE_SAMPLES = 384
+
+READ_THREADS = 16
+
+CodecSetting = str | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """One run: on so many replicas, with another codec than the job's where one is given."""
+
+    replicas: int
+    codec: CodecSetting | None = None
+
+
+@dataclass(frozen=True)
+class JobBench:
+    """What to run.
+
+    Attributes:
+        config: the job, without input; its output gets a folder a run.
+        workload: `pope` or `web`.
+        shards: of each run, for one replica; more replicas get as many times more.
+        per_shard: samples.
+        runs: one after the other.
+        kill: whether a further run, on the most replicas, loses one of them on the way.
+    """
+
+    config: JobConfig
+    workload: str
+    shards: int
+    per_shard: int
+    runs: tuple[JobRun, ...]
+    kill: bool
+
+    @property
+    def most(self) -> int:
+        """Replicas of the largest run."""
+        return max(run.replicas for run in self.runs)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the codec of a run is left open."""
+        asked = [self.codec_of(run) for run in self.runs] + [self.config.cache.codec] * self.kill
+        return any(self.leaves_open(codec) for codec in asked)
+
+    def leaves_open(self, codec: CodecSetting) -> bool:
+        """Whether a job with this codec would calibrate one."""
+        return self.config.cache.level == "kv" and codec == AUTO_CODEC
+
+    def codec_of(self, run: JobRun) -> CodecSetting:
+        """As it was asked for."""
+        return self.config.cache.codec if run.codec is None else run.codec
+
+
+def run_bench(
+    bench: JobBench,
+    folder: Path,
+    on_step: Callable[[str], None] = lambda what: None,
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Run it; the record is what `bench-job.json` holds.
+
+    A run that fails says so in its place (`failed`), and the others follow.
+
+    Args:
+        bench: what to run.
+        folder: where the corpus and a calibrated basis are written.
+        on_step: told what begins, and in JSON what came of it.
+        on_record: given all that is known so far, whenever it has grown.
+
+    Raises:
+        JobFailed: the bare replica could not be measured.
+    """
+    record: dict[str, Any] = {"workload": bench.workload, "per_shard": bench.per_shard, "runs": []}
+
+    def note(found: Mapping[str, Any]) -> None:
+        on_step(json.dumps({name: round(x, 4) if isinstance(x, float) else x for name, x in found.items()}))
+        on_record(record)
+
+    inputs = write_corpus(folder / "corpus", bench.workload, bench.shards * bench.most, bench.per_shard)
+    if bench.calibrates:
+        on_step("calibration")
+        record["calibration"] = _calibration(bench, inputs[0], folder)
+        note(record["calibration"])
+    jobs = _Jobs(bench, inputs, record.get("calibration", {}))
+    on_step("bare replica")
+    record["bare"] = jobs.bare()
+    note(record["bare"])
+    for number, run in enumerate(bench.runs):
+        on_step(f"job on {run.replicas} replicas, codec {bench.codec_of(run)}")
+        record["runs"].append(jobs.measured(run, f"run{number}", record["bare"]))
+        note(record["runs"][-1])
+    if bench.kill:
+        on_step(f"job on {bench.most} replicas, of which one is killed")
+        record["kill"] = jobs.killed(JobRun(bench.most))
+        note(record["kill"])
+    return record
+
+
+def _calibration(bench: JobBench, shard: str, folder: Path) -> dict[str, Any]:
+    """On one shard, as the others are the same file."""
+    config = bench.config.model_copy(update={"input": (shard,)})
+    order = {"config": config.model_dump(mode="json"), "basis": str(folder.absolute() / "basis.safetensors")}
+    try:
+        return in_own_process("trio_ray.lab.jobs.calibration", "calibration", order)
+    except JobFailed as error:
+        return {"failed": str(error)}
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """Jobs over one corpus. `calibration` is its record, empty where no codec is left open."""
+
+    bench: JobBench
+    inputs: Sequence[str]
+    calibration: Mapping[str, Any]
+
+    def bare(self) -> dict[str, Any]:
+        """The bare replica's rates, without coding and with the job's codec, if there is one by now."""
+        codec = self.bench.config.cache.codec
+        coding = "codec" in self.calibration or not self.bench.leaves_open(codec)
+        order = {
+            "config": (self._config(codec) if coding else self.bench.config).model_dump(mode="json"),
+            "workload": self.bench.workload,
+            "samples": BARE_SAMPLES,
+            "coding": coding,
+        }
+        return in_own_process("trio_ray.lab.jobs.bare_replica", "bare replica", order)
+
+    def measured(self, run: JobRun, name: str, bare: Mapping[str, Any]) -> dict[str, Any]:
+        """A run's record, beside the bare replica's."""
+        about = {"replicas": run.replicas, "codec": self.bench.codec_of(run)}
+        try:
+            found = self._run(run, name, JobWatch())
+        except TrioRayError as error:
+            return {**about, "failed": str(error)}
+        coding = bare.get("coding_samples_per_s") if self.bench.codec_of(run) == self.bench.config.cache.codec else None
+        return {
+            **about,
+            **found,
+            "times_bare": _share(found["samples_per_s"], run.replicas, bare["samples_per_s"]),
+            "times_bare_coding": _share(found["samples_per_s"], run.replicas, coding),
+        }
+
+    def killed(self, run: JobRun) -> dict[str, Any]:
+        """The record of a run that loses a replica when all of them have worked for a while."""
+        watch = JobWatch()
+        try:
+            with one_replica_killed(watch, run.replicas) as killed:
+                found = self._run(run, "kill", watch)
+        except TrioRayError as error:
+            return {"replicas": run.replicas, "failed": str(error)}
+        return {
+            **found,
+            "expected": len(self.inputs) * self.bench.per_shard,
+            **(watch.recovery(run.replicas, killed[0]) if killed else {"killed_s": None}),
+        }
+
+    def _run(self, run: JobRun, name: str, watch: JobWatch) -> dict[str, Any]:
+        """What the watch says of a run, and the cache of the number of its samples: a killed replica may have committed
+        a part that it could not report any more.
+        """
+        config = self._config(self.bench.codec_of(run))
+        pipeline = config.pipeline.model_copy(update={"replicas_min": run.replicas, "replicas_max": run.replicas})
+        inputs = tuple(self.inputs[: self.bench.shards * run.replicas])
+        output = f"{config.output.rstrip('/')}/{name}"
+        config = config.model_copy(update={"input": inputs, "output": output, "pipeline": pipeline})
+        try:
+            summary = run_job(config, watch)
+            if not summary.ok:
+                raise JobFailed(str(summary))
+            commits = read_commits(open_store(config.output, config.s3), READ_THREADS)
+        finally:
+            _empty(config)
+        return {**watch.summary(run.replicas), "samples": sum(commit.stored for commit in commits)}
+
+    def _config(self, codec: CodecSetting) -> JobConfig:
+        """The job with this codec, or what calibration has made of one that is left open.
+
+        Raises:
+            JobFailed: calibration has failed.
+        """
+        config = self.bench.config
+        if self.bench.leaves_open(codec):
+            if "failed" in self.calibration:
+                raise JobFailed(self.calibration["failed"])
+            codec = self.calibration["codec"]
+        return config.model_copy(update={"cache": config.cache.model_copy(update={"codec": codec})})
+
+
+def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:
+    """Of what so many bare replicas reach."""
+    return None if rate is None or bare is None else rate / (replicas * median(bare))
+
+
+def _empty(config: JobConfig) -> None:
+    """Delete what a run wrote, so that the next one finds room."""
+    store = open_store(config.output, config.s3)
+    with contextlib.suppress(StoreError):
+        for info in list(store.list("")):
+            store.delete(info.name)

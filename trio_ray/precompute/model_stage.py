@@ -1,0 +1,220 @@
+"""The device's share of the work: prefill, code, copy to the host. Nothing here waits for the device, but for what
+`FrameMaker` counts now and then.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from trio_ray.config import CacheConfig
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.encode import code_batch, frame_of
+from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
+from trio_ray.method.schedule import Schedule
+from trio_ray.method.selector import Selector
+from trio_ray.method.suppression import Haste
+from trio_ray.method.visionzip import VisionZip
+from trio_ray.model.packing import pack
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.replica import Replica
+from trio_ray.model.targets import answer_targets
+from trio_ray.precompute.host_batch import HostGroup
+from trio_ray.precompute.host_memory import ALIGNMENT, HostMemory, Lease, aligned
+from trio_ray.precompute.stored_batch import StoredBatch, StoredSample
+
+Mark = torch.cuda.Event | float
+"""A point in a device's work, or where there is no GPU, in seconds."""
+
+
+@dataclass(frozen=True)
+class StoredGroup:
+    """A batch on its way to the host, when the device began and ended with it, and when it is copied.
+
+    Attributes:
+        batch: in host memory once `copied` has come.
+        started, ended: marks of time.
+        copied: when all is in host memory.
+        settled: () bool beside the batch, whether nothing has to be made again; see `Haste`.
+        again: makes it again.
+        lease: of the host memory that the batch is copied to.
+    """
+
+    batch: StoredBatch
+    started: Mark
+    ended: Mark
+    copied: torch.cuda.Event | None = None
+    settled: Tensor | None = None
+    again: Callable[[], StoredGroup] | None = None
+    lease: Lease | None = None
+
+    def arrived(self) -> StoredGroup:
+        """Waits until the batch is in host memory; what had not settled is made again, and is another group."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if self.settled is None or self.again is None or self.settled:
+            return self
+        self.release()
+        return self.again().arrived()
+
+    def samples(self) -> list[StoredSample]:
+        """The samples in host memory, as soon as they are there."""
+        return self.arrived().batch.split()
+
+    def release(self) -> None:
+        """Nobody needs the batch any more."""
+        if self.lease is not None:
+            self.lease.release()
+
+    def on_host(self) -> HostGroup:
+        """The batch for those that know no GPU; ask when it has arrived."""
+        return HostGroup(self.batch, self.milliseconds, self.lease.block if self.lease else None)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows of each sample's prompt, as far as it is stored."""
+        return self.batch.coded.lengths
+
+    @property
+    def milliseconds(self) -> float:
+        """What the device needed for them; ask when they are there."""
+        if isinstance(self.started, float) or isinstance(self.ended, float):
+            assert isinstance(self.started, float)
+            assert isinstance(self.ended, float)
+            return 1e3 * (self.ended - self.started)
+        return self.started.elapsed_time(self.ended)
+
+
+@dataclass
+class ModelStage:
+    """A replica's model with all that it is told, used by one thread at a time.
+
+    Between the prune points of a batch the device is not asked whether suppression has settled (`Haste`): the host
+    goes on, and finds out when the results arrive. What had not settled is made again, exactly, and the batches after
+    it look further ahead.
+
+    Attributes:
+        replica: the loaded model.
+        schedule: how many image tokens stay where.
+        selector: which ones.
+        zipper: the reduction behind the vision tower, if any.
+        codec: how keys and values are stored; None where they are not.
+        cache: what is stored of a sample.
+        token_budget: most rows of a batch of several samples. It is halved whenever the device runs out of memory.
+        memory: where results are copied to; None leaves those of the CPU where they are. A GPU needs one.
+    """
+
+    replica: Replica
+    schedule: Schedule
+    selector: Selector
+    zipper: VisionZip | None
+    codec: Codec | None
+    cache: CacheConfig
+    token_budget: int
+    memory: HostMemory | None = None
+    _haste: Haste = field(default_factory=Haste)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _copies: torch.cuda.Stream | None = None
+    _frames: FrameMaker | None = None
+
+    def __post_init__(self) -> None:
+        if self.replica.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.replica.device)
+            self.memory = self.memory or HostMemory(pinned=True)
+        if self.codec is not None:
+            self._frames = frame_maker(self.codec.settings, self.replica.device)
+
+    def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
+        """What is stored of the samples, in order: one group, or several where the device's memory is too small.
+
+        None stands for a sample that does not fit even alone.
+        """
+        with self._lock:
+            # A budget that was halved since these samples were packed holds for them, too.
+            return [group for fitting in pack(samples, self.token_budget) for group in self._run(fitting)]
+
+    def _run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
+        try:
+            return [self._group(samples)]
+        except torch.OutOfMemoryError:
+            pass  # outside of the handler, whose traceback keeps the batch's tensors alive
+        if self.replica.device.type == "cuda":
+            torch.cuda.synchronize(self.replica.device)  # copies under way hold memory, too
+            torch.cuda.empty_cache()
+        if len(samples) == 1:
+            return [self._alone(samples[0])]
+        self.token_budget = max(1, self.token_budget // 2)
+        half = len(samples) // 2
+        return self._run(samples[:half]) + self._run(samples[half:])
+
+    def _alone(self, sample: PreparedSample) -> StoredGroup | None:
+        try:
+            return self._group([sample])
+        except torch.OutOfMemoryError:
+            return None
+
+    def _group(self, samples: Sequence[PreparedSample]) -> StoredGroup:
+        haste = replace(self._haste, unchecked=[])
+        started = self._mark()
+        stored = self._stored(samples, replace(self.selector, haste=haste))
+        settled = torch.stack(haste.unchecked).all() if haste.unchecked else None
+        return self._copied(stored, started, settled, partial(self._again, samples))
+
+    def _again(self, samples: Sequence[PreparedSample]) -> StoredGroup:
+        """A batch that had not settled, waiting for the device as often as it takes."""
+        with self._lock:
+            self._haste = Haste(2 * self._haste.window)
+            return self._copied(self._stored(samples, self.selector), self._mark())
+
+    def _copied(
+        self,
+        stored: StoredBatch,
+        started: Mark,
+        settled: Tensor | None = None,
+        again: Callable[[], StoredGroup] | None = None,
+    ) -> StoredGroup:
+        ended = self._mark()
+        if self.memory is None:
+            return StoredGroup(stored, started, ended, None, settled, again)
+        lease = self.memory.lease(sum(aligned(t.numel() * t.element_size()) for t in stored.tensors()) + ALIGNMENT)
+        if self._copies is None:
+            return StoredGroup(stored.on_host(lease.allocate), started, ended, None, settled, again, lease)
+        with torch.cuda.stream(self._copies):
+            self._copies.wait_event(cast(torch.cuda.Event, ended))
+            on_host = stored.on_host(lease.allocate)
+            if settled is not None:
+                settled.record_stream(self._copies)
+                settled = lease.allocate((), torch.bool).copy_(settled, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        for tensor in stored.tensors():
+            tensor.record_stream(self._copies)  # or its memory would be given away while it is still being copied
+        return StoredGroup(on_host, started, ended, copied, settled, again, lease)
+
+    def _stored(self, samples: Sequence[PreparedSample], selector: Selector) -> StoredBatch:
+        cache, replica = self.cache, self.replica
+        arguments = (samples, self.schedule, selector, cache.top_k, self.zipper, cache.scope)
+        embeds = targets = None
+        if cache.level == "embeds":
+            batch, embeds = replica.prefill_with_embeds(*arguments)
+        else:
+            batch = replica.prefill_batch(*arguments)
+        if cache.targets == "top_k":
+            answers = [sample.answer_tokens for sample in samples]
+            targets = answer_targets(replica.decoder, batch, answers, cache.top_k)
+        coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec, self._frames)
+        return StoredBatch(coded, batch.finite(), embeds, targets)
+
+    def _mark(self) -> Mark:
+        if self._copies is None:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

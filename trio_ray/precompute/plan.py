@@ -1,0 +1,167 @@
+"""Everything that can be known, and everything that can be refused, before a model is loaded."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trio_ray.cache.identity import build_identity
+from trio_ray.config import JobConfig
+from trio_ray.errors import ConfigError, StoreError
+from trio_ray.method.schedule import Schedule
+from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
+from trio_ray.model.replica import make_schedule
+from trio_ray.precompute.calibration_task import calibrate_here
+from trio_ray.precompute.codec_basis import named_codec
+from trio_ray.precompute.codec_choice import CalibrationOrder, Calibrator, make_or_join
+from trio_ray.precompute.part_size import PartSize
+from trio_ray.source.sample import Shard
+from trio_ray.source.shards import shard_name, split_file
+from trio_ray.store.bases import store_basis
+from trio_ray.store.commits import ShardProgress, shard_progress
+from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.opening import open_store
+
+LISTING_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard that still has work in it, and the parts of it that are committed."""
+
+    shard: Shard
+    committed: frozenset[int]
+
+
+@dataclass
+class JobPlan:
+    """What a run will do.
+
+    Attributes:
+        codec_choice: why a new cache has the codec that it has, in one line, where the settings left it open.
+        tasks: shards with work left.
+        complete: shards that need none.
+        lost: shards that cannot be processed, each with the reason: files that cannot be read, or have changed since a
+            part of them was committed.
+    """
+
+    run_id: str
+    store: ObjectStore
+    dataset: Dataset
+    schedule: Schedule
+    dtype: torch.dtype
+    folder: Path
+    codec_choice: str | None = None
+    tasks: list[Task] = field(default_factory=list)
+    complete: list[Shard] = field(default_factory=list)
+    lost: list[tuple[Shard, str]] = field(default_factory=list)
+
+    @property
+    def shards(self) -> int:
+        """Number of all shards."""
+        return len(self.tasks) + len(self.complete) + len(self.lost)
+
+
+def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrate_here) -> JobPlan:
+    """Check a configuration against the world, create or join its cache, and find what is left to do.
+
+    Args:
+        config: the job.
+        with_gpu: whether the replicas will have a GPU; decides what `dtype: auto` means.
+        calibrate: makes the codec of a new cache with `cache.codec: auto`.
+
+    Raises:
+        ConfigError: model, method, input or output cannot work; names the field. Nothing was written then.
+        IdentityMismatch: the output holds a cache of other settings.
+        JobFailed: the codec of a new cache could not be calibrated.
+    """
+    if not config.input:
+        raise ConfigError("input", "names no shards; give paths or s3:// URIs")
+    if not config.output:
+        raise ConfigError("output", "is missing; give a folder or s3://bucket/prefix")
+    folder = model_folder(config.model)
+    model_config = read_model_config(folder)
+    dtype = resolve_dtype(config.model.dtype, torch.device("cuda" if with_gpu else "cpu"))
+    text = model_config.get_text_config()
+    schedule = make_schedule(config.method, text.num_hidden_layers)
+    units = find_units(config)
+    store = _open_output(config)
+    named = named_codec(config, folder, schedule, text)
+    identity = build_identity(config, folder, dtype, schedule, named.codec.spec if named else None)
+    size = PartSize(config, schedule, model_config, dtype)
+    why = None
+    if config.cache.chooses_codec:
+        order = _calibration_order(config, identity, dtype)
+        dataset, why = make_or_join(store, identity, size.samples_made_smaller, order, calibrate)
+    else:
+        dataset = create_or_check(store, identity, size.samples(named.codec if named else None))
+    if named is not None and named.basis is not None:
+        store_basis(store, named.basis)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder, why)
+    _find_work(plan, units)
+    return plan
+
+
+def _calibration_order(config: JobConfig, identity: dict[str, Any], dtype: torch.dtype) -> CalibrationOrder:
+    arithmetic = {"dtype": str(dtype).removeprefix("torch."), "matmul": "dtype"}  # gradients are needed
+    model = config.model.model_copy(update=arithmetic)
+    fingerprint = {name: value for name, value in identity["model"].items() if name not in arithmetic}
+    return CalibrationOrder(config.model_copy(update={"model": model}), fingerprint)
+
+
+def _open_output(config: JobConfig) -> ObjectStore:
+    try:
+        store = open_store(config.output, config.s3)
+        store.check_writable()
+    except StoreError as error:
+        raise ConfigError("output", str(error)) from None
+    return store
+
+
+def find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:
+    """All units of work, each with the reason why it cannot be done, if there is one."""
+    opener = StoreOpener(config.s3)
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        of_files = pool.map(lambda file: _units_of(file, config, opener), expand_inputs(config.input, config.s3))
+        return [unit for units in of_files for unit in units]
+
+
+def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[tuple[Shard, str | None]]:
+    whole = Shard(shard_name(file.uri), file.uri, file.size, file.etag, "webdataset")
+    if not file.readable:
+        return [(whole, f"{file.uri}: cannot be read")]
+    try:
+        return [(shard, None) for shard in split_file(file.uri, file.size, file.etag, config.source, opener)]
+    except StoreError as error:
+        return [(whole, str(error))]
+
+
+def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]]) -> None:
+    progress = shard_progress(plan.store, LISTING_THREADS)
+    # By file, because the rows of a file that has changed are cut into other shards.
+    versions: dict[str, set[str]] = {}
+    for begun in progress.values():
+        versions.setdefault(begun.uri, set()).add(begun.etag)
+    for shard, reason in units:
+        if reason is None and versions.get(shard.uri, {shard.etag}) != {shard.etag}:
+            reason = "has changed since parts of it were committed; write this version to another output"
+        if reason is not None:
+            plan.lost.append((shard, reason))
+        else:
+            _sort_in(plan, shard, progress.get(shard.name))
+
+
+def _sort_in(plan: JobPlan, shard: Shard, progress: ShardProgress | None) -> None:
+    if progress is None:
+        plan.tasks.append(Task(shard, frozenset()))
+    elif progress.complete and len(progress.parts) == max(progress.parts) + 1:
+        plan.complete.append(shard)
+    else:
+        plan.tasks.append(Task(shard, progress.parts))

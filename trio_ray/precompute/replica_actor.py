@@ -1,0 +1,98 @@
+"""The Ray actor: one replica, asked for one shard at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from trio_ray.cache.identity import codec_of
+from trio_ray.cluster.host_share import cpus_to_count_on
+from trio_ray.cluster.metrics import ReplicaMetrics
+from trio_ray.config import JobConfig
+from trio_ray.method.schedule import Schedule
+from trio_ray.model.decoder import default_device
+from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.precompute.auto_budget import suit_budget
+from trio_ray.precompute.host_memory import HostMemory
+from trio_ray.precompute.model_stage import ModelStage
+from trio_ray.precompute.plan import Task
+from trio_ray.precompute.shard_run import SHARDS_AT_ONCE, InputRead, ShardRunner
+from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringOrder
+from trio_ray.precompute.storing import StoringProcesses
+from trio_ray.store.dataset import Dataset
+from trio_ray.store.inputs import StoreOpener
+from trio_ray.store.opening import open_store
+
+
+@dataclass(frozen=True)
+class ReplicaOrder:
+    """What an actor needs to make itself a replica; small, and free of credentials."""
+
+    config: JobConfig
+    schedule: Schedule
+    dataset: Dataset
+    run_id: str
+    threads: int
+
+
+class ReplicaActor:
+    """Hosts a LLaVA-NeXT replica. Pixels and KV never leave it by Ray: only shards come in and small reports go out."""
+
+    def __init__(self, order: ReplicaOrder) -> None:
+        started = time.monotonic()
+        torch.set_num_threads(order.threads)
+        config = order.config
+        store = open_store(config.output, config.s3)
+        codec = codec_of(order.dataset.identity, store)
+        cpus = cpus_to_count_on(config.pipeline)
+        storing = StoringOrder.of(config, order.dataset, codec, order.run_id, cpus)
+        # On a CPU the model leaves nothing idle that another process could use.
+        memory = HostMemory(pinned=True) if default_device().type == "cuda" else None
+        open_sink = (
+            StoringProcesses(storing, memory, SHARDS_AT_ONCE).open if memory else partial(ShardWriter, storing, store)
+        )
+        self._runner = ShardRunner(
+            stage=ModelStage(
+                replica=Replica.load(config.model, config.prompt),
+                schedule=order.schedule,
+                selector=make_selector(config.method),
+                zipper=make_zipper(config.method),
+                codec=codec,
+                cache=config.cache,
+                token_budget=config.pipeline.batch_rows,
+                memory=memory,
+            ),
+            config=config,
+            store=store,
+            dataset=order.dataset,
+            opener=StoreOpener(config.s3),
+            decode_threads=config.pipeline.decoders(cpus),
+            open_sink=open_sink,
+        )
+        self._finds_budget = config.pipeline.token_budget == "auto"
+        self._metrics = ReplicaMetrics(config.output, time.monotonic() - started)
+
+    def ready(self) -> str:
+        """Returns, once the model is loaded, what it runs on."""
+        replica = self._runner.stage.replica
+        return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
+
+    def run_shard(self, task: Task) -> Iterator[PartReport | InputRead]:
+        """Process a shard; a report comes as each part is done, and a word when its input is read.
+
+        Then the next shard may be given: it fills the device while this one is still being stored.
+        """
+        if self._finds_budget:
+            suit_budget(self._runner.stage, self._runner.config, task.shard, self._runner.opener)
+            self._finds_budget = False
+        started = time.monotonic()
+        # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
+        for report in self._runner.run(task.shard, task.committed):
+            if isinstance(report, PartReport):
+                self._metrics.part_done(time.monotonic() - started)
+                started = time.monotonic()
+            yield report

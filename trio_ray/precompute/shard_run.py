@@ -1,0 +1,180 @@
+"""One shard through one replica: read, prepare, prefill, code, commit part by part. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from trio_ray.config import JobConfig
+from trio_ray.errors import ObjectMissing
+from trio_ray.model.packing import Outcome, pack
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.ordered import ordered_map
+from trio_ray.precompute.host_batch import HostBatch
+from trio_ray.precompute.model_stage import ModelStage, StoredGroup
+from trio_ray.precompute.rows import good_sample, within_budget
+from trio_ray.precompute.shard_writer import PartReport, ShardSink
+from trio_ray.source.reader import read_shard
+from trio_ray.source.sample import BadSample, Opener, Reason, Sample, Shard
+from trio_ray.store.dataset import Dataset
+from trio_ray.store.layout import commit_name
+from trio_ray.store.objects import ObjectStore
+
+SHARDS_AT_ONCE = 2
+"""Shards on a replica: without the second, its GPU would wait while the first is being stored."""
+
+BATCHES_IN_FLIGHT = 2
+"""Batches that may wait for the host's share of the work while the model is at the next one."""
+
+
+@dataclass(frozen=True)
+class InputRead:
+    """All samples of a shard are prepared: the model has work for little longer, and the next shard may begin."""
+
+    shard: str
+
+
+@dataclass(frozen=True)
+class ShardRunner:
+    """Runs shards on one replica; a shard may begin while the one before is still being stored.
+
+    Attributes:
+        stage: the replica and all that it is told.
+        config: the job.
+        store: the cache.
+        dataset: its identity and part size.
+        opener: reads the input.
+        decode_threads: that prepare samples.
+        open_sink: where a shard's batches go.
+    """
+
+    stage: ModelStage
+    config: JobConfig
+    store: ObjectStore
+    dataset: Dataset
+    opener: Opener
+    decode_threads: int
+    open_sink: Callable[[Shard], ShardSink]
+
+    def run(self, shard: Shard, committed: frozenset[int]) -> Iterator[PartReport | InputRead]:
+        """Process what is not committed yet and yield a report as each part is done.
+
+        Raises:
+            StoreError: the input could not be read or the output not be written; committed parts stay.
+        """
+        done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
+        items = read_shard(shard, self.config.source, self.opener, skip=done.holds)
+        yield from self.run_items(items, shard, lambda: done.highest)
+
+    def run_items(
+        self, items: Iterable[Sample | BadSample], shard: Shard, highest_elsewhere: Callable[[], int] = lambda: -1
+    ) -> Iterator[PartReport | InputRead]:
+        """The same with samples that are read already.
+
+        Args:
+            items: of the shard, in order.
+            shard: what the parts are called after.
+            highest_elsewhere: asked behind the last item: the highest part that others have committed, or -1.
+
+        Raises:
+            StoreError: the output could not be written, or an item not be read.
+        """
+        cache = self.config.cache
+        prepare = self.stage.replica.preparer(
+            self.config.source.max_pixels, cache.selected_under, with_answers=cache.targets != "none"
+        ).prepare
+        outcomes = ordered_map(
+            lambda item: within_budget(prepare(item), self.stage.schedule),
+            items,
+            self.decode_threads,
+            self.config.pipeline.lookahead,
+        )
+        sink = self.open_sink(shard)
+        thread = ThreadPoolExecutor(1)
+        try:
+            batches = pack(outcomes, self.stage.token_budget)
+            yield from self._through_model(batches, shard, sink, thread)
+            yield from thread.submit(sink.finish, highest_elsewhere()).result()
+        finally:
+            outcomes.close()
+            thread.shutdown()  # nothing is handed to it here: a collected generator's thread may be gone
+            sink.abort()
+
+    def _through_model(
+        self, batches: Iterator[list[Outcome]], shard: Shard, sink: ShardSink, thread: ThreadPoolExecutor
+    ) -> Iterator[PartReport | InputRead]:
+        """Prefill batch after batch while one thread stores those before."""
+        writing: list[Future[list[PartReport]]] = []
+        batch = next(batches, None)
+        while batch is not None:
+            following = next(batches, None)
+            if following is None:
+                yield InputRead(shard.name)
+            writing.append(thread.submit(self._store_batch, sink, *self._model(batch)))
+            while len(writing) > BATCHES_IN_FLIGHT or (writing and writing[0].done()):
+                yield from writing.pop(0).result()
+            batch = following
+        for future in writing:
+            yield from future.result()
+
+    def _model(self, outcomes: list[Outcome]) -> tuple[list[Outcome], list[StoredGroup]]:
+        good = [outcome for outcome in outcomes if isinstance(outcome, PreparedSample)]
+        groups = self.stage.run(good)
+        if None in groups:
+            outcomes = _without_too_large(outcomes, groups)
+        return outcomes, [group for group in groups if group]
+
+    def _store_batch(
+        self, sink: ShardSink, outcomes: Sequence[Outcome], groups: Sequence[StoredGroup]
+    ) -> list[PartReport]:
+        """Wait for a batch to arrive in host memory, and store it."""
+        arrived = [group.arrived() for group in groups]
+        try:
+            samples = [o if isinstance(o, BadSample) else good_sample(o, self.stage.schedule) for o in outcomes]
+            return sink.add(HostBatch(samples, [group.on_host() for group in arrived]))
+        finally:
+            for group in arrived:
+                group.release()
+
+
+def _without_too_large(outcomes: Sequence[Outcome], groups: Sequence[StoredGroup | None]) -> list[Outcome]:
+    """The outcomes, with a `BadSample` in the place of each good one that had no room on the device even alone."""
+    fits = iter([fit for group in groups for fit in ([True] * len(group.lengths) if group else [False])])
+    return [
+        outcome
+        if isinstance(outcome, BadSample) or next(fits)
+        else BadSample(
+            outcome.key, outcome.index, Reason.OUT_OF_MEMORY, f"{outcome.rows} rows do not fit into the device's memory"
+        )
+        for outcome in outcomes
+    ]
+
+
+class _CommittedParts:
+    """Which parts of a shard need no work: asked once for each, when the reader comes to it."""
+
+    def __init__(self, store: ObjectStore, shard: str, part_samples: int, committed: frozenset[int]) -> None:
+        self._store = store
+        self._shard = shard
+        self._part_samples = part_samples
+        self._known = dict.fromkeys(committed, True)
+
+    def holds(self, index: int) -> bool:
+        """Whether the sample at `index` is in a committed part, maybe one that another run has just committed."""
+        part = index // self._part_samples
+        if part not in self._known:
+            self._known[part] = self._exists(part)
+        return self._known[part]
+
+    @property
+    def highest(self) -> int:
+        """Number of the highest part that was found committed; -1 if none."""
+        return max((part for part, committed in self._known.items() if committed), default=-1)
+
+    def _exists(self, part: int) -> bool:
+        try:
+            self._store.stat(commit_name(self._shard, part))
+        except ObjectMissing:
+            return False
+        return True

@@ -1,0 +1,175 @@
+"""Storing in processes of their own, so that nothing in the one that drives a GPU gets into its way.
+
+Compressing, hashing and sending gigabytes a second in threads beside the loop that starts the GPU's kernels cost that
+loop half of its rate, though most of the work is done without Python's lock. So a replica on a GPU hands its batches
+over: the numbers in shared memory (`host_memory`), where the GPU has put them, all else through a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+
+from trio_ray.errors import StoreError
+from trio_ray.precompute.host_batch import HostBatch
+from trio_ray.precompute.host_memory import Block, HostMemory
+from trio_ray.precompute.shard_writer import PartReport, ShardSink, StoringOrder
+from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, NewBlock, pack_batch
+from trio_ray.source.sample import Shard
+
+MODULE = "trio_ray.precompute.storing_process"
+PATIENCE_S = 10.0
+"""How long a process that has been told to end may take before it is killed."""
+
+
+class StoringProcessLost(StoreError):
+    """The process that stored a shard is gone; what it had not committed is lost, the shard to be tried again."""
+
+
+class StoringProcesses:
+    """The storing processes of a replica: as many as it has shards on their way. Thread-safe.
+
+    Args:
+        order: what is stored where.
+        memory: that all batches lie in.
+        at_once: shards that are stored at the same time, as far as is known.
+    """
+
+    def __init__(self, order: StoringOrder, memory: HostMemory, at_once: int) -> None:
+        self._order = order
+        self._memory = memory
+        self._idle = [_Process(order) for _ in range(at_once)]  # they start while the model is being loaded
+        self._lock = threading.Lock()
+
+    def open(self, shard: Shard) -> ShardSink:
+        """Where a shard's batches go; the groups of each must say which block of the memory they lie in.
+
+        Raises:
+            StoreError: no process could be started.
+        """
+        with self._lock:
+            process = self._idle.pop() if self._idle else None
+        process = process or _Process(self._order)
+        process.ask(Begin(shard))
+        return _RemoteWriter(process, self._memory, self._idle.append)
+
+    def close(self) -> None:
+        """End the processes, which have nothing to do any more."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().end()
+
+
+class _RemoteWriter:
+    """A `ShardSink` whose work another process does."""
+
+    def __init__(self, process: _Process, memory: HostMemory, give_back: Callable[[_Process], None]) -> None:
+        self._process: _Process | None = process
+        self._memory = memory
+        self._give_back = give_back
+
+    def add(self, batch: HostBatch) -> list[PartReport]:
+        if self._process is None:
+            return []
+        for group in batch.groups:
+            if group.block is not None:
+                self._process.show(group.block)
+        return self._ask(Add(pack_batch(batch), self._memory.alive))
+
+    def finish(self, highest_elsewhere: int) -> list[PartReport]:
+        reports = self._ask(Finish(highest_elsewhere))
+        self._let_go()
+        return reports
+
+    def abort(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(StoreError):
+                self._ask(Abort())
+                self._let_go()
+
+    def _ask(self, message: Add | Finish | Abort) -> list[PartReport]:
+        if self._process is None:
+            return []
+        try:
+            return self._process.ask(message)
+        except StoringProcessLost:
+            self._process = None
+            raise
+
+    def _let_go(self) -> None:
+        if self._process is not None:
+            self._give_back(self._process)
+            self._process = None
+
+
+class _Process:
+    """One process, and this end of the pipe. For one thread at a time."""
+
+    def __init__(self, order: StoringOrder) -> None:
+        self._uri = order.output
+        here, there = socket.socketpair()
+        with there:
+            # What is importable here must be so there; its numerical libraries get no threads of their own.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+            number = there.fileno()
+            self._running = subprocess.Popen(
+                [sys.executable, "-m", MODULE, str(number)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[number],
+                env=environment,
+                start_new_session=True,  # an interrupt from the keyboard is for the driver, which ends all the others
+            )
+        self._pipe = Connection(here.detach())
+        self._shown: set[int] = set()
+        self._tell(order)
+
+    def ask(self, message: Begin | Add | Finish | Abort) -> list[PartReport]:
+        """Have something done. Raises what was raised there, or `StoringProcessLost`."""
+        self._tell(message)
+        try:
+            answer: Answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._lost() from None
+        if answer.error is not None:
+            raise answer.error
+        return answer.reports
+
+    def show(self, block: Block) -> None:
+        """Make sure that a block is known there. Raises `StoringProcessLost`."""
+        if block.number not in self._shown:
+            self._tell(NewBlock(block.number, block.size))
+            try:
+                send_handle(self._pipe, block.file, self._running.pid)
+            except OSError:
+                raise self._lost() from None
+            self._shown.add(block.number)
+
+    def end(self) -> None:
+        """Wait for its end."""
+        self._pipe.close()
+        try:
+            self._running.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._running.kill()
+            self._running.wait()
+
+    def _tell(self, message: object) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise self._lost() from None
+
+    def _lost(self) -> StoringProcessLost:
+        self.end()
+        return StoringProcessLost(
+            self._uri,
+            f"the process that stored a shard ended with {self._running.returncode} (-9: killed, often for memory); "
+            "what it had not committed is made again",
+        )

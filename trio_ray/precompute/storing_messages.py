@@ -1,0 +1,96 @@
+"""What a replica and its storing processes say to each other. Both are this program, on one machine."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from trio_ray.precompute.host_batch import HostBatch
+from trio_ray.precompute.host_memory import Block, Place
+from trio_ray.precompute.shard_writer import PartReport
+from trio_ray.source.sample import Shard
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A shard begins."""
+
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class NewBlock:
+    """A block of the replica's memory; the descriptor of its file follows. There is no answer."""
+
+    number: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Add:
+    """A packed batch; of the blocks that were told of, those not `alive` are gone."""
+
+    batch: bytes
+    alive: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The shard ends; see `ShardSink.finish`."""
+
+    highest_elsewhere: int
+
+
+@dataclass(frozen=True)
+class Abort:
+    """The shard is given up."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To every message but `NewBlock`: what is done, or what went wrong."""
+
+    reports: list[PartReport]
+    error: Exception | None = None
+
+
+def pack_batch(batch: HostBatch) -> bytes:
+    """A batch as bytes, its tensors by their places in the blocks of its groups.
+
+    Raises:
+        ValueError: a tensor lies in none of them.
+    """
+    sink = io.BytesIO()
+    _Packer(sink, [group.block for group in batch.groups if group.block is not None]).dump(batch)
+    return sink.getvalue()
+
+
+def unpack_batch(data: bytes, blocks: Mapping[int, Block]) -> HostBatch:
+    """Undo `pack_batch` where these blocks are mapped; the groups' own blocks are left out."""
+    batch: HostBatch = _Unpacker(io.BytesIO(data), blocks).load()
+    return batch
+
+
+class _Packer(pickle.Pickler):
+    def __init__(self, sink: io.BytesIO, blocks: list[Block]) -> None:
+        super().__init__(sink, pickle.HIGHEST_PROTOCOL)
+        self._blocks = blocks
+
+    def persistent_id(self, thing: Any) -> Place | tuple[()] | None:
+        if isinstance(thing, Block):
+            return ()
+        return Place.of(thing, self._blocks) if isinstance(thing, Tensor) else None
+
+
+class _Unpacker(pickle.Unpickler):
+    def __init__(self, source: io.BytesIO, blocks: Mapping[int, Block]) -> None:
+        super().__init__(source)
+        self._blocks = blocks
+
+    def persistent_load(self, place: Place | tuple[()]) -> Tensor | None:
+        return place.tensor(self._blocks[place.block]) if isinstance(place, Place) else None
