@@ -11,6 +11,7 @@ import torch
 
 from tests.tiny_models import build_model_folder
 from trio_ray.config import ModelConfig
+from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
 from trio_ray.model.loading import load_model, load_processor
 from trio_ray.model.replica import Replica
 
@@ -75,3 +76,15 @@ def fresh_model(request: pytest.FixtureRequest, model_folders: dict[str, Path], 
     """The Hugging Face model of `replica`'s family, loaded anew: the test may change it."""
     family = request.node.callspec.params["replica"]
     return load_model(model_folders[family], torch.float32, torch.device("cpu")).model
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Replica:
+    """The bundled model in fp32 on the CPU."""
+    return Replica.load(ModelConfig(dtype="float32"), device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[HeldOutQuestion]:
+    """Ten questions about four scenes."""
+    return held_out_questions(10, per_scene=3, first_seed=40)

@@ -15,11 +15,11 @@ from tests.interpreter import INTERPRETED
 ROOT = Path(__file__).parents[1]
 
 TESTS = {
-    "kv/frame_kernels.py": "tests/kv/test_frames.py",
-    "kv/transform_kernels.py": "tests/kv/test_transform_kernels.py",
-    "kv/triton_kernels.py": "tests/kv/test_triton_kernels.py",
-    "method/supervision_kernels.py": "tests/method/test_supervision_kernels.py",
-    "method/suppression_kernel.py": "tests/method/test_suppression_kernel.py",
+    "kv/kernels/frames.py": "tests/kv/lossless/test_frames.py",
+    "kv/kernels/transform.py": "tests/kv/kernels/test_transform.py",
+    "kv/kernels/quantise.py": "tests/kv/kernels/test_quantise.py",
+    "method/kernels/supervision.py": "tests/method/kernels/test_supervision.py",
+    "method/kernels/suppression.py": "tests/method/kernels/test_suppression.py",
 }
 """Where the kernels of each module are held against what they must do."""
 
