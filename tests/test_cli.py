@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import trio_ray
 from trio_ray.cli import main
 from trio_ray.commands import gc
 
@@ -48,3 +49,63 @@ def test_a_reader_that_goes_away_ends_it_quietly(lines: int) -> None:
         process.stdin.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+COMMANDS = ["calibrate", "demo", "estimate", "gc", "generate", "inspect", "precompute", "verify"]
+LAB = ["accuracy", "agreement", "codecs", "conformance", "fidelity", "job", "prefill"]
+
+
+def test_help_names_every_command_and_imports_none() -> None:
+    """`trio-ray --help` takes 0.3 s: it loads no library but Python's own."""
+    program = (
+        "import sys; from trio_ray.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'ray', 'boto3', 'transformers', 'pyarrow', 'pydantic'} & set(sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for command in [*COMMANDS, "lab"]:
+        assert f"\n    {command}" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["lab"], *([name] for name in COMMANDS), *(["lab", name] for name in LAB)], ids=str
+)
+def test_every_command_explains_itself(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"trio-ray {' '.join(command)}" in shown
+    assert "exit codes:" in shown
+    if command == ["lab"]:
+        assert all(f"\n    {name}" in shown for name in LAB)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ([], "the following arguments are required: COMMAND (see trio-ray --help)"),
+        (["lab"], "the following arguments are required: COMMAND (see trio-ray lab --help)"),
+        (["lab", "bench"], "COMMAND: invalid choice: 'bench'"),
+        (["gc"], "the following arguments are required: CACHE (see trio-ray gc --help)"),
+        (
+            ["gc", "cache", "--older-than", "long"],
+            "--older-than: invalid number value: 'long' (see trio-ray gc --help)",
+        ),
+        (["gc", "cache", "--older-than", "-1"], "--older-than: -1 must be at least 0 (see trio-ray gc --help)"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_one_sentence(given: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"trio-ray: {sentence}")
+    assert len(shown.splitlines()) == 1
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"trio-ray {trio_ray.__version__}\n"

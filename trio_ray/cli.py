@@ -1,31 +1,24 @@
-"""`trio-ray`: one command a file in `commands/`."""
+"""`trio-ray`: every module of `commands/` is a command, every package in it a group of commands.
+
+A command is imported only when it is run. The help of all commands shows the first line of each module's docstring,
+which is read from its source.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from typing import NoReturn
 
+from trio_ray import commands
 from trio_ray.errors import TrioRayError
 
-COMMANDS = {
-    "precompute": "run TRIO over shards of image-text data and store the pruned prefixes",
-    "plan": "estimate a job before it runs, and say whether its cache is worth it",
-    "calibrate": "fit a basis of the transform codec to a sample of a corpus",
-    "verify": "read a whole cache and name everything that is not as it was written",
-    "inspect": "say what is stored; draw which image tokens were kept",
-    "generate": "answer from stored prefixes",
-    "evaluate": "measure what selections cost in right answers, on rendered scenes",
-    "bench": "measure prefill throughput: unpruned, authors' selection, random, ours",
-    "bench-job": "measure whole jobs on 1, 2, 4 ... GPUs of this machine beside the bare replica",
-    "agreement": "measure how far dtypes, attention kernels and batch sizes agree",
-    "bench-codecs": "measure the codecs: GB/s on GPU and CPU, bytes a sample",
-    "fidelity": "ask how faithful the layer-local score is to the whole model",
-    "gc": "delete what dead or beaten attempts left in a cache",
-    "demo": "render a small corpus, run the whole path on it and show the answers",
-}
 EXIT_CODES = """exit codes:
   0  done, all is well
   1  something was found or failed, as the message says
@@ -34,26 +27,26 @@ EXIT_CODES = """exit codes:
   4  the job ended, but not all of its input is in the cache"""
 
 
+class WrongUsage(TrioRayError):
+    """The command line names no command, or gives an option that the command does not take."""
+
+    exit_code = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that ends with one sentence, as every other error of a command does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `WrongUsage`."""
+        raise WrongUsage(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. Typed errors become one sentence on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="trio-ray",
-        description="Pruned visual prefixes of LLaVA-NeXT, computed once on a Ray cluster and stored for good.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
-        module = import_module(f"trio_ray.commands.{name.replace('-', '_')}")
-        command = subparsers.add_parser(
-            name, help=summary, description=module.__doc__, epilog=EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    chosen = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        chosen = make_parser(given).parse_args(given)
         status: int = chosen.run(chosen)
         sys.stdout.flush()  # here, where it can still be told that nobody reads any more
         return status
@@ -72,6 +65,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"trio-ray: {_in_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def make_parser(given: Sequence[str]) -> Parser:
+    """The parser of a command line. It knows the names of all commands, and the options of the one that is given."""
+    parser = Parser(
+        prog="trio-ray",
+        description="Pruned visual prefixes of LLaVA-NeXT, computed once on a Ray cluster and stored for good.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_ShowVersion, help="show the version and exit")
+    _add_commands(parser, commands.__name__, list(commands.__path__), given)
+    return parser
+
+
+def _add_commands(parser: argparse.ArgumentParser, package: str, path: list[str], given: Sequence[str]) -> None:
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for found in pkgutil.iter_modules(path):
+        if found.name.startswith("_"):  # what commands share
+            continue
+        name, module = found.name.replace("_", "-"), f"{package}.{found.name}"
+        description = _docstring(module)
+        command = subparsers.add_parser(
+            name, help=description.partition("\n")[0], description=description, epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if given[:1] != [name]:
+            continue
+        imported = import_module(module)
+        if found.ispkg:
+            _add_commands(command, module, list(imported.__path__), given[1:])
+        else:
+            imported.add_arguments(command)
+            command.set_defaults(run=imported.run)
+
+
+def _docstring(module: str) -> str:
+    """The docstring of a module that need not be imported for it."""
+    spec = find_spec(module)
+    source = spec.loader.get_source(module) if spec and spec.loader else ""  # type: ignore[attr-defined]
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
+class _ShowVersion(argparse.Action):
+    """`action="version"` wants the version before it knows that it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from trio_ray import __version__
+
+        print(f"trio-ray {__version__}")
+        parser.exit()
 
 
 def _in_one_line(error: OSError) -> str:

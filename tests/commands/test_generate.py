@@ -53,4 +53,4 @@ def test_a_key_of_several_shards_and_another_model_are_refused(
 @pytest.mark.parametrize("option", ["--batch", "--limit", "--max-new-tokens"])
 def test_a_count_below_one_is_refused(option: str, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(cache), option, "0"]) == 2
-    assert capsys.readouterr().err == f"trio-ray: {option}: 0 must be at least 1\n"
+    assert capsys.readouterr().err == f"trio-ray: {option}: 0 must be at least 1 (see trio-ray generate --help)\n"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.corpora import samples, write_tar
 from tests.precompute.runs import job_config, run_here
-from trio_ray.cli import COMMANDS, main
+from trio_ray.cli import main
 from trio_ray.model.replica import Replica
 
 
@@ -61,20 +61,3 @@ def test_a_finished_job_ends_with_code_0_and_says_so(
     file.write_text(f"input: {corpus}\noutput: {tmp_path / 'cache'}\nmodel: {{name: {tiny_model}, dtype: float32}}\n")
     assert main(["precompute", "--config", str(file), "--retention", "0.3"]) == 0
     assert "nothing was left to do" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    assert f"trio-ray {command}" in shown
-    assert "exit codes:" in shown
-
-
-def test_a_command_that_does_not_exist_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["compute"])
-    assert ended.value.code == 2
-    assert "precompute" in capsys.readouterr().err

@@ -76,4 +76,4 @@ def test_what_is_no_cache_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_no_threads_are_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(cache), "--threads", "0"]) == 2
-    assert capsys.readouterr().err == "trio-ray: --threads: 0 must be at least 1\n"
+    assert capsys.readouterr().err == "trio-ray: --threads: 0 must be at least 1 (see trio-ray verify --help)\n"

@@ -14,7 +14,8 @@ from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.kv.encode import code_batch
 from trio_ray.kv.lossless.zstd import shrink
-from trio_ray.lab.codecs.made_up_bases import RatioFit, fit_transform
+from trio_ray.lab.codecs.made_up_bases import fit_transform
+from trio_ray.lab.codecs.recipes import Fit
 
 SMALL = replace(GEOMETRIES["bundled"], layers=10, kv_heads=2, least=120, most=120)
 
@@ -35,7 +36,7 @@ def test_codecs_that_need_no_basis_are_measured(choice: str) -> None:
 @pytest.mark.parametrize("ratio", [4, 6])
 def test_packed_symbols_of_a_transform_shrink_by_about_half(ratio: float) -> None:
     ends = prefix_batch(SMALL, 2, torch.device("cpu"))
-    codec, _ = fit_transform({"name": "transform", "zstd": 1}, RatioFit(ratio=ratio), SMALL, ends)
+    codec, _ = fit_transform({"name": "transform", "zstd": 1}, Fit(ratio=ratio), SMALL, ends)
     assert zstd_factor(codec, SMALL, torch.bfloat16) == pytest.approx(measured(codec), rel=0.4)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.method.reference import reference_greedy, reference_prefill
-from trio_ray.lab.conformance import check_vector, main
+from trio_ray.cli import main
+from trio_ray.lab.conformance import check_vector
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("*.safetensors"))
 
@@ -35,7 +36,7 @@ def test_authors_vector_passes(path: Path) -> None:
 def test_command_prints_a_line_for_each_vector_and_exits_with_0() -> None:
     assert len(VECTORS) >= 3
     run = subprocess.run(
-        [sys.executable, "-m", "trio_ray.lab.conformance", str(VECTORS[0].parent)],
+        [sys.executable, "-m", "trio_ray.cli", "lab", "conformance", str(VECTORS[0].parent)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -203,7 +204,7 @@ def test_changed_vector_fails_by_name_beside_a_good_one(
     damage(case, tensors)
     save_file(tensors, tmp_path / "changed.safetensors", metadata={"case": json.dumps(case)})
     shutil.copy(source, tmp_path / "good.safetensors")
-    assert main([str(tmp_path)]) == 1
+    assert main(["lab", "conformance", str(tmp_path)]) == 1
     changed, good = capsys.readouterr().out.splitlines()
     assert changed.startswith("FAIL changed")
     assert good.startswith("pass good")
@@ -212,14 +213,14 @@ def test_changed_vector_fails_by_name_beside_a_good_one(
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}"])
 def test_unreadable_file_fails_by_name(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.safetensors").write_bytes(content)
-    assert main([str(tmp_path)]) == 1
+    assert main(["lab", "conformance", str(tmp_path)]) == 1
     assert capsys.readouterr().out.startswith("FAIL broken")
 
 
 def test_folder_without_vectors_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 2
+    assert main(["lab", "conformance", str(tmp_path)]) == 2
     assert "no *.safetensors" in capsys.readouterr().err
 
 
 def test_missing_folder_exits_with_2(tmp_path: Path) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 2
+    assert main(["lab", "conformance", str(tmp_path / "nowhere")]) == 2

@@ -16,8 +16,8 @@ from tests.kv.prefixes import assert_same
 from tests.precompute.contract import assert_follows_the_contract
 from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
+from trio_ray.cache.input_samples import read_again
 from trio_ray.cache.pruned_cache import OtherLevel, PrunedCache
-from trio_ray.commands.input_samples import read_again
 from trio_ray.config import S3Config
 from trio_ray.errors import PrefixError
 from trio_ray.model.continuation import Continuation, generate

@@ -1,1 +1,1 @@
-"""The commands of `trio-ray`: each module has `add_arguments` and `run`."""
+"""The commands of `trio-ray`: one file a command, with `add_arguments` and `run`; one package a group of commands."""

@@ -15,13 +15,13 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trio_ray.commands.outputs import check_file
-from trio_ray.config import load_config
+from trio_ray.commands._options import add_job_options, check_file, job_config, number, whole
+from trio_ray.commands._progress import counted
 from trio_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,30 +33,29 @@ MIN_SAMPLES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--config", metavar="FILE", help="the job's YAML file; the options below override it")
+    add_job_options(parser, output=False)
     parser.add_argument(
-        "--input", metavar="URI", nargs="+", help="shards: paths or s3:// URIs, with globs and {a..b} ranges"
-    )
-    parser.add_argument("--model", metavar="NAME", help="'bundled', a folder, or a Hugging Face hub name")
-    parser.add_argument(
-        "--retention", type=float, metavar="R", help="image tokens kept, mean over all layers, 0 < R <= 1"
-    )
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted name (repeatable)"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=SAMPLES, metavar="N", help=f"calibration samples (default {SAMPLES})"
+        "--samples",
+        type=whole(MIN_SAMPLES),
+        default=SAMPLES,
+        metavar="N",
+        help=f"calibration samples (default {SAMPLES})",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--divergence", type=float, metavar="D",
+        "--divergence", type=number(above=0), metavar="D",
         help="nats by which an answer token's distribution may move, measured (default 0.003)",
     )  # fmt: skip
-    size.add_argument("--step", type=float, metavar="S", help="one step for all components, as the report gives it")
-    size.add_argument("--ratio", type=float, metavar="R", help="make prefixes R times smaller than in 16 bit")
-    parser.add_argument("--rank", type=int, metavar="N", help="most components of a group of layers")
+    size.add_argument(
+        "--step", type=number(above=0), metavar="S", help="one step for all components, as the report gives it"
+    )
+    size.add_argument("--ratio", type=number(above=0), metavar="R", help="make prefixes R times smaller than in 16 bit")
+    parser.add_argument("--rank", type=whole(1), metavar="N", help="most components of a group of layers")
     parser.add_argument(
-        "--group-layers", type=int, metavar="N", help="most layers transformed together (default: by their channels)"
+        "--group-layers",
+        type=whole(1),
+        metavar="N",
+        help="most layers transformed together (default: by their channels)",
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the basis")
 
@@ -69,10 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.model.loading import model_fingerprint, model_folder
     from trio_ray.model.replica import Replica
 
-    _check(arguments)
-    named = {"input": arguments.input, "model.name": arguments.model, "method.retention": arguments.retention}
-    values = {name: value for name, value in named.items() if value is not None}
-    config = load_config(arguments.config, arguments.set, values)
+    check_file("--out", arguments.out)
+    config = job_config(arguments)
     if config.cache.level != "kv" or config.cache.scope != "prompt":
         raise ConfigError("cache", "a basis is calibrated for level kv and scope prompt")
     if config.model.matmul != "dtype":
@@ -82,12 +79,16 @@ def run(arguments: argparse.Namespace) -> int:
     samples = draw_samples(config, replica, arguments.samples + max(2, arguments.samples // (HELD_OUT - 1)))
     if len(samples) < MIN_SAMPLES:
         raise ConfigError("input", f"holds {len(samples)} samples that could be used; {MIN_SAMPLES} are needed")
-    progress = _Progress(2 * len(samples))
-    drawn = list(prefixes_of(samples, config, replica, progress.advance))
+    steps = count()
+    show = counted("steps", 2 * len(samples))
+
+    def advance() -> None:
+        show(next(steps) + 1)
+
+    drawn = list(prefixes_of(samples, config, replica, advance))
     fingerprint, notes = model_fingerprint(model_folder(config.model)), {"input": list(config.input)}
     rank = arguments.rank or DEFAULT_RANK
-    fitted = fit(replica, drawn, fingerprint, notes, rank, arguments.group_layers, progress.advance)
-    progress.close()
+    fitted = fit(replica, drawn, fingerprint, notes, rank, arguments.group_layers, advance)
     chosen = _choose(arguments, fitted)
     print(f"step {chosen.step:.3g}, fitted to {fitted.calibration.samples} samples\n{chosen.measured}")
     try:
@@ -116,30 +117,3 @@ def _choose(arguments: argparse.Namespace, fitted: Fitted) -> FittedCodec:
     if chosen is None:
         raise ConfigError("--divergence", f"{wanted} needs more components; give a higher --rank or more --samples")
     return chosen
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    for name, least in {"samples": MIN_SAMPLES, "rank": 1, "group_layers": 1}.items():
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must be at least {least}")
-    for name in ("step", "ratio", "divergence"):
-        value = getattr(arguments, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"--{name}", f"{value} must be above 0")
-    check_file("--out", arguments.out)
-
-
-class _Progress:
-    """Samples done, on standard error."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-
-    def advance(self) -> None:
-        self._done += 1
-        print(f"\r{100 * self._done // self._total} % ", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        print(file=sys.stderr)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from trio_ray.commands import generate, inspect, precompute, verify
-from trio_ray.commands.outputs import make_folder
+from trio_ray.commands._options import make_folder, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", default="demo_output", metavar="DIR", help="where everything goes (default demo_output)"
     )
-    parser.add_argument("--scenes", type=int, default=120, metavar="N", help="images to render (default 120)")
-    parser.add_argument("--pictures", type=int, default=3, metavar="N", help="overlay pictures to draw (default 3)")
+    parser.add_argument("--scenes", type=whole(1), default=120, metavar="N", help="images to render (default 120)")
+    parser.add_argument(
+        "--pictures", type=whole(0), default=3, metavar="N", help="overlay pictures to draw (default 3)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from trio_ray.commands.s3_options import add_s3_options, s3_config
+from trio_ray.commands._options import add_s3_options, number, s3_config
 from trio_ray.store.gc import collect_garbage
 from trio_ray.store.opening import open_store
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
     parser.add_argument(
         "--older-than",
-        type=float,
+        type=number(least=0),
         default=24.0,
         metavar="HOURS",
         help="age from which a file is garbage (default 24)",

@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from trio_ray.commands.s3_options import add_s3_options, s3_config
+from trio_ray.commands._options import add_s3_options, s3_config, whole
 from trio_ray.config import BUNDLED_MODEL, ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.source.sample import Turn
@@ -29,9 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)"
     )
-    parser.add_argument("--limit", type=int, default=8, metavar="N", help="samples answered without keys (default 8)")
-    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="prefixes decoded together (default 16)")
+    parser.add_argument(
+        "--limit", type=whole(1), default=8, metavar="N", help="samples answered without keys (default 8)"
+    )
+    parser.add_argument("--max-new-tokens", type=whole(1), default=32, metavar="N", help="longest answer (default 32)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=16, metavar="N", help="prefixes decoded together (default 16)"
+    )
     parser.add_argument("--question", metavar="TEXT", help="what to ask of each image (caches of scope image)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     add_s3_options(parser)
@@ -40,13 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print question, answer and, where the corpus has one, the true answer."""
     from trio_ray.cache.pruned_cache import PrunedCache
-    from trio_ray.commands.stored_prefixes import prefixes_of
+    from trio_ray.cache.stored_prefixes import prefixes_of
     from trio_ray.model.loading import model_folder
     from trio_ray.model.replica import Replica
 
-    for name in ("limit", "max_new_tokens", "batch"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}", f"{getattr(arguments, name)} must be at least 1")
     s3 = s3_config(arguments)
     cache = PrunedCache(arguments.cache, s3)
     identity = cache.dataset.identity

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from trio_ray.commands.s3_options import add_s3_options, s3_config
+from trio_ray.commands._options import add_s3_options, s3_config
 from trio_ray.config import BUNDLED_MODEL, ModelConfig, S3Config
 from trio_ray.errors import ConfigError
 
@@ -121,7 +121,7 @@ def _distribution(ids: list[int], logprobs: list[float]) -> str:
 
 
 def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3Config) -> None:
-    from trio_ray.commands.input_samples import read_again
+    from trio_ray.cache.input_samples import read_again
     from trio_ray.model.loading import load_processor, model_folder, read_model_config
     from trio_ray.model.tiles import Tiler
     from trio_ray.report.overlay import draw_overlay

@@ -11,39 +11,18 @@ example:
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from trio_ray.config import load_config
+from trio_ray.commands._options import add_job_options, job_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; the options below override it")
-    parser.add_argument(
-        "--input", metavar="URI", nargs="+", help="shards: paths or s3:// URIs, with globs and {a..b} ranges"
-    )
-    parser.add_argument("--output", metavar="URI", help="the cache: a folder or s3://bucket/prefix")
-    parser.add_argument("--model", metavar="NAME", help="'bundled', a folder, or a Hugging Face hub name")
-    parser.add_argument(
-        "--retention", type=float, metavar="R", help="image tokens kept, mean over all layers, 0 < R <= 1"
-    )
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted name, e.g. "
-        "pipeline.token_budget=32768 (repeatable; jobs/CONFIGURATION.md lists them all)",
-    )  # fmt: skip
+    add_job_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the job; 0 if all input is in the cache or in quarantine, 4 if not."""
-    named: dict[str, Any] = {
-        "input": arguments.input,
-        "output": arguments.output,
-        "model.name": arguments.model,
-        "method.retention": arguments.retention,
-    }
-    config = load_config(
-        arguments.config, arguments.set, {name: value for name, value in named.items() if value is not None}
-    )
+    config = job_config(arguments)
     from trio_ray.cluster.progress import make_progress
     from trio_ray.precompute.job import run_job
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from trio_ray.commands.s3_options import add_s3_options, s3_config
-from trio_ray.errors import ConfigError
+from trio_ray.commands._options import add_s3_options, s3_config, whole
 from trio_ray.store.opening import open_store
 from trio_ray.store.verify import verify
 
@@ -17,14 +16,12 @@ from trio_ray.store.verify import verify
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
-    parser.add_argument("--threads", type=int, default=8, metavar="N", help="shards checked at once (default 8)")
+    parser.add_argument("--threads", type=whole(1), default=8, metavar="N", help="shards checked at once (default 8)")
     add_s3_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; 1 if anything is damaged."""
-    if arguments.threads < 1:
-        raise ConfigError("--threads", f"{arguments.threads} must be at least 1")
     report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads)
     for finding in report.findings:
         key = f" key {finding.key!r}" if finding.key else ""

@@ -49,7 +49,7 @@ class SampleWork:
     def times(self, flop_per_s: float) -> SampleTimes:
         """Seconds at a speed that is reached in practice: work / speed.
 
-        Assumed is that a job hides all else behind the model: reading, decoding, coding, copying. `bench-job` shows
+        Assumed is that a job hides all else behind the model: reading, decoding, coding, copying. `lab job` shows
         how far that is so on a cluster.
         """
         pruned, unpruned = self.pruned / flop_per_s, self.unpruned / flop_per_s

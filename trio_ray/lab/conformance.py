@@ -1,4 +1,4 @@
-"""Hold this implementation against vectors made with the authors' code: `python -m trio_ray.lab.conformance DIR`.
+"""Hold this implementation against vectors made with the authors' code.
 
 A vector is a safetensors file with a small Llama model's weights (`weights.*`), a prompt's embeddings, and what the
 authors' code did with
@@ -7,10 +7,8 @@ them: saliency and kept indices per prune point, and the logits of each greedy s
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,30 +156,3 @@ def _build_model(case: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise BadVector(f"weights do not fit the model: missing {missing}, unexpected {unexpected}")
     return freeze(model)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Check every `*.safetensors` of a folder; exit code 1 on any mismatch or unreadable file, 2 where there is
-    none.
-    """
-    parser = argparse.ArgumentParser(prog="python -m trio_ray.lab.conformance", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of vector files")
-    files = sorted(parser.parse_args(arguments).folder.glob("*.safetensors"))
-    if not files:
-        print("no *.safetensors in that folder", file=sys.stderr)
-        return 2
-    failed = 0
-    for path in files:
-        try:
-            outcome = check_vector(path)
-        except BadVector as error:
-            print(f"FAIL {path.stem}: {error}")
-            failed += 1
-        else:
-            print(outcome)
-            failed += not outcome.ok
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

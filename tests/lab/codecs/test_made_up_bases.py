@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from trio_ray.estimate.made_up_states import GEOMETRIES, prefix_batch
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.codecs.transform_basis import read_basis
 from trio_ray.kv.encode import code_batch
-from trio_ray.lab.codecs.made_up_bases import RatioFit, fit_transform
+from trio_ray.lab.codecs.made_up_bases import fit_transform, layers_together
+from trio_ray.lab.codecs.recipes import Fit
 from trio_ray.lab.codecs.speed import CodecBenchmark, container_sizes
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ SPEC = {"name": "transform", "zstd": 1}
 
 def test_containers_have_the_ratio_and_the_basis_is_a_readable_one() -> None:
     benchmark = CodecBenchmark.make(SMALL, 2, CPU, rounds=1)
-    codec, basis = fit_transform(SPEC, RatioFit(ratio=6), SMALL, benchmark.longest_and_shortest)
+    codec, basis = fit_transform(SPEC, Fit(ratio=6), SMALL, benchmark.longest_and_shortest)
     speed = benchmark.measure("transform", codec, basis)
     assert speed.to_pruned == pytest.approx(6, rel=0.05)
     assert speed.basis == len(basis)
@@ -47,36 +47,22 @@ def test_as_many_layers_are_together_as_leave_a_byte_a_component() -> None:
     """At 8x a layer of Vicuna-7B, 8,192 channels, takes all of 2,048 components, four of Mistral-7B likewise."""
     images = prefix_batch(SMALL, 2, CPU)
     many = replace(images, segments=tuple(replace(s, image_counts=(9999,)) for s in images.segments))
-    layers = {name: RatioFit().layers_together(GEOMETRIES[name], many) for name in ("vicuna-7b", "mistral-7b")}
+    layers = {name: layers_together(Fit(), GEOMETRIES[name], many) for name in ("vicuna-7b", "mistral-7b")}
     assert layers == {"vicuna-7b": 1, "mistral-7b": 4}
-    assert RatioFit(ratio=32).layers_together(GEOMETRIES["vicuna-7b"], many) == 4
-    assert RatioFit(group_layers=3).layers_together(GEOMETRIES["vicuna-7b"], many) == 3
+    assert layers_together(Fit(ratio=32), GEOMETRIES["vicuna-7b"], many) == 4
+    assert layers_together(Fit(group_layers=3), GEOMETRIES["vicuna-7b"], many) == 3
     few_rows = min(sum(segment.image_counts) for segment in images.segments)
-    assert RatioFit().layers_together(SMALL, images) == max(1, 4 * few_rows // (SMALL.row_bytes(1) // 2))
+    assert layers_together(Fit(), SMALL, images) == max(1, 4 * few_rows // (SMALL.row_bytes(1) // 2))
 
 
 @pytest.mark.parametrize(
     ("fit", "words"),
-    [(RatioFit(ratio=900), "no step reaches ratio 900"), (RatioFit(rank=2, ratio=3), "higher rank")],
+    [(Fit(ratio=900), "no step reaches ratio 900"), (Fit(rank=2, ratio=3), "higher rank")],
 )  # fmt: skip
-def test_a_ratio_out_of_reach_is_refused(fit: RatioFit, words: str) -> None:
+def test_a_ratio_out_of_reach_is_refused(fit: Fit, words: str) -> None:
     measured = prefix_batch(SMALL, 2, CPU)
     with pytest.raises(ConfigError, match=words):
         fit_transform(SPEC, fit, SMALL, measured)
-
-
-@pytest.mark.parametrize("wrong", [{"ratio": 1}, {"rank": 0}, {"group_layers": 1.5}, {"basis": "b"}, {"sinks": 1}])
-def test_a_setting_that_cannot_be_is_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        RatioFit.parse({"name": "transform", **wrong})
-
-
-def test_a_codec_without_a_basis_has_no_fit_and_the_rest_of_a_transforms_settings_stays() -> None:
-    assert RatioFit.parse("int4") is None
-    assert RatioFit.parse({"name": "transform", "zstd": 3, "ratio": "16", "rank": 9}) == (
-        {"name": "transform", "zstd": 3},
-        RatioFit(ratio=16.0, rank=9),
-    )
 
 
 @pytest.mark.gpu
@@ -84,7 +70,7 @@ def test_a_codec_without_a_basis_has_no_fit_and_the_rest_of_a_transforms_setting
 def test_a_gpu_fits_a_basis_and_its_bytes_are_those_of_the_cpu(layers: int, ratio: float) -> None:
     """Rows and components that fill no tile; one layer or several together; iterated and exact components."""
     measured = prefix_batch(WIDE, 3, torch.device("cuda"))
-    codec, _ = fit_transform(SPEC, RatioFit(rank=301, group_layers=layers, ratio=ratio), WIDE, measured)
+    codec, _ = fit_transform(SPEC, Fit(rank=301, group_layers=layers, ratio=ratio), WIDE, measured)
     on_cpu = replace(
         measured,
         segments=tuple(_on_cpu(segment) for segment in measured.segments),
@@ -101,7 +87,7 @@ def test_a_gpu_fits_a_basis_and_its_bytes_are_those_of_the_cpu(layers: int, rati
 def test_the_gpu_decodes_what_the_cpu_decodes() -> None:
     """16-bit states come of half-precision products there."""
     measured = prefix_batch(WIDE, 2, torch.device("cuda"))
-    codec, _ = fit_transform(SPEC, RatioFit(rank=301, ratio=32), WIDE, measured)
+    codec, _ = fit_transform(SPEC, Fit(rank=301, ratio=32), WIDE, measured)
     coded = code_batch(measured, codec)
     for segment, shapes, batch in zip(coded.segments, coded.shapes, measured.segments, strict=True):
         frame = batch.position.cpu(), batch.text.cpu()

@@ -68,11 +68,22 @@ def test_a_codec_is_named_by_what_differs_and_needs_no_calibration(text: str, na
 
 def test_how_a_basis_is_fitted_belongs_to_the_measurement_alone() -> None:
     assert CLOSE.name == "transform: divergence 0.01"
-    assert CLOSE.parameters == {"name": "transform", "divergence": 0.01, "rank": DEFAULT_RANK, "group_layers": None}
+    assert CLOSE.parameters == {
+        "name": "transform",
+        "divergence": 0.01,
+        "ratio": 8.0,
+        "rank": DEFAULT_RANK,
+        "group_layers": None,
+    }
+    text = Recipe.parse("{name: transform, zstd: 3, ratio: 16, rank: 9}")
+    assert (text.spec, text.fit) == ({"name": "transform", "zstd": 3}, Fit(ratio=16.0, rank=9))
     assert Recipe.parse("transform").fit == Fit()
 
 
-@pytest.mark.parametrize("setting", ["divergence: 0", "divergence: 11", "rank: 0", "rank: 1.5", "group_layers: 0"])
+@pytest.mark.parametrize(
+    "setting",
+    ["divergence: 0", "divergence: 11", "ratio: 1", "rank: 0", "rank: 1.5", "group_layers: 0", "basis: b", "sinks: 1"],
+)
 def test_a_fit_that_cannot_be_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.partition(":")[0]):
         Recipe.parse(f"{{name: transform, {setting}}}")

@@ -6,12 +6,10 @@ How closely real states can be coded in so many components is not known from the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from trio_ray.calibration.basis_size import BasisSize
 from trio_ray.calibration.calibrate import Calibration, learn, smallest_step
 from trio_ray.calibration.fit import rotary_tables
 from trio_ray.errors import ConfigError
@@ -21,9 +19,8 @@ from trio_ray.kv.codecs.spec import TransformSpec, full_spec
 from trio_ray.kv.codecs.transform import Transform
 from trio_ray.kv.codecs.transform_basis import Basis, write_basis
 from trio_ray.kv.container import checksum
+from trio_ray.lab.codecs.recipes import TRANSFORM, Fit
 from trio_ray.lab.codecs.speed import container_sizes
-
-TRANSFORM = "transform"
 
 SAMPLES, SEED = 24, 1
 """Of the calibration set: none of the samples that are measured, and enough for the rank where fewest rows are left."""
@@ -32,45 +29,17 @@ CLOSE_ENOUGH = 1.1
 """A ratio that is missed by more than this factor was out of reach."""
 
 
-@dataclass(frozen=True)
-class RatioFit(BasisSize):
-    """How a basis is fitted: how many times smaller than 16 bit its containers are to be, and how large it may get.
-
-    Without `group_layers` as many layers are transformed together as the ratio leaves a byte a component for.
+def layers_together(fit: Fit, geometry: Geometry, batch: PrefixBatch) -> int:
+    """Layers of a group: as the fit says, or else as many that a row's components, one a byte, are the ratio smaller
+    than its 16-bit channels.
     """
-
-    ratio: float = 8.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 < self.ratio <= 1000:
-            raise ValueError(f"ratio {self.ratio} must be above 1 and at most 1000")
-
-    @classmethod
-    def parse(cls, choice: str | Mapping[str, Any]) -> tuple[dict[str, Any], RatioFit] | None:
-        """A codec's settings without a basis, and how that is fitted; None if the codec has none.
-
-        Raises:
-            ValueError: a setting that it does not have, or a value out of range.
-        """
-        spec = {"name": choice} if isinstance(choice, str) else dict(choice)
-        if spec.get("name") != TRANSFORM:
-            return None
-        if "basis" in spec:
-            raise ValueError("basis: none can be given, it is fitted to the made-up states")
-        fit = cls.taken_from(spec)
-        full_spec({**spec, "basis": "0" * 32})
-        return spec, fit
-
-    def layers_together(self, geometry: Geometry, batch: PrefixBatch) -> int:
-        """Layers of a group where a row's components, one a byte, are the ratio smaller than its 16-bit channels."""
-        rows = min(sum(segment.image_counts) for segment in batch.segments)
-        channels = self.ratio * min(self.rank, rows) / 2
-        return self.group_layers or max(1, int(channels) // (geometry.row_bytes(1) // 2))
+    rows = min(sum(segment.image_counts) for segment in batch.segments)
+    channels = fit.ratio * min(fit.rank, rows) / 2
+    return fit.group_layers or max(1, int(channels) // (geometry.row_bytes(1) // 2))
 
 
 def fit_transform(
-    spec: Mapping[str, Any], fit: RatioFit, geometry: Geometry, measured: PrefixBatch
+    spec: Mapping[str, Any], fit: Fit, geometry: Geometry, measured: PrefixBatch
 ) -> tuple[Transform, bytes]:
     """The codec and its basis, fitted on the device of the states that are measured.
 
@@ -103,12 +72,12 @@ def fit_transform(
     return codec_of(basis, checksum(data)), data
 
 
-def _calibration(fit: RatioFit, geometry: Geometry, device: torch.device) -> Calibration:
+def _calibration(fit: Fit, geometry: Geometry, device: torch.device) -> Calibration:
     batch = prefix_batch(geometry, SAMPLES, device, SEED)
     information = [
         torch.ones((2, len(segment.keys), 2, *segment.keys.shape[2:]), device=device) for segment in batch.segments
     ]
     # Made-up keys are the same at every position, as a model's are before their rotation.
     rotary = rotary_tables(torch.zeros(geometry.head_dim // 2), geometry.most + geometry.lead + geometry.tail)
-    layers = fit.layers_together(geometry, batch)
+    layers = layers_together(fit, geometry, batch)
     return learn(batch, information, rotary, {}, {"states": "made up"}, fit.rank, layers, device)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -199,11 +199,6 @@ def markdown(speeds: Sequence[CodecSpeed]) -> str:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def records(speeds: Sequence[CodecSpeed]) -> list[dict[str, object]]:
-    """The same as JSON."""
-    return [asdict(speed) for speed in speeds]
 
 
 def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tensor]]) -> None:

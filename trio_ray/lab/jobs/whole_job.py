@@ -81,7 +81,7 @@ def run_bench(
     on_step: Callable[[str], None] = lambda what: None,
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
-    """Run it; the record is what `bench-job.json` holds.
+    """Run it; the record is what `job.json` holds.
 
     A run that fails says so in its place (`failed`), and the others follow.
 

@@ -1,8 +1,8 @@
 """Measure prefill throughput on the GPU or CPU at hand: unpruned, the authors' selection, random selection and ours.
 
 The contestants take turns in one process; ratios are within the run. Weights are random (throughput does not depend on
-them) unless --shapes bundled. Prints two tables and the packing budget to set; --out DIR gets bench.json, bench.md and
-the model's folder, which a job takes as model.name.
+them) unless --shapes bundled. Prints two tables and the packing budget to set; --out DIR gets prefill.json, prefill.md
+and the model's folder, which a job takes as model.name.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import argparse
 import json
 import time
 
-from trio_ray.commands.outputs import make_folder
-from trio_ray.commands.timed_steps import timed_steps
+from trio_ray.commands._options import make_folder, number, whole
+from trio_ray.commands._progress import timed_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.prefill.settings import CONTESTANTS, WORKLOADS, BenchSettings
@@ -24,15 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default=BUNDLED_MODEL, metavar="NAME", help=shapes)
     workloads = "pope: COCO's sizes, 6 questions an image (default); web: a crawl's sizes, one text each"
     parser.add_argument("--workload", default="pope", choices=WORKLOADS, help=workloads)
-    parser.add_argument("--samples", type=int, default=96, metavar="N", help="samples a pass (default 96)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="timed passes of each (default 3)")
+    parser.add_argument("--samples", type=whole(1), default=96, metavar="N", help="samples a pass (default 96)")
+    parser.add_argument("--rounds", type=whole(1), default=3, metavar="R", help="timed passes of each (default 3)")
     parser.add_argument(
-        "--contestants", nargs="+", default=list(CONTESTANTS), metavar="NAME", help=f"of: {', '.join(CONTESTANTS)}"
+        "--contestants",
+        nargs="+",
+        default=CONTESTANTS,
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help=f"of: {', '.join(CONTESTANTS)} (default all)",
     )
-    parser.add_argument("--retention", type=float, default=0.111, metavar="R", help="default 0.111")
-    parser.add_argument("--budget", type=int, metavar="N", help="prompt rows a batch; by default the best is searched")
+    parser.add_argument("--retention", type=number(above=0, below=1), default=0.111, metavar="R", help="default 0.111")
     parser.add_argument(
-        "--memory-limit", type=float, default=40.0, metavar="GB", help="of the device, for that search (default 40)"
+        "--budget", type=whole(1), metavar="N", help="prompt rows a batch; by default the best is searched"
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=number(above=0),
+        default=40.0,
+        metavar="GB",
+        help="of the device, for that search (default 40)",
     )
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--attention", default="auto", choices=("auto", "flash_attn", "fa3", "varlen", "sdpa"))
@@ -44,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    _check(arguments)
     from trio_ray.lab.prefill.comparison import compare
     from trio_ray.lab.prefill.report import markdown
     from trio_ray.model.replica import Replica
@@ -74,23 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     record = {"shapes": arguments.shapes, "matmul": arguments.matmul, **compare(replica, settings, show)}
     record["seconds"] = time.monotonic() - started
     table = markdown(record)
-    (folder / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "bench.md").write_text(table + "\n", encoding="utf-8")
+    (folder / "prefill.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "prefill.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     print(f"\nPacking budget for this model here: --set pipeline.token_budget={record['token_budget']}")
-    print(f"written: {folder}/bench.json, bench.md; {record['seconds']:.0f} s")
+    print(f"written: {folder}/prefill.json, prefill.md; {record['seconds']:.0f} s")
     return 0
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    for name in arguments.contestants:
-        if name not in CONTESTANTS:
-            raise ConfigError("--contestants", f"{name!r} is none of {', '.join(CONTESTANTS)}")
-    for option in ("samples", "rounds", "budget"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{option}", f"{value} must be at least 1")
-    if not 0 < arguments.retention < 1:
-        raise ConfigError("--retention", f"{arguments.retention} must be above 0 and below 1")
-    if not arguments.memory_limit > 0:
-        raise ConfigError("--memory-limit", f"{arguments.memory_limit} must be above 0")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trio_ray.cache.input_samples import InputChanged, read_again
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.commands.input_samples import InputChanged, read_again
 from trio_ray.config import S3Config
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.replica import Replica

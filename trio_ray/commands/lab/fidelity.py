@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 
-from trio_ray.commands.outputs import make_folder
+from trio_ray.commands._options import SHARE, make_folder, whole
+from trio_ray.commands._progress import counted
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
-from trio_ray.errors import ConfigError
 
 STUDIED = ("trio", "trio-plus", "attention", "random")
 """Methods of the first and the last study."""
@@ -22,15 +21,17 @@ STUDIED = ("trio", "trio-plus", "attention", "random")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--questions", type=int, default=100, metavar="N", help="held-out questions (default 100)")
+    parser.add_argument("--questions", type=whole(1), default=100, metavar="N", help="held-out questions (default 100)")
     parser.add_argument(
-        "--share", type=float, default=0.111, metavar="R", help="tokens kept by the single prune of (a)"
+        "--share", type=SHARE, default=0.111, metavar="R", help="tokens kept by the single prune of (a)"
     )
     parser.add_argument(
-        "--retention", type=float, default=0.111, metavar="R", help="retention of (c), mean over layers"
+        "--retention", type=SHARE, default=0.111, metavar="R", help="retention of (c), mean over layers"
     )
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="first test scene (default 0)")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions packed together (default 32)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=32, metavar="N", help="questions packed together (default 32)"
+    )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")
     parser.add_argument("--out", metavar="DIR", help="folder for JSON, tables and plot")
 
@@ -43,12 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.fidelity import fidelity, fidelity_report
     from trio_ray.model.replica import Replica, make_selector
 
-    for name, share in (("--share", arguments.share), ("--retention", arguments.retention)):
-        if not 0 < share <= 1:
-            raise ConfigError(name, f"{share} must be above 0 and at most 1")
-    for name in ("questions", "batch"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name}", f"{getattr(arguments, name)} must be at least 1")
     folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
@@ -56,14 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     selectors = {name: make_selector(method_config(name, arguments.retention)) for name in STUDIED}
     depths = range(replica.decoder.depth)
     divergence, agreement = [], []
-    done = 0
+    done, show = 0, counted("questions", len(questions))
     for batch in prepared_batches(replica, questions, arguments.batch):
         divergence += fidelity.depth_divergence(replica, batch, depths, selectors, arguments.share)
         agreement += fidelity.rank_agreement(replica, batch, depths)
         done += len(batch)
-        elapsed = time.monotonic() - started
-        print(f"\r{done} of {len(questions)} questions, {elapsed:.0f} s ", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        show(done)
     settings = [Setting("all tokens", 1.0, method_config("trio", 1.0))]
     settings += [Setting(name, arguments.retention, method_config(name, arguments.retention)) for name in STUDIED]
     detail = fidelity.fine_and_coarse(measure_accuracy(replica, questions, settings, arguments.batch), questions)

@@ -6,7 +6,7 @@ and deletes what it stored. Weights are random unless --shapes bundled. For S3 g
 environment. What is known is written after every step, so a run that is cut off leaves what it had.
 
 example:
-  trio-ray bench-job --shapes mistral-7b --runs 1 2 4 1:raw --output s3://bench/out --out runs/job
+  trio-ray lab job --shapes mistral-7b --runs 1 2 4 1:raw --output s3://bench/out --out runs/job
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from trio_ray.commands.outputs import make_folder
-from trio_ray.commands.timed_steps import timed_steps
+from trio_ray.commands._options import make_folder, whole
+from trio_ray.commands._progress import timed_steps
 from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
 from trio_ray.errors import ConfigError, JobFailed
 from trio_ray.lab.prefill.settings import WORKLOADS
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes = "model: bundled (default), or random weights in the shapes of vicuna-7b, mistral-7b, tiny"
     parser.add_argument("--shapes", default=BUNDLED_MODEL, metavar="NAME", help=shapes)
     parser.add_argument("--workload", default="pope", choices=WORKLOADS, help="images and prompts (default pope)")
-    parser.add_argument("--shards", type=int, default=8, metavar="N", help="for each replica (default 8)")
-    parser.add_argument("--per-shard", type=int, default=512, metavar="N", help="samples a shard (default 512)")
+    parser.add_argument("--shards", type=whole(1), default=8, metavar="N", help="for each replica (default 8)")
+    parser.add_argument("--per-shard", type=whole(1), default=512, metavar="N", help="samples a shard (default 512)")
     parser.add_argument(
         "--runs",
         nargs="+",
@@ -61,9 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
         raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
-    for option in ("shards", "per_shard"):
-        if getattr(arguments, option) < 1:
-            raise ConfigError(f"--{option.replace('_', '-')}", "must be at least 1")
     if arguments.kill and os.environ.get("RAY_ADDRESS"):
         raise ConfigError("--kill", "wants a Ray of its own, whose processes it may kill; unset RAY_ADDRESS")
     runs = tuple(JobRun(*_parse_run(text)) for text in arguments.runs)
@@ -93,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
 
     def keep(record: Mapping[str, Any]) -> None:
-        _write(folder / "bench-job.json", json.dumps({**about, **record}, indent=1))
-        _write(folder / "bench-job.md", markdown({**about, **record}))
+        _write(folder / "job.json", json.dumps({**about, **record}, indent=1))
+        _write(folder / "job.md", markdown({**about, **record}))
 
     record = run_bench(bench, folder, show, keep)
     print(markdown({**about, **record}))

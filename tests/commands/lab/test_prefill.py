@@ -1,4 +1,4 @@
-"""`trio-ray bench` measures every contestant, writes what it prints, and refuses what it cannot measure."""
+"""`trio-ray lab prefill` measures every contestant, writes what it prints, and refuses what it cannot measure."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_all_contestants_in_json_and_table(
     monkeypatch.setattr(unpruned, "MOST_SAMPLES", 2)
     out = tmp_path / "new" / "out"
     options = ["--shapes", "tiny", "--samples", "7", "--rounds", "2", "--seed", "3"]
-    assert main(["bench", *options, "--out", str(out)]) == 0
+    assert main(["lab", "prefill", *options, "--out", str(out)]) == 0
     shown = capsys.readouterr()
-    record = json.loads((out / "bench.json").read_text())
-    assert shown.out.startswith((out / "bench.md").read_text())
+    record = json.loads((out / "prefill.json").read_text())
+    assert shown.out.startswith((out / "prefill.md").read_text())
     assert f"--set pipeline.token_budget={record['token_budget']}" in shown.out
     assert record["token_budget"] in [trial["token_budget"] for trial in record["token_budget_search"]["trials"]]
     assert record["workload"] | {"name": "pope", "samples": 7, "images": 2} == record["workload"]
@@ -50,18 +50,18 @@ def test_all_contestants_in_json_and_table(
 
 def test_one_contestant_alone_on_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--samples", "3", "--rounds", "1", "--workload", "web", "--contestants", "random", "--budget", "900"]
-    assert main(["bench", *options, "--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "bench.json").read_text())
+    assert main(["lab", "prefill", *options, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "prefill.json").read_text())
     assert list(record["contestants"]) == ["random"]
     assert record["contestants"]["random"]["times_unpruned"] is None
     assert (record["token_budget"], record["token_budget_search"]) == (900, None)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "bench.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["prefill.json", "prefill.md"]
     assert "| random |" in capsys.readouterr().out
 
 
 def test_the_models_folder_is_left_for_a_job(tmp_path: Path) -> None:
     options = ["--shapes", "tiny", "--samples", "1", "--rounds", "1", "--contestants", "random", "--budget", "900"]
-    assert main(["bench", *options, "--out", str(tmp_path)]) == 0
+    assert main(["lab", "prefill", *options, "--out", str(tmp_path)]) == 0
     assert Replica.load(ModelConfig(name=str(tmp_path / "model"))).decoder.depth == 16
 
 
@@ -80,7 +80,7 @@ def test_the_models_folder_is_left_for_a_job(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_refused_by_its_option(
     options: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", *options, "--out", str(tmp_path / "out")]) == 2
+    assert main(["lab", "prefill", *options, "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"trio-ray: {field}: ")
     assert shown.out == ""

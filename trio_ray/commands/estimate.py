@@ -7,9 +7,9 @@ what a sample takes to store and to read, and from which bandwidth and number of
 What has no price given has no cost.
 
 examples:
-  trio-ray plan --config job.yaml --gpu-tflops 766 --efficiency 0.7 --replicas 8 --bandwidth 2 --gpu-price 2.5
-  trio-ray plan --config job.yaml --measure
-  trio-ray plan --config job.yaml --measure --compare      # when the job has run
+  trio-ray estimate --config job.yaml --gpu-tflops 766 --efficiency 0.7 --replicas 8 --bandwidth 2 --gpu-price 2.5
+  trio-ray estimate --config job.yaml --measure
+  trio-ray estimate --config job.yaml --measure --compare      # when the job has run
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trio_ray.commands.outputs import check_file
-from trio_ray.commands.timed_steps import timed_steps
-from trio_ray.config import JobConfig, load_config
+from trio_ray.commands._options import SHARE, add_job_options, check_file, job_config, number, whole
+from trio_ray.commands._progress import timed_steps
+from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
 
 CODECS = ("raw", "fp8", "int8", "int4", "int2")
@@ -29,43 +29,42 @@ CODECS = ("raw", "fp8", "int8", "int4", "int2")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file of the job")
-    parser.add_argument("--input", metavar="URI", nargs="+", help="shards, as for precompute")
-    parser.add_argument("--output", metavar="URI", help="the cache; decides which requests count, and what is compared")
-    parser.add_argument("--model", metavar="NAME", help="as for precompute")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of the job")
-    parser.add_argument("--samples", type=int, default=200, metavar="N", help="samples to draw (default 200)")
-    parser.add_argument("--gpu-tflops", type=float, metavar="X", help="the GPU's peak in the job's arithmetic, TFLOP/s")
+    add_job_options(parser)
+    parser.add_argument("--samples", type=whole(1), default=200, metavar="N", help="samples to draw (default 200)")
     parser.add_argument(
-        "--efficiency", type=float, metavar="E", help="share of the peak that the job reaches, 0 < E <= 1"
+        "--gpu-tflops", type=number(above=0), metavar="X", help="the GPU's peak in the job's arithmetic, TFLOP/s"
+    )
+    parser.add_argument(
+        "--efficiency", type=SHARE, metavar="E", help="share of the peak that the job reaches, 0 < E <= 1"
     )
     parser.add_argument("--measure", action="store_true", help="measure this machine instead of a given GPU")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="least time to measure (default 5)")
-    parser.add_argument("--replicas", type=int, metavar="R", help="replicas (default: the job's replicas_max)")
     parser.add_argument(
-        "--bandwidth", type=float, metavar="GB/S", help="what one replica reads and writes the cache with"
+        "--seconds", type=number(above=0), default=5.0, metavar="S", help="least time to measure (default 5)"
+    )
+    parser.add_argument("--replicas", type=whole(1), metavar="R", help="replicas (default: the job's replicas_max)")
+    parser.add_argument(
+        "--bandwidth", type=number(above=0), metavar="GB/S", help="what one replica reads and writes the cache with"
     )
     parser.add_argument(
         "--codecs", nargs="+", default=list(CODECS), metavar="CODEC",
         help=f"to weigh: names, or mappings as in YAML (default {' '.join(CODECS)})",
     )  # fmt: skip
-    parser.add_argument("--gpu-price", type=float, metavar="$", help="of a replica's GPU, an hour")
-    parser.add_argument("--storage-price", type=float, metavar="$", help="of 10^9 bytes, a month")
-    parser.add_argument("--months", type=float, default=1.0, metavar="M", help="that the cache is kept (default 1)")
-    parser.add_argument("--put-price", type=float, metavar="$", help="of 1000 PUT, POST and LIST requests")
-    parser.add_argument("--get-price", type=float, metavar="$", help="of 1000 GET and HEAD requests")
+    parser.add_argument("--gpu-price", type=number(least=0), metavar="$", help="of a replica's GPU, an hour")
+    parser.add_argument("--storage-price", type=number(least=0), metavar="$", help="of 10^9 bytes, a month")
     parser.add_argument(
-        "--compare", action="store_true", help="hold the plan against the cache that the job has left at its output"
+        "--months", type=number(least=0), default=1.0, metavar="M", help="that the cache is kept (default 1)"
     )
-    parser.add_argument("--json", metavar="FILE", help="the plan as JSON")
+    parser.add_argument("--put-price", type=number(least=0), metavar="$", help="of 1000 PUT, POST and LIST requests")
+    parser.add_argument("--get-price", type=number(least=0), metavar="$", help="of 1000 GET and HEAD requests")
+    parser.add_argument(
+        "--compare", action="store_true", help="hold the estimate against the cache that the job has left at its output"
+    )
+    parser.add_argument("--json", metavar="FILE", help="the estimate as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan and report."""
-    named = {"input": arguments.input, "output": arguments.output, "model.name": arguments.model}
-    config = load_config(
-        arguments.config, arguments.set, {name: value for name, value in named.items() if value is not None}
-    )
+    """Estimate and report."""
+    config = job_config(arguments)
     _check(arguments, config)
     codecs = _codecs(arguments.codecs)
     from dataclasses import asdict
@@ -107,20 +106,6 @@ def _check(arguments: argparse.Namespace, config: JobConfig) -> None:
         raise ConfigError("--measure", "measures the speed, so --gpu-tflops and --efficiency have no place beside it")
     if not arguments.measure and any(value is None for value in given):
         raise ConfigError("--gpu-tflops", "and --efficiency describe the GPU; give both, or --measure")
-    if arguments.efficiency is not None and not 0 < arguments.efficiency <= 1:
-        raise ConfigError("--efficiency", f"{arguments.efficiency} must be above 0 and at most 1")
-    for name in ("gpu_tflops", "bandwidth", "seconds"):
-        value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must be above 0")
-    for name in ("samples", "replicas"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name}", f"{value} must be at least 1")
-    for name in ("gpu_price", "storage_price", "put_price", "get_price", "months"):
-        value = getattr(arguments, name)
-        if value is not None and not value >= 0:
-            raise ConfigError(f"--{name.replace('_', '-')}", f"{value} must not be negative")
     if arguments.compare and not config.output:
         raise ConfigError("output", "is missing; --compare needs the cache that the job has left")
     if arguments.json:

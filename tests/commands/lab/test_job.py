@@ -1,4 +1,4 @@
-"""`trio-ray bench-job` runs whole jobs on real Ray, says what they made, and leaves none of it behind."""
+"""`trio-ray lab job` runs whole jobs on real Ray, says what they made, and leaves none of it behind."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_a_job_is_run_counted_and_held_against_the_bare_replica(
         "--set", "cache.codec=int4",
         "--set", f"cache.part_samples={PER_SHARD // PARTS}", "--set", "pipeline.token_budget=1000",
     ]  # fmt: skip
-    assert main(["bench-job", *options, "--output", str(output), "--out", str(out)]) == 0
+    assert main(["lab", "job", *options, "--output", str(output), "--out", str(out)]) == 0
     shown = capsys.readouterr()
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    record: dict[str, Any] = json.loads((out / "bench-job.json").read_text(), parse_constant=refuse)
+    record: dict[str, Any] = json.loads((out / "job.json").read_text(), parse_constant=refuse)
     run, auto = record["runs"]
     assert run["samples"] == auto["samples"] == SHARDS * PER_SHARD
     assert (run["replicas"], run["codec"], run["lost"]) == (1, "int4", 0)
@@ -70,7 +70,7 @@ def test_a_job_is_run_counted_and_held_against_the_bare_replica(
     assert "raw, because 6 samples of the input could be used" in record["calibration"]["why"]
     assert auto["bytes_per_sample"] > 1.5 * run["bytes_per_sample"]
 
-    table = (out / "bench-job.md").read_text()
+    table = (out / "job.md").read_text()
     assert table in shown.out
     assert re.search(rf"^\| 1 \| int4 \| {SHARDS * PER_SHARD} \| {run['samples_per_s']:.1f} \| ", table, re.MULTILINE)
     assert [file for file in output.rglob("*") if file.is_file()] == []
@@ -86,13 +86,13 @@ def test_a_run_that_fails_loses_nothing_of_what_was_measured_before(
     out, output = tmp_path / "out", tmp_path / "store"
     output.write_text("no folder")
     options = ["--shards", "1", "--per-shard", "1", "--runs", "1:raw", "1:int8", "--set", "cache.codec=raw"]
-    assert main(["bench-job", *options, "--output", str(output), "--out", str(out)]) == 4
+    assert main(["lab", "job", *options, "--output", str(output), "--out", str(out)]) == 4
     shown = capsys.readouterr()
     assert "trio-ray: 2 of the runs failed, the first: output: " in shown.err
-    record = json.loads((out / "bench-job.json").read_text())
+    record = json.loads((out / "job.json").read_text())
     assert [run["codec"] for run in record["runs"] if run["failed"].startswith("output: ")] == ["raw", "int8"]
     assert min(record["bare"]["coding_samples_per_s"]) > 0
-    assert "1 replicas, codec int8: FAILED, output: " in (out / "bench-job.md").read_text()
+    assert "1 replicas, codec int8: FAILED, output: " in (out / "job.md").read_text()
     assert "Bare replica: " in shown.out
 
 
@@ -100,7 +100,7 @@ def test_a_kill_is_refused_on_a_ray_that_is_not_ours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert main(["bench-job", "--kill", "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["lab", "job", "--kill", "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("trio-ray: --kill: wants a Ray of its own")
 
 
@@ -119,7 +119,7 @@ def test_a_kill_is_refused_on_a_ray_that_is_not_ours(
 def test_what_cannot_be_run_is_named_before_anything_is_written(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench-job", *options, "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["lab", "job", *options, "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"trio-ray: {words}")
     assert len(shown.err.splitlines()) == 1
@@ -131,7 +131,7 @@ def test_a_bare_replica_that_fails_is_said_with_its_own_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--per-shard", "1", "--shards", "1", "--runs", "1:raw", "--set", "model.attention=fa3"]
-    assert main(["bench-job", *options, "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 4
+    assert main(["lab", "job", *options, "--output", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 4
     shown = capsys.readouterr()
     assert "trio-ray: the bare replica ended with 1: " in shown.err
     assert "fa3 cannot be used" in shown.err

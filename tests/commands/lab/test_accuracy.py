@@ -1,4 +1,4 @@
-"""`trio-ray evaluate` measures, prints and writes the same numbers, and refuses what it cannot measure."""
+"""`trio-ray lab accuracy` measures, prints and writes the same numbers, and refuses what it cannot measure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trio_ray.lab.accuracy.methods import METHODS
 def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "folder"
     options = ["--questions", "8", "--methods", "trio", "visionzip, then trio", "--retentions", "1", "0.222"]
-    assert main(["evaluate", *options, "--batch", "3", "--first-seed", "70", "--out", str(out)]) == 0
+    assert main(["lab", "accuracy", *options, "--batch", "3", "--first-seed", "70", "--out", str(out)]) == 0
     shown = capsys.readouterr()
     records = json.loads((out / "accuracy.json").read_text())
     assert [(record["method"], record["retention"]) for record in records] == [
@@ -48,7 +48,7 @@ def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.Capture
 def test_what_cannot_be_measured_is_refused_in_one_line_that_names_the_option(
     options: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", *options, "--out", str(tmp_path / "out")]) == 2
+    assert main(["lab", "accuracy", *options, "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith(f"trio-ray: {field}: ")
@@ -57,7 +57,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line_that_names_the_option(
 
 
 def test_an_unknown_method_is_answered_with_the_names_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "--methods", "best"]) == 2
+    assert main(["lab", "accuracy", "--methods", "best"]) == 2
     error = capsys.readouterr().err
     assert "'best'" in error
     assert all(name in error for name in METHODS)

@@ -1,4 +1,4 @@
-"""`trio-ray agreement` runs the model in every way that this machine can, and names the ways that it cannot."""
+"""`trio-ray lab agreement` runs the model in every way that this machine can, and names the ways that it cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_every_way_that_runs_here_is_compared_and_the_others_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Batches do not change what float32 keeps or says; bfloat16 may choose otherwise where it is not sure."""
-    assert main(["agreement", "--questions", str(QUESTIONS), "--out", str(tmp_path / "out")]) == 0
+    assert main(["lab", "agreement", "--questions", str(QUESTIONS), "--out", str(tmp_path / "out")]) == 0
     printed, told = capsys.readouterr()
     record = json.loads((tmp_path / "out" / "agreement.json").read_text())
     assert record["questions"] == QUESTIONS
@@ -56,7 +56,7 @@ def test_what_cannot_be_measured_is_named(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model that is not there is one error, not a way that cannot run for each of them."""
-    assert main(["agreement", *options, "--out", str(tmp_path / "out")]) == 2
+    assert main(["lab", "agreement", *options, "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"trio-ray: {words}")
     assert len(shown.err.splitlines()) == 1

@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from trio_ray.commands.outputs import make_folder
-from trio_ray.commands.timed_steps import timed_steps
+from trio_ray.commands._options import make_folder, whole
+from trio_ray.commands._progress import timed_steps
 from trio_ray.config import BUNDLED_MODEL
-from trio_ray.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--questions", type=int, default=200, metavar="N", help="held-out questions (default 200)")
+    parser.add_argument("--questions", type=whole(1), default=200, metavar="N", help="held-out questions (default 200)")
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")
     parser.add_argument("--out", metavar="DIR", help="folder for results")
 
@@ -26,8 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     from trio_ray.lab.agreement import markdown, measure_agreement
 
-    if arguments.questions < 1:
-        raise ConfigError("--questions", f"{arguments.questions} must be at least 1")
     folder = make_folder("--out", arguments.out) if arguments.out else None
     show = timed_steps()
     records, skipped = measure_agreement(

@@ -1,4 +1,4 @@
-"""`trio-ray fidelity` does its three studies and writes them down."""
+"""`trio-ray lab fidelity` does its three studies and writes them down."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from trio_ray.cli import main
-from trio_ray.commands.fidelity import STUDIED
+from trio_ray.commands.lab.fidelity import STUDIED
 
 
 @pytest.mark.slow
 def test_three_studies_in_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--questions", "5", "--batch", "3", "--retention", "0.222", "--share", "0.2", "--first-seed", "90"]
-    assert main(["fidelity", *options, "--out", str(tmp_path / "out")]) == 0
+    assert main(["lab", "fidelity", *options, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "fidelity.json", "fidelity.md", "fidelity.png"
@@ -40,7 +40,7 @@ def _no_constant(name: str) -> float:
 
 @pytest.mark.parametrize("option", [["--share", "0"], ["--retention", "1.5"], ["--questions", "0"]])
 def test_what_cannot_be_studied_is_refused_by_its_option(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fidelity", *option]) == 2
+    assert main(["lab", "fidelity", *option]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"trio-ray: {option[0]}: ")
     assert shown.out == ""

@@ -1,4 +1,4 @@
-"""`trio-ray plan` prints an estimate and a verdict, stores nothing, and holds itself against what the job did."""
+"""`trio-ray estimate` prints an estimate and a verdict, stores nothing, and holds itself against what the job did."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_plan_ends_with_its_verdict_and_leaves_nothing(
     prices = ["--gpu-price", "2", "--put-price", "0.005", "--get-price", "0.0004"]
     record = tmp_path / "plan.json"
     options = [*GIVEN, *prices, "--bandwidth", "100", "--codecs", "raw", "int4", "--json", str(record)]
-    assert main(["plan", *job, *options]) == 0
+    assert main(["estimate", *job, *options]) == 0
     printed = capsys.readouterr().out
     assert "12 samples in 1 shards" in printed
     assert "no price given for storage" in printed
@@ -45,17 +45,17 @@ def test_a_plan_ends_with_its_verdict_and_leaves_nothing(
 
 
 def test_where_reading_is_slower_it_says_recompute(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *job, "--gpu-tflops", "1000", "--efficiency", "1", "--bandwidth", "0.000001"]) == 0
+    assert main(["estimate", *job, "--gpu-tflops", "1000", "--efficiency", "1", "--bandwidth", "0.000001"]) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("recompute: a pruned prefill takes")
 
 
 def test_compare_puts_the_jobs_numbers_beside_the_plans(
     job: list[str], tiny_model: Path, llama: Replica, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *job, *GIVEN, "--compare"]) == 2
+    assert main(["estimate", *job, *GIVEN, "--compare"]) == 2
     assert "trio-ray:" in capsys.readouterr().err
     run_here(job_config(tiny_model, tmp_path / "a.tar", tmp_path / "cache"), llama)
-    assert main(["plan", *job, *GIVEN, "--compare"]) == 0
+    assert main(["estimate", *job, *GIVEN, "--compare"]) == 0
     assert "| samples stored | 12  | 12  | +0.0 % |" in capsys.readouterr().out
 
 
@@ -73,5 +73,5 @@ def test_compare_puts_the_jobs_numbers_beside_the_plans(
 def test_what_cannot_be_planned_is_named(
     tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", "--set", f"input=[{write_tar(tmp_path / 'a.tar', samples(1))}]", *options]) == 2
+    assert main(["estimate", "--set", f"input=[{write_tar(tmp_path / 'a.tar', samples(1))}]", *options]) == 2
     assert words in capsys.readouterr().err

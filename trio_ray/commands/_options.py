@@ -1,0 +1,110 @@
+"""Options and checks that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from trio_ray.config import JobConfig, S3Config, load_config
+from trio_ray.errors import ConfigError
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+        return number
+
+    parse.__name__ = "whole number"  # argparse names it where the text is no number
+    return parse
+
+
+def number(
+    *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf, most: float = math.inf
+) -> Callable[[str], float]:
+    """The type of an option that takes a finite number within bounds."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and above < value < below and least <= value <= most):
+            limits = {"above": above, "at least": least, "below": below, "at most": most}
+            bounds = [f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit)]
+            raise argparse.ArgumentTypeError(f"{text} must be {' and '.join(bounds)}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+SHARE = number(above=0, most=1)
+"""The type of an option that takes a share of something."""
+
+
+def add_job_options(parser: argparse.ArgumentParser, *, output: bool = True) -> None:
+    """Options that give the settings of a precompute job, with those that are changed most often by a name of their
+    own.
+    """
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; the options below override it")
+    parser.add_argument(
+        "--input", metavar="URI", nargs="+", help="shards: paths or s3:// URIs, with globs and {a..b} ranges"
+    )
+    if output:
+        parser.add_argument("--output", metavar="URI", help="the cache: a folder or s3://bucket/prefix")
+    parser.add_argument("--model", metavar="NAME", help="'bundled', a folder, or a Hugging Face hub name")
+    parser.add_argument(
+        "--retention", type=float, metavar="R", help="image tokens kept, mean over all layers, 0 < R <= 1"
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted name, e.g. "
+        "pipeline.token_budget=32768 (repeatable; jobs/CONFIGURATION.md lists them all)",
+    )  # fmt: skip
+
+
+def job_config(arguments: argparse.Namespace) -> JobConfig:
+    """The settings that these options give. Raises `ConfigError` that names the setting at fault."""
+    named = {
+        "input": arguments.input,
+        "output": getattr(arguments, "output", None),
+        "model.name": arguments.model,
+        "method.retention": arguments.retention,
+    }
+    return load_config(arguments.config, arguments.set, {name: v for name, v in named.items() if v is not None})
+
+
+def add_s3_options(parser: argparse.ArgumentParser) -> None:
+    """`--endpoint-url` and `--profile`; credentials come by the usual AWS ways."""
+    parser.add_argument("--endpoint-url", metavar="URL", help="S3 endpoint that is not AWS (also AWS_ENDPOINT_URL)")
+    parser.add_argument("--profile", metavar="NAME", help="profile of the AWS configuration files")
+
+
+def s3_config(arguments: argparse.Namespace) -> S3Config:
+    """The S3 settings of these options."""
+    return S3Config(endpoint_url=arguments.endpoint_url, profile=arguments.profile)
+
+
+def make_folder(option: str, path: str) -> Path:
+    """The folder that an option names, made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be; names the option.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(option, f"{path} cannot be made a folder: {error.strerror}; give another") from None
+    return folder
+
+
+def check_file(option: str, path: str) -> None:
+    """Raise `ConfigError` that names the option if there cannot be such a file."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise ConfigError(option, f"there is no folder {folder}; make it, or give another file")
+    if Path(path).is_dir():
+        raise ConfigError(option, f"{path} is a folder; give a file")
