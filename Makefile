@@ -30,6 +30,7 @@ test: setup lint types tests
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: setup
 	$(BIN)/mypy
@@ -45,4 +46,4 @@ tests: setup
 	$(BIN)/coverage report --skip-covered --fail-under=85
 
 clean:
-	rm -rf $(VENV) demo_output .coverage* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_output .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
