@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedPrefix, code_batch
 from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.target import RowTarget
 
 KEY, FINGERPRINT = "shard-7/0003", "0123456789abcdef" * 4
 LEAD, TAIL = 3, 5
@@ -76,6 +77,24 @@ def random_prefix(
         length=rows[0], segments=tuple(segments), kept=tuple(images.int() for images in kept[1:]),
         top_ids=torch.tensor([7, 2, 40], dtype=torch.int32), top_logprobs=torch.tensor([-0.1, -2.5, -4.0]),
     )  # fmt: skip
+
+
+def restored(
+    codec: Codec, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
+) -> SegmentBatch:
+    """What a codec restores from its own tensors, in tensors made for it."""
+    target = RowTarget.fresh(shapes, next(iter(tensors.values())).device)
+    codec.restore(tensors, shapes, position, text, target)
+    return SegmentBatch(
+        first_layer=shapes[0].first_layer,
+        keys=target.keys,
+        values=target.values,
+        lengths=tuple(shape.rows for shape in shapes),
+        image_counts=tuple(shape.images for shape in shapes),
+        leads=tuple(shape.lead for shape in shapes),
+        position=position,
+        text=text,
+    )
 
 
 def code(prefix: Prefix, codec: Codec) -> CodedPrefix:

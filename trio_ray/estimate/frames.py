@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlavaNextConfig
 
 from trio_ray.config import JobConfig
-from trio_ray.kv.codecs.codec import SegmentShape
+from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.encode import CodedPrefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.prepare import PreparedSample

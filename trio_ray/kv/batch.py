@@ -81,6 +81,34 @@ class SegmentBatch:
 
 
 @dataclass(frozen=True)
+class SegmentShape:
+    """What a container's header says about one sample's segment; the meanings are those of `SegmentBatch`."""
+
+    first_layer: int
+    layers: int
+    rows: int
+    images: int
+    lead: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        """(layers, rows, kv_heads, head_dim)."""
+        return self.layers, self.rows, self.kv_heads, self.head_dim
+
+    @classmethod
+    def of(cls, batch: SegmentBatch) -> list[SegmentShape]:
+        """The shapes of a batch's samples."""
+        layers, _, heads, dim = batch.keys.shape
+        return [
+            cls(batch.first_layer, layers, rows, images, lead, heads, dim, batch.keys.dtype)
+            for rows, images, lead in zip(batch.lengths, batch.image_counts, batch.leads, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class PrefixBatch:
     """The pruned prefixes of B samples.
 

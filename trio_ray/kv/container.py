@@ -18,18 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
-from trio_ray.kv.codecs.codec import Codec, CodecError, SegmentShape, TensorSpec
+from trio_ray.kv.batch import SegmentShape
+from trio_ray.kv.codecs.codec import Codec, CodecError, TensorSpec
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.encode import CodedPrefix
 from trio_ray.kv.lossless.zstd import expand, is_shrunk, shrink
-from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.serialise import DTYPE_NAMES, serialise
-from trio_ray.tensors import move_joined
+from trio_ray.kv.target import Allocate, RowTarget, fresh_targets
+from trio_ray.tensors import move_joined, move_together
 
 CONTAINER_VERSION = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,12 +63,15 @@ class Header:
     top_k: int
 
 
+Stored = bytes | memoryview | Tensor
+"""Bytes in host memory; a tensor is flat uint8."""
+
 Kind = tuple[tuple[object, ...], ...]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A container that is as its header says, in host memory and not yet decoded.
+class CheckedContainer:
+    """A container that is as its header says, in host memory and not yet restored.
 
     Attributes:
         shapes: of its segments.
@@ -84,7 +88,7 @@ class Checked:
 
     @property
     def kind(self) -> Kind:
-        """What containers that are decoded together have in common."""
+        """What containers that are restored together have in common."""
         return tuple((s.first_layer, s.layers, s.kv_heads, s.head_dim, s.dtype) for s in self.shapes)
 
 
@@ -129,7 +133,7 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
 
 
 def read_container(
-    data: bytes,
+    data: Stored,
     codec: Codec,
     *,
     key: str | None = None,
@@ -143,7 +147,7 @@ def read_container(
         codec: the cache's.
         key: the key that must be in the header, if given.
         fingerprint: the identity hash that must be in the header, if given.
-        device: where keys and values are decoded and left; the small tensors stay on the CPU.
+        device: where keys and values are restored; the small tensors stay on the CPU.
 
     Raises:
         FingerprintMismatch: made under another identity or with another codec; names the field.
@@ -156,34 +160,96 @@ def read_container(
 
 
 def read_containers(
-    items: Sequence[tuple[str | None, bytes]],
+    items: Sequence[tuple[str | None, Stored]],
     codec: Codec,
     *,
     fingerprint: str | None = None,
     device: torch.device | str = "cpu",
+    allocate: Allocate | None = None,
 ) -> list[Prefix | ContainerError]:
-    """Many containers to prefixes, decoded together: on a GPU a few copies and kernels for all of them.
+    """`check_container` and then `restore_containers` for the bytes of many samples.
 
     Args:
-        items: of each the key that must be in its header, if any, and its bytes; see `read_container`.
-        codec, fingerprint, device: see `read_container`.
+        items: of each sample the key that must be in its header, if any, and its bytes.
+        codec, fingerprint: see `check_container`.
+        device, allocate: see `restore_containers`.
 
     Returns:
-        Of each its prefix, or the error that `read_container` raises for it. The keys and values of prefixes of one
-        call are views of common tensors: they stay in memory as long as one of them is in use.
+        For each sample its prefix, or the error that `read_container` raises for it.
     """
     outcomes: dict[int, Prefix | ContainerError] = {}
-    alike: dict[Kind, dict[int, Checked]] = {}
+    sound: dict[int, CheckedContainer] = {}
     for number, (key, data) in enumerate(items):
         try:
-            checked = _check(data, codec, key, fingerprint)
+            sound[number] = check_container(data, codec, key, fingerprint)
         except ContainerError as error:
             outcomes[number] = error
-        else:
-            alike.setdefault(checked.kind, {})[number] = checked
-    for samples in alike.values():
-        outcomes |= zip(samples, _decode(list(samples.values()), codec, torch.device(device)), strict=True)
+    outcomes |= zip(sound, restore_containers(list(sound.values()), codec, device, allocate), strict=True)
     return [outcomes[number] for number in range(len(items))]
+
+
+def check_container(
+    data: Stored, codec: Codec, key: str | None = None, fingerprint: str | None = None
+) -> CheckedContainer:
+    """Compare a container with what its header and the codec promise, without any work on a device.
+
+    May run in several threads at once.
+
+    Args:
+        data: the whole container in host memory, its checksum already compared by the caller that knows it. What is
+            returned may hold views of it, so it must not change before `restore_containers` is done with them.
+        codec: the cache's.
+        key: the key that must be in the header, if given.
+        fingerprint: the identity hash that must be in the header, if given.
+
+    Raises:
+        FingerprintMismatch: made under another identity or with another codec; names the field.
+        ContainerError: anything else that is not as written.
+    """
+    whole = data.numpy() if isinstance(data, Tensor) else np.frombuffer(data, np.uint8)
+    fields, entries, start = _read_header(whole)
+    try:
+        _check_origin(fields, codec, key, fingerprint)
+        header = _parse_header(fields)
+        layout = _layout(header, codec)
+        stored = _stored_tensors(whole[start:], entries)
+        _check_entries(entries, layout, has_lossless=codec.settings.zstd > 0)
+        tensors = {name: _expand(stored[name], entries[name], tensor) for name, tensor in layout.items()}
+        return _check_rows(header, codec, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
+        raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
+
+
+def restore_containers(
+    checked: Sequence[CheckedContainer],
+    codec: Codec,
+    device: torch.device | str = "cpu",
+    allocate: Allocate | None = None,
+) -> list[Prefix | ContainerError]:
+    """Restore many samples together: on a GPU a few copies and kernels for all of them.
+
+    Args:
+        checked: what `check_container` returned.
+        codec: the cache's.
+        device: where keys and values are restored; the small tensors of a prefix stay on the CPU.
+        allocate: says where keys and values go. It is called once for each set of samples whose segments hold the same
+            layers. None makes new packed tensors.
+
+    Returns:
+        For each sample its prefix, or the error that only restoring it could find. Keys and values are views of the
+        targets' tensors, which stay in memory as long as one of the prefixes is in use.
+    """
+    device = torch.device(device)
+    allocate = allocate or fresh_targets(device)
+    alike: dict[Kind, list[int]] = {}
+    for number, sample in enumerate(checked):
+        alike.setdefault(sample.kind, []).append(number)
+    outcomes: dict[int, Prefix | ContainerError] = {}
+    for numbers in alike.values():
+        samples = [checked[number] for number in numbers]
+        targets = allocate([sample.shapes for sample in samples])
+        outcomes |= zip(numbers, _restore(samples, codec, device, targets), strict=True)
+    return [outcomes[number] for number in range(len(checked))]
 
 
 def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
@@ -207,19 +273,19 @@ def _differences(ascending: Tensor) -> Tensor:
     return torch.diff(ascending, prepend=ascending.new_zeros(1))
 
 
-def _read_header(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our header, and safetensors' entry of every tensor, read without building one."""
-    size = int.from_bytes(data[:8], "little")
+def _read_header(data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Our header, safetensors' entry of every tensor, and where the tensors begin."""
+    size = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or not 2 <= size <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise ContainerError("it is no safetensors file, or cut off")
     try:
-        entries = json.loads(data[8 : 8 + size])
+        entries = json.loads(data[8 : 8 + size].tobytes())
         fields = json.loads(entries.pop("__metadata__")["trio_ray"])
         if not isinstance(fields, dict):
             raise TypeError("header is no object")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ContainerError(f"header cannot be read: {type(error).__name__} {error}") from None
-    return fields, entries
+    return fields, entries, 8 + size
 
 
 def _check_origin(fields: Mapping[str, Any], codec: Codec, key: str | None, fingerprint: str | None) -> None:
@@ -298,33 +364,28 @@ def _check_entries(entries: Mapping[str, Any], layout: Mapping[str, TensorSpec],
             raise ValueError(f"tensor {name!r} is {dtype} {shape}, which cannot stand for {tensor}")
 
 
-def _load(data: bytes, layout: Mapping[str, TensorSpec], has_lossless: bool) -> dict[str, Tensor]:
-    """All tensors as the codec left them."""
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError) as error:
-        raise ContainerError(f"not a readable safetensors file: {error}") from None
-    if not has_lossless:
-        return tensors
-    return {name: expand(tensors[name], tensor.dtype, tensor.shape) for name, tensor in layout.items()}
+def _stored_tensors(payload: NDArray[np.uint8], entries: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
+    """Views of the bytes of every tensor. Together they must be the whole payload, none of it twice."""
+    spans = {name: entry["data_offsets"] for name, entry in entries.items()}
+    end = 0
+    for start, stop in sorted((start, stop) for start, stop in spans.values()):
+        if type(start) is not int or type(stop) is not int or start != end or stop < start:
+            raise ValueError("the tensors do not lie one behind the other")
+        end = stop
+    if end != len(payload):
+        raise ValueError(f"the tensors take {end} bytes, but there are {len(payload)}")
+    return {name: payload[start:stop] for name, (start, stop) in spans.items()}
 
 
-def _check(data: bytes, codec: Codec, key: str | None, fingerprint: str | None) -> Checked:
-    """Raises what `read_container` raises."""
-    fields, entries = _read_header(data)
-    try:
-        _check_origin(fields, codec, key, fingerprint)
-        header = _parse_header(fields)
-        layout = _layout(header, codec)
-        _check_entries(entries, layout, has_lossless=codec.settings.zstd > 0)
-        tensors = _load(data, layout, has_lossless=codec.settings.zstd > 0)
-        return _check_rows(header, codec, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
-        raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
+def _expand(stored: NDArray[np.uint8], entry: Mapping[str, Any], tensor: TensorSpec) -> Tensor:
+    """A stored tensor as the codec made it."""
+    if len(stored) != prod(entry["shape"]) * (1 if entry["dtype"] == "U8" else tensor.dtype.itemsize):
+        raise ValueError(f"a tensor of {entry['dtype']} {entry['shape']} takes {len(stored)} bytes")
+    return expand(stored, tensor.dtype, tensor.shape)
 
 
-def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> Checked:
-    """All tensors as the prefix has them, but keys and values, which are still coded."""
+def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> CheckedContainer:
+    """All tensors as the prefix has them, but keys and values, which are still compressed."""
     rows = [shape.rows for shape in header.shapes]
     bits = np.unpackbits(tensors["text"].numpy(), count=sum(rows), bitorder="little")
     texts = torch.from_numpy(bits).bool().split(rows)
@@ -332,7 +393,7 @@ def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> 
         if int(text.sum()) != shape.rows - shape.images:
             raise ValueError(f"segment {number} has not as many text rows as its header says")
     kept = tensors["kept"].split(header.kept) if header.kept else ()
-    return Checked(
+    return CheckedContainer(
         shapes=header.shapes,
         segments=tuple(
             {name: tensors[f"{number}.{name}"] for name in codec.layout(shape)}
@@ -350,21 +411,38 @@ def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> 
     )
 
 
-def _decode(samples: Sequence[Checked], codec: Codec, device: torch.device) -> list[Prefix]:
-    """The prefixes of samples of one kind, segment by segment: one is on its way while the one before is decoded."""
+def _restore(
+    samples: Sequence[CheckedContainer], codec: Codec, device: torch.device, targets: Sequence[RowTarget]
+) -> list[Prefix]:
+    """The prefixes of samples of one kind, segment by segment: one is copied while the one before is restored."""
     segments = []
-    for number in range(len(samples[0].shapes)):
+    for number, target in enumerate(targets):
         names = list(samples[0].segments[number])
         joined = move_joined([[sample.segments[number][name] for sample in samples] for name in names], device)
-        batch = codec.decode(
-            dict(zip(names, joined, strict=True)),
-            [sample.shapes[number] for sample in samples],
-            torch.cat([sample.positions[number] for sample in samples]),
-            torch.cat([sample.texts[number] for sample in samples]),
-        )
-        segments.append(batch.split())
+        shapes = [sample.shapes[number] for sample in samples]
+        position = torch.cat([sample.positions[number] for sample in samples])
+        text = torch.cat([sample.texts[number] for sample in samples])
+        codec.restore(dict(zip(names, joined, strict=True)), shapes, position, text, target)
+        segments.append(_split(target, shapes, *move_together([position, text], device)))
     return [
         replace(sample.frame, segments=own) for sample, own in zip(samples, zip(*segments, strict=True), strict=True)
+    ]
+
+
+def _split(target: RowTarget, shapes: Sequence[SegmentShape], position: Tensor, text: Tensor) -> list[Segment]:
+    """The samples' segments, as views of a target."""
+    rows = [shape.rows for shape in shapes]
+    return [
+        Segment(
+            shape.first_layer,
+            target.keys[:, start : start + shape.rows],
+            target.values[:, start : start + shape.rows],
+            own_position,
+            own_text,
+        )
+        for shape, start, own_position, own_text in zip(
+            shapes, target.starts, position.split(rows), text.split(rows), strict=True
+        )
     ]
 
 

@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from trio_ray.kv.batch import PrefixBatch, SegmentBatch
-from trio_ray.kv.codecs.codec import Codec, CodedSegments, SegmentShape
+from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
+from trio_ray.kv.codecs.codec import Codec, CodedSegments
 from trio_ray.kv.lossless.frames import FrameMaker
 from trio_ray.method.rows import select_rows
 from trio_ray.tensors import on_device

@@ -11,7 +11,8 @@ import torch
 
 from trio_ray.config import JobConfig, codec_spec
 from trio_ray.errors import ConfigError, StoreError
-from trio_ray.kv.codecs.codec import Codec, CodecError, SegmentShape
+from trio_ray.kv.batch import SegmentShape
+from trio_ray.kv.codecs.codec import Codec, CodecError
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import TransformSpec, parse_spec
 from trio_ray.kv.codecs.transform import Transform

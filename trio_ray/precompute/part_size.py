@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from trio_ray.config import JobConfig
-from trio_ray.kv.codecs.codec import Codec, SegmentShape
+from trio_ray.kv.batch import SegmentShape
+from trio_ray.kv.codecs.codec import Codec
 from trio_ray.method.schedule import Schedule
 
 MAX_PART_SAMPLES = 4096

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.kv.prefixes import LEAD, codec_of, contained, random_prefix
-from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.classes import split_rows
-from trio_ray.kv.codecs.codec import SegmentShape
 from trio_ray.kv.container import read_container
 
 

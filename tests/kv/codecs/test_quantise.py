@@ -73,7 +73,7 @@ def test_floats_come_back_within_a_sixteenth(numbers: np.ndarray) -> None:
     source = torch.from_numpy(numbers)
     codes, scales = encode_floats(source, 4)
     out = torch.zeros_like(source)
-    decode_floats(codes, scales, 4, out)
+    decode_floats(codes, scales, torch.arange(source.shape[1]), 4, out)
     truth = clean(source)
     scale = scales.float().transpose(0, 1).repeat_interleave(4, -1)
     assert_within(out, source, torch.maximum(truth.abs() / 16, scale * 2**-10))
@@ -138,7 +138,7 @@ def test_float16_never_overflows_on_the_way_back() -> None:
         rows = torch.zeros(1, dtype=torch.int64)
         decode_vectors(*encode_vectors(source, rows, 32, bits), rows, 32, bits, out)
         assert out.isfinite().all()
-        decode_floats(*encode_floats(source, 32), 32, out)
+        decode_floats(*encode_floats(source, 32), rows, 32, out)
         assert out.isfinite().all()
         assert out.max() == LIMIT
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.kv.prefixes import restored
 from trio_ray.errors import ConfigError
 from trio_ray.estimate.made_up_states import GEOMETRIES, prefix_batch
 from trio_ray.kv.batch import SegmentBatch
@@ -91,8 +92,8 @@ def test_the_gpu_decodes_what_the_cpu_decodes() -> None:
     coded = code_batch(measured, codec)
     for segment, shapes, batch in zip(coded.segments, coded.shapes, measured.segments, strict=True):
         frame = batch.position.cpu(), batch.text.cpu()
-        found = codec.decode(segment.tensors, shapes, *frame)
-        truth = codec.decode({name: tensor.cpu() for name, tensor in segment.tensors.items()}, shapes, *frame)
+        found = restored(codec, segment.tensors, shapes, *frame)
+        truth = restored(codec, {name: tensor.cpu() for name, tensor in segment.tensors.items()}, shapes, *frame)
         for ours, theirs in ((found.keys, truth.keys), (found.values, truth.values)):
             error = (ours.cpu().float() - theirs.float()).square().mean().sqrt()
             assert float(error) < 2**-9 * float(theirs.float().square().mean().sqrt())

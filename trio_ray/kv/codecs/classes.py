@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from trio_ray.kv.codecs.codec import SegmentShape
+from trio_ray.kv.batch import SegmentShape
 from trio_ray.method.rows import select_rows
 from trio_ray.tensors import on_device
 

@@ -12,67 +12,16 @@ import torch
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
-from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.frames import FrameMaker, Frames
+from trio_ray.kv.target import RowTarget
 
 
 class CodecError(TrioRayError):
     """A codec that is not known, lacks what it needs, or cannot code keys and values of this shape."""
 
     exit_code = 2
-
-
-@dataclass(frozen=True)
-class SegmentShape:
-    """What the container's header says of a segment; the meanings are those of `SegmentBatch`."""
-
-    first_layer: int
-    layers: int
-    rows: int
-    images: int
-    lead: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def size(self) -> tuple[int, int, int, int]:
-        """(layers, rows, kv_heads, head_dim)."""
-        return self.layers, self.rows, self.kv_heads, self.head_dim
-
-    @classmethod
-    def of(cls, batch: SegmentBatch) -> list[SegmentShape]:
-        """The shapes of a batch's samples."""
-        layers, _, heads, dim = batch.keys.shape
-        return [
-            cls(batch.first_layer, layers, rows, images, lead, heads, dim, batch.keys.dtype)
-            for rows, images, lead in zip(batch.lengths, batch.image_counts, batch.leads, strict=True)
-        ]
-
-
-def batch_of(
-    shapes: Sequence[SegmentShape], keys: Tensor, values: Tensor, position: Tensor, text: Tensor
-) -> SegmentBatch:
-    """Undo `SegmentShape.of`: a batch of samples of these shapes; the tensors are those of `SegmentBatch`."""
-    return SegmentBatch(
-        first_layer=shapes[0].first_layer,
-        keys=keys,
-        values=values,
-        lengths=tuple(shape.rows for shape in shapes),
-        image_counts=tuple(shape.images for shape in shapes),
-        leads=tuple(shape.lead for shape in shapes),
-        position=position,
-        text=text,
-    )
-
-
-def empty_states(shapes: Sequence[SegmentShape], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Room for the keys and values of samples of these shapes, (layers, T, kv_heads, head_dim)."""
-    layers, _, heads, dim = shapes[0].size
-    size = (layers, sum(shape.rows for shape in shapes), heads, dim)
-    keys, values = (torch.empty(size, dtype=shapes[0].dtype, device=device) for _ in range(2))
-    return keys, values
 
 
 @dataclass(frozen=True)
@@ -163,14 +112,21 @@ class Codec(ABC):
         return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
 
     @abstractmethod
-    def decode(
-        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
-    ) -> SegmentBatch:
-        """Undo `encode` for B samples at once, on the device of `tensors` and without waiting for it.
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        shapes: Sequence[SegmentShape],
+        position: Tensor,
+        text: Tensor,
+        target: RowTarget,
+    ) -> None:
+        """Undo `encode` for B samples at once and write their keys and values into a target, without waiting for it.
 
         Args:
-            tensors: as `CodedSegments` holds them; each sample's pieces have been checked against `layout`.
-            shapes: the samples', which differ in rows, images and lead alone.
-            position: (T,) int32, in host memory, as is `text`: what is coded how is found there, and moved in one copy.
+            tensors: on the target's device, as `CodedSegments` holds them; each sample's pieces have been checked
+                against `layout`.
+            shapes: of the samples, which differ in rows, images and lead alone.
+            position: (T,) int32 in host memory, like `text`: which row is coded how is found there.
             text: (T,) bool, with as many text rows of each sample as `shapes` say.
+            target: where row t of the batch goes: its `rows[t]`.
         """

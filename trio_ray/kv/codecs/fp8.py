@@ -9,11 +9,11 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.arithmetic import arithmetic
-from trio_ray.kv.codecs.codec import Codec, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
+from trio_ray.kv.codecs.codec import Codec, CodedSegments, TensorSpec
 from trio_ray.kv.codecs.spec import Fp8Spec
-from trio_ray.tensors import move_together
+from trio_ray.kv.target import RowTarget
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,18 @@ class Fp8(Codec):
         scales = TensorSpec(torch.float16, (*rows, shape.head_dim // self._group(shape.head_dim)))
         return {"k": codes, "k.scale": scales, "v": codes, "v.scale": scales}
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
-    ) -> SegmentBatch:
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        shapes: Sequence[SegmentShape],
+        position: Tensor,
+        text: Tensor,
+        target: RowTarget,
+    ) -> None:
         """See `Codec`."""
-        device = tensors["k"].device
-        keys, values = empty_states(shapes, device)
-        decode_floats = arithmetic(device).decode_floats
-        for name, out in (("k", keys), ("v", values)):
-            decode_floats(tensors[name], tensors[f"{name}.scale"], self._group(shapes[0].head_dim), out)
-        position, text = move_together([position, text], device)
-        return batch_of(shapes, keys, values, position, text)
+        decode_floats = arithmetic(target.rows.device).decode_floats
+        for name, out in (("k", target.keys), ("v", target.values)):
+            decode_floats(tensors[name], tensors[f"{name}.scale"], target.rows, self._group(shapes[0].head_dim), out)
 
     def _group(self, dim: int) -> int:
         return gcd(self.settings.group, dim)

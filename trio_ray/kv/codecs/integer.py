@@ -14,20 +14,13 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from trio_ray.kv.batch import SegmentBatch
+from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.arithmetic import arithmetic
 from trio_ray.kv.codecs.classes import RowClass, protected_rows, split_rows
-from trio_ray.kv.codecs.codec import (
-    Codec,
-    CodecError,
-    CodedSegments,
-    SegmentShape,
-    TensorSpec,
-    batch_of,
-    empty_states,
-)
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, TensorSpec
 from trio_ray.kv.codecs.quantise import RowGroups, codes_per_byte
 from trio_ray.kv.codecs.spec import IntegerSpec
+from trio_ray.kv.target import RowTarget
 from trio_ray.tensors import move_together
 
 
@@ -106,26 +99,29 @@ class Integer(Codec):
             layout[f"{piece.name}.grid"] = TensorSpec(torch.int32, size)
         return layout
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
-    ) -> SegmentBatch:
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        shapes: Sequence[SegmentShape],
+        position: Tensor,
+        text: Tensor,
+        target: RowTarget,
+    ) -> None:
         """See `Codec`."""
-        device = next(iter(tensors.values())).device
-        keys, values = empty_states(shapes, device)
+        device = target.rows.device
         use = arithmetic(device)
-        classes, position, text = _moved(self._classes(text, shapes), position, text, device)
+        classes = _moved(self._classes(text, shapes), device)
         for piece in self._pieces(shapes[0]):
-            out = (keys if piece.is_key else values)[piece.layers]
+            out = (target.keys if piece.is_key else target.values)[piece.layers]
             codes, grids = tensors[piece.name], tensors.get(f"{piece.name}.grid")
-            members = classes[piece.is_protected]
+            members = _into(classes[piece.is_protected], target.rows)
             if grids is None or piece.bits is None:
-                out.index_copy_(1, members.rows.rows, codes.transpose(0, 1))
+                out.index_copy_(1, members.rows.rows, codes.transpose(0, 1).to(out.dtype))
             elif piece.is_key:
                 use.decode_channels(codes, grids, members, piece.bits, out)
             else:
                 group = self._value_group(shapes[0].head_dim)
                 use.decode_vectors(codes, grids, members.rows.rows, group, piece.bits, out)
-        return batch_of(shapes, keys, values, position, text)
 
     def _classes(self, text: Tensor, shapes: Sequence[SegmentShape]) -> dict[bool, RowGroups]:
         """By whether they are protected, the rows of a class and their groups for keys."""
@@ -155,15 +151,16 @@ class Integer(Codec):
             raise CodecError(f"head_dim {shape.head_dim} is no multiple of 4, as {self.name} needs it; use raw or fp8")
 
 
-def _moved(
-    classes: Mapping[bool, RowGroups], position: Tensor, text: Tensor, device: torch.device
-) -> tuple[dict[bool, RowGroups], Tensor, Tensor]:
-    """All on the device, by one copy."""
-    host = [position, text, *(t for groups in classes.values() for t in (groups.rows.rows, groups.starts))]
-    position, text, *moved = move_together(host, device)
+def _moved(classes: Mapping[bool, RowGroups], device: torch.device) -> dict[bool, RowGroups]:
+    """The classes on the device, by one copy."""
+    moved = move_together([t for groups in classes.values() for t in (groups.rows.rows, groups.starts)], device)
     pairs = zip(classes.items(), moved[::2], moved[1::2], strict=True)
-    own = {
+    return {
         name: replace(groups, rows=replace(groups.rows, rows=rows), starts=starts)
         for (name, groups), rows, starts in pairs
     }
-    return own, position, text
+
+
+def _into(groups: RowGroups, target_rows: Tensor) -> RowGroups:
+    """The same groups with the rows that they have in a target."""
+    return replace(groups, rows=replace(groups.rows, rows=target_rows[groups.rows.rows]))

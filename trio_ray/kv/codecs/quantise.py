@@ -156,12 +156,12 @@ def encode_floats(source: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
-def decode_floats(codes: Tensor, scales: Tensor, group: int, out: Tensor) -> None:
-    """Undo `encode_floats` into `out`, (layers, T, heads, dim)."""
+def decode_floats(codes: Tensor, scales: Tensor, rows: Tensor, group: int, out: Tensor) -> None:
+    """Undo `encode_floats` into `rows` of `out`, (layers, T, heads, dim)."""
     for layer in range(out.shape[0]):
         x = codes[:, layer].contiguous().view(torch.float8_e4m3fn).float().unflatten(-1, (-1, group))
         x = (x * scales[:, layer, :, :, None].float()).clamp(-LIMIT, LIMIT)
-        out[layer] = x.flatten(-2).to(out.dtype)
+        out[layer].index_copy_(0, rows, x.flatten(-2).to(out.dtype))
 
 
 def clean(x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.codecs.codec import Codec, CodedSegments, SegmentShape, TensorSpec, batch_of
+from trio_ray.kv.batch import SegmentBatch, SegmentShape
+from trio_ray.kv.codecs.codec import Codec, CodedSegments, TensorSpec
 from trio_ray.kv.codecs.spec import RawSpec
-from trio_ray.tensors import move_together
+from trio_ray.kv.target import RowTarget
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,14 @@ class Raw(Codec):
         rows = TensorSpec(shape.dtype, (shape.rows, shape.layers, shape.kv_heads, shape.head_dim))
         return {"k": rows, "v": rows}
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
-    ) -> SegmentBatch:
-        """See `Codec`. Keys and values are views of the stored tensors."""
-        position, text = move_together([position, text], tensors["k"].device)
-        return batch_of(shapes, tensors["k"].transpose(0, 1), tensors["v"].transpose(0, 1), position, text)
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        shapes: Sequence[SegmentShape],
+        position: Tensor,
+        text: Tensor,
+        target: RowTarget,
+    ) -> None:
+        """See `Codec`."""
+        for name, out in (("k", target.keys), ("v", target.values)):
+            out.index_copy_(1, target.rows, tensors[name].transpose(0, 1).to(out.dtype))

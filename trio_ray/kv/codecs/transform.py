@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.kv.batch import SegmentBatch
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, SegmentShape, TensorSpec, batch_of, empty_states
+from trio_ray.kv.batch import SegmentBatch, SegmentShape
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, TensorSpec
 from trio_ray.kv.codecs.spec import TransformSpec
 from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces, unpack
 from trio_ray.kv.codecs.transform_basis import (
@@ -34,6 +34,7 @@ from trio_ray.kv.codecs.transform_basis import (
     Group,
 )
 from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder
+from trio_ray.kv.target import RowTarget
 from trio_ray.method.rows import select_rows
 from trio_ray.tensors import fused, move_together, on_device
 
@@ -148,26 +149,28 @@ class Transform(Codec):
         return {TENSOR: TensorSpec(torch.uint8, (sum(_blocks([shape], groups)[0]),))}
 
     @torch.no_grad()
-    def decode(
-        self, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
-    ) -> SegmentBatch:
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        shapes: Sequence[SegmentShape],
+        position: Tensor,
+        text: Tensor,
+        target: RowTarget,
+    ) -> None:
         """See `Codec`."""
         numbers = self._groups(shapes[0])
-        device = tensors[TENSOR].device
-        basis = self._basis_on(device)
+        basis = self._basis_on(target.rows.device)
         groups = [basis.groups[number] for number in numbers]
         kinds = _rows_of_kinds(text, shapes, basis.leads)
         numbers_of_rows = [tensor for rows in kinds for tensor in (rows.index, rows.mean)]
-        position, text, *moved = move_together([position, text, *numbers_of_rows], device)
-        batch = batch_of(shapes, *empty_states(shapes, device), position, text)
+        position, *moved = move_together([position, *numbers_of_rows], target.rows.device)
         for kind, bands in enumerate(_bands(tensors[TENSOR], shapes, groups)):
             for rows, chunk in _chunks(basis, groups, moved[2 * kind], moved[2 * kind + 1], position):
                 mine = _split_groups([band[rows] for band in bands], groups, kind)
                 for number, group, packed in zip(numbers, groups, mine, strict=True):
-                    way = self._synthesis(basis, number, kind, batch.keys.dtype)
+                    way = self._synthesis(basis, number, kind, target.keys.dtype)
                     products = way.products(unpack(packed, group.kinds[kind].counts))
-                    _put_rows(batch, group, chunk, products, way)
-        return batch
+                    _put_rows(target, group.first_layer - shapes[0].first_layer, group, chunk, products, way)
 
     def whole_groups(self, first_layer: int, least: int) -> int:
         """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
@@ -326,16 +329,18 @@ def _layers(batch: SegmentBatch, group: Group) -> slice:
     return slice(first, first + group.layers)
 
 
-def _put_rows(batch: SegmentBatch, group: Group, chunk: Chunk, products: Tensor, way: Synthesis) -> None:
-    """A chunk's keys and values in a group's layers, into their rows of a batch."""
-    layers = _layers(batch, group)
-    size = (group.layers, 2, *batch.keys.shape[2:])
+def _put_rows(
+    target: RowTarget, first_layer: int, group: Group, chunk: Chunk, products: Tensor, way: Synthesis
+) -> None:
+    """A chunk's keys and values in a group's layers, from `first_layer` on, into their rows of a target."""
+    layers, rows = slice(first_layer, first_layer + group.layers), target.rows[chunk.index]
+    size = (group.layers, 2, *target.keys.shape[2:])
     keys, values = _states(
         products.unflatten(1, size), way.scale.view(size), way.mean.unflatten(1, size), chunk.mean, chunk.cosine,
-        chunk.sine, batch.keys.dtype,
+        chunk.sine, target.keys.dtype,
     )  # fmt: skip
-    batch.keys[layers].index_copy_(1, chunk.index, keys)
-    batch.values[layers].index_copy_(1, chunk.index, values)
+    target.keys[layers].index_copy_(1, rows, keys)
+    target.values[layers].index_copy_(1, rows, values)
 
 
 @fused(products=(0,), mean=(0,), cosine=(0,), sine=(0,))

@@ -100,13 +100,13 @@ def encode_floats(source: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
-def decode_floats(codes: Tensor, scales: Tensor, group: int, out: Tensor) -> None:
+def decode_floats(codes: Tensor, scales: Tensor, rows: Tensor, group: int, out: Tensor) -> None:
     """See `quantise`."""
-    layers, rows, heads, dim = out.shape
-    if rows:
-        launch, sizes = _vector_tiles(rows, layers, heads * dim, group)
+    layers, _, heads, dim = out.shape
+    if len(rows):
+        launch, sizes = _vector_tiles(len(rows), layers, heads * dim, group)
         with torch.cuda.device_of(out):
-            _decode_floats[launch](codes, scales, out, out.stride(0), out.stride(1), num_warps=4, **sizes)
+            _decode_floats[launch](codes, scales, rows, out, out.stride(0), out.stride(1), num_warps=4, **sizes)
 
 
 def _with_dense_rows(source: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ def _encode_floats(
 
 @triton.jit
 def _decode_floats(
-    codes, scales, out, layer_stride, row_stride,
+    codes, scales, rows, out, layer_stride, row_stride,
     VECTORS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -336,5 +336,5 @@ def _decode_floats(
     # The sign is put in as a bit: to some versions of Triton -y is 0 - y, which has no negative zero.
     y = (y.to(tl.int32, bitcast=True) | ((code & 0x80) << 24)).to(tl.float32, bitcast=True)
     x = tl.minimum(tl.maximum(y * scale[:, None], -LIMIT), LIMIT)
-    place = out + layer * layer_stride + row * row_stride + vector[:, None] * GROUP + column[None, :]
+    place = out + layer * layer_stride + tl.load(rows + row) * row_stride + vector[:, None] * GROUP + column[None, :]
     tl.store(place, x.to(out.dtype.element_ty), mask=inside[:, None])

@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_RATIO = 32
@@ -34,17 +35,20 @@ def is_shrunk(stored: int, size: int) -> bool:
     return stored < size <= max(MAX_RATIO * stored, SMALL)
 
 
-def expand(stored: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def expand(stored: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Undo `shrink`. Its size must be that of the tensor, or pass `is_shrunk`.
 
     Raises:
         ValueError: it is no zstd frame of exactly this size.
     """
     size = prod(shape) * dtype.itemsize
+    if not size and not len(stored):
+        return torch.empty(shape, dtype=dtype)
     if len(stored) == size:
-        return stored.view(dtype).view(shape)
+        is_usable = stored.flags.writeable and not stored.ctypes.data % dtype.itemsize
+        return torch.from_numpy(stored if is_usable else stored.copy()).view(dtype).view(shape)
     try:
-        plain = pa.Codec("zstd").decompress(stored.numpy(), decompressed_size=size)
+        plain = pa.Codec("zstd").decompress(stored, decompressed_size=size)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a zstd frame of {size} bytes: {error}") from None
     planes = torch.from_numpy(np.frombuffer(plain, np.uint8)).view(dtype.itemsize, -1)

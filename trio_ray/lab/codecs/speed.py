@@ -21,6 +21,7 @@ from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory
 from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
 from trio_ray.kv.lossless.zstd import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.target import RowTarget
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
@@ -142,7 +143,7 @@ class CodecBenchmark:
 
         def grow() -> None:
             for tensor, small in zip(plain, packed, strict=True):
-                expand(small, tensor.dtype, tuple(tensor.shape))
+                expand(small.numpy(), tensor.dtype, tuple(tensor.shape))
 
         inwards = self._median(lambda: [shrink(tensor, level) for tensor in plain], coded.top_ids)
         return size / inwards / 1e9, size / self._median(grow, coded.top_ids) / 1e9
@@ -204,7 +205,8 @@ def markdown(speeds: Sequence[CodecSpeed]) -> str:
 def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tensor]]) -> None:
     """`frame` holds each segment's position and text in host memory, where a reader has them."""
     for segment, shapes, (position, text) in zip(coded.segments, coded.shapes, frame, strict=True):
-        codec.decode(segment.tensors, shapes, position, text)
+        device = next(iter(segment.tensors.values())).device
+        codec.restore(segment.tensors, shapes, position, text, RowTarget.fresh(shapes, device))
 
 
 def _seconds(work: Callable[[], object], where: Tensor) -> float:
