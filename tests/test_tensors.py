@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trio_ray.tensors import move_joined, move_together
+from trio_ray.tensors import move_joined, move_together, torch_threads
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -28,3 +28,11 @@ def test_runs_arrive_joined_and_as_they_were(device: str) -> None:
 
 def test_nothing_to_move_is_nothing() -> None:
     assert move_joined([], torch.device("cpu")) == []
+
+
+def test_torch_has_its_threads_back_also_where_the_work_fails() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(OSError), torch_threads(before + 1):  # noqa: PT011, PT012
+        assert torch.get_num_threads() == before + 1
+        raise OSError
+    assert torch.get_num_threads() == before

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -121,3 +122,14 @@ def measure(device: torch.device, work: Callable[[], object]) -> Measured:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
     return Measured(seconds, torch.cuda.max_memory_allocated(device) if on_gpu else None)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads on the CPU until the end; by default it takes every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""What a plan says of storing against recomputing, held against arithmetic by hand."""
+"""What an estimate says of storing against recomputing, held against arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EMBEDS = MemberSize("embeds", None, 2_999_000.0, 1.0, "computed")
 
 
 def terms(bandwidth: float | None, prices: Prices | None = None) -> Terms:
-    return Terms(TIMES, 1000, 1000.0, bandwidth, prices or Prices(), writes_per_sample=0.5)
+    return Terms(TIMES, 1000, 1000.0, bandwidth, prices or Prices())
 
 
 def test_break_even_is_where_reading_takes_as_long_as_recomputing() -> None:
@@ -38,24 +38,18 @@ def test_what_a_level_leaves_to_compute_counts_against_it() -> None:
     assert terms(4.0).choice(KV, unpack_s=0.010).pruned.break_even_gb_per_s is None
 
 
-def test_in_money_storage_and_requests_count() -> None:
-    """At $36 an hour a second is one cent: $0.00012 to precompute, $0.0004 to keep 20 MB two months at $0.01, half a
-    write of $0.00001; a use saves $0.00005 less a GET of $0.00001.
+def test_in_money_computing_and_storage_count() -> None:
+    """At $36 an hour a second is one cent: $0.00012 to precompute, $0.0004 to keep 20 MB two months at $0.01; a use
+    saves $0.00005.
     """
-    prices = Prices(36.0, 0.01, per_1000_writes=0.01, per_1000_reads=0.01, months=2.0)
-    choice = terms(4.0, prices).choice(KV)
-    assert choice.pruned.break_even_reuses_by_cost == pytest.approx((0.00012 + 0.0004 + 0.000005) / 0.00004)
-    without = Prices(36.0, None, 0.01, 0.01)
-    assert terms(4.0, without).choice(KV).pruned.break_even_reuses_by_cost is None
-    dear = Prices(36.0, 0.01, 0.01, per_1000_reads=1.0)
-    assert terms(4.0, dear).choice(KV).pruned.break_even_reuses_by_cost is None
+    prices = Prices(36.0, 0.01, months=2.0)
+    assert terms(4.0, prices).choice(KV).pruned.break_even_reuses_by_cost == pytest.approx(0.00052 / 0.00005)
+    assert terms(4.0, Prices(36.0, None)).choice(KV).pruned.break_even_reuses_by_cost is None
 
 
 def test_a_price_that_is_not_given_makes_no_cost() -> None:
     assert Prices().compute(3600) is None
     assert Prices().storage(1e9) is None
-    assert Prices(per_1000_writes=5.0).requests(1000, 1) is None
-    assert Prices(per_1000_writes=5.0).requests(1000, 0) == 5.0
     assert Prices(gpu_per_hour=2.0).compute(1800) == 1.0
     assert Prices(storage_per_gb_month=0.02, months=6).storage(1e12) == pytest.approx(120.0)
 

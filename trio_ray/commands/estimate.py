@@ -9,19 +9,18 @@ What has no price given has no cost.
 examples:
   trio-ray estimate --config job.yaml --gpu-tflops 766 --efficiency 0.7 --replicas 8 --bandwidth 2 --gpu-price 2.5
   trio-ray estimate --config job.yaml --measure
-  trio-ray estimate --config job.yaml --measure --compare      # when the job has run
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trio_ray.commands._options import SHARE, add_job_options, check_file, job_config, number, whole
 from trio_ray.commands._progress import timed_steps
-from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
 
 CODECS = ("raw", "fp8", "int8", "int4", "int2")
@@ -54,60 +53,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--months", type=number(least=0), default=1.0, metavar="M", help="that the cache is kept (default 1)"
     )
-    parser.add_argument("--put-price", type=number(least=0), metavar="$", help="of 1000 PUT, POST and LIST requests")
-    parser.add_argument("--get-price", type=number(least=0), metavar="$", help="of 1000 GET and HEAD requests")
-    parser.add_argument(
-        "--compare", action="store_true", help="hold the estimate against the cache that the job has left at its output"
-    )
     parser.add_argument("--json", metavar="FILE", help="the estimate as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Estimate and report."""
     config = job_config(arguments)
-    _check(arguments, config)
+    _check(arguments)
     codecs = _codecs(arguments.codecs)
-    from dataclasses import asdict
-
-    from trio_ray.estimate.compare import compare
-    from trio_ray.estimate.estimate import PlanSettings, make_plan
+    from trio_ray.estimate.estimate import EstimateSettings, make_estimate
     from trio_ray.estimate.prices import Prices
-    from trio_ray.estimate.report import comparison_table, text
+    from trio_ray.estimate.report import text
 
-    plan = make_plan(
-        PlanSettings(
-            config=config,
-            samples=arguments.samples,
-            codecs=codecs,
-            flop_per_s=None if arguments.measure else 1e12 * arguments.gpu_tflops * arguments.efficiency,
-            seconds=arguments.seconds,
-            replicas=arguments.replicas or config.pipeline.replicas_max,
-            bandwidth_gb_per_s=arguments.bandwidth,
-            prices=Prices(
-                arguments.gpu_price, arguments.storage_price, arguments.put_price, arguments.get_price, arguments.months
-            ),
-        ),
-        timed_steps(),
+    settings = EstimateSettings(
+        config=config,
+        samples=arguments.samples,
+        codecs=codecs,
+        flop_per_s=None if arguments.measure else 1e12 * arguments.gpu_tflops * arguments.efficiency,
+        seconds=arguments.seconds,
+        replicas=arguments.replicas or config.pipeline.replicas_max,
+        bandwidth_gb_per_s=arguments.bandwidth,
+        prices=Prices(arguments.gpu_price, arguments.storage_price, arguments.months),
     )
-    print(text(plan))
-    compared = compare(plan, config) if arguments.compare else ()
-    if compared:
-        print(f"\n{comparison_table(compared)}")
+    estimate = make_estimate(settings, timed_steps())
+    print(text(estimate))
     if arguments.json:
-        record = asdict(plan) | {"compared": [asdict(item) for item in compared]}
-        Path(arguments.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        Path(arguments.json).write_text(json.dumps(asdict(estimate), indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def _check(arguments: argparse.Namespace, config: JobConfig) -> None:
+def _check(arguments: argparse.Namespace) -> None:
     """Raise `ConfigError` that names the option at fault."""
     given = [arguments.gpu_tflops, arguments.efficiency]
     if arguments.measure and any(value is not None for value in given):
         raise ConfigError("--measure", "measures the speed, so --gpu-tflops and --efficiency have no place beside it")
     if not arguments.measure and any(value is None for value in given):
         raise ConfigError("--gpu-tflops", "and --efficiency describe the GPU; give both, or --measure")
-    if arguments.compare and not config.output:
-        raise ConfigError("output", "is missing; --compare needs the cache that the job has left")
     if arguments.json:
         check_file("--json", arguments.json)
 

@@ -8,8 +8,7 @@ replica:
     it is slower than recomputing     below the break-even bandwidth  b / (c - f);  at any bandwidth where f >= c
     precomputing has paid             from  p / (c - b / B - f)  uses on
 
-With prices, a use costs its seconds and one GET, recomputing its seconds, and the cache its precomputing and storage:
-uses to break even in money = (p's $ + storage $ + its share of the writes' $) / (recomputing's $ - a use's $).
+With prices, uses to break even in money = (p's $ + storage $) / ($ of the seconds that a use saves).
 
 In favour of recomputing, reading and decoding the input again counts nothing; a replica is taken to wait while it
 reads, where a loader that prefetches hides it.
@@ -92,7 +91,6 @@ class Terms:
         row_bytes: of a sample's row in its table.
         bandwidth_gb_per_s: that one replica reads with; None if not given.
         prices: of everything.
-        writes_per_sample: requests that storing a sample takes.
     """
 
     times: SampleTimes
@@ -100,7 +98,6 @@ class Terms:
     row_bytes: float
     bandwidth_gb_per_s: float | None
     prices: Prices
-    writes_per_sample: float
 
     def choice(self, size: MemberSize, unpack_s: float = 0.0) -> Choice:
         """Weigh one; `unpack_s` is what a replica spends on a prefix between its bytes and its keys and values."""
@@ -110,30 +107,23 @@ class Terms:
         read = None if self.bandwidth_gb_per_s is None else bytes_ / (GB * self.bandwidth_gb_per_s)
         return Choice(
             size.level, size.codec, bytes_, bytes_ * self.samples, size.source, size.zstd_factor, read, finish,
-            self._against(times.pruned_s, bytes_, read, finish, size.level),
-            self._against(times.unpruned_s, bytes_, read, finish, size.level),
+            self._against(times.pruned_s, bytes_, read, finish),
+            self._against(times.unpruned_s, bytes_, read, finish),
         )  # fmt: skip
 
-    def _against(self, recompute: float, bytes_: float, read: float | None, finish: float, level: Level) -> Against:
+    def _against(self, recompute: float, bytes_: float, read: float | None, finish: float) -> Against:
         bandwidth = bytes_ / (GB * (recompute - finish)) if recompute > finish else None
         reuses = by_cost = None
         if read is not None and recompute > read + finish:
-            reuses = self.times.precompute_s / (recompute - read - finish)
-        if read is not None:
-            by_cost = self._by_cost(recompute, bytes_, read + finish, reads=0 if level == "indices" else 1)
+            saved = recompute - read - finish
+            reuses, by_cost = self.times.precompute_s / saved, self._by_cost(bytes_, saved)
         return Against(recompute, bandwidth, reuses, by_cost)
 
-    def _by_cost(self, recompute: float, bytes_: float, use: float, reads: int) -> float | None:
-        prices = self.prices
-        once = (
-            prices.compute(self.times.precompute_s), prices.storage(bytes_),
-            prices.requests(self.writes_per_sample, 0),
-        )  # fmt: skip
-        saved = (prices.compute(recompute - use), prices.requests(0, reads))
-        if None in once or None in saved:
-            return None
-        gain = (saved[0] or 0.0) - (saved[1] or 0.0)
-        return sum(part or 0.0 for part in once) / gain if gain > 0 else None
+    def _by_cost(self, bytes_: float, saved: float) -> float | None:
+        """Uses that pay for a sample's computing and storage, at so many seconds saved a use."""
+        computing, storage = self.prices.compute(self.times.precompute_s), self.prices.storage(bytes_)
+        gain = self.prices.compute(saved)
+        return (computing + storage) / gain if gain and computing is not None and storage is not None else None
 
 
 def verdict(choices: tuple[Choice, ...]) -> str:

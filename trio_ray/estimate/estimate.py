@@ -15,12 +15,9 @@ from trio_ray.estimate.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calib
 from trio_ray.estimate.choices import GB, Choice, Terms, verdict
 from trio_ray.estimate.draw import DrawnCorpus, draw_corpus
 from trio_ray.estimate.measured import Machine, Measurement
-from trio_ray.estimate.parts import QUARANTINE_TABLE_BYTES, PartShares
+from trio_ray.estimate.parts import QUARANTINE_TABLE_BYTES, PartShares, probe_shares
 from trio_ray.estimate.prices import Prices
-from trio_ray.estimate.probe import probe_shares
-from trio_ray.estimate.requests import RequestCount, count_requests
 from trio_ray.estimate.sizes import MemberSize, SizeModel
-from trio_ray.estimate.threads import threads_of_a_replica
 from trio_ray.estimate.times import SampleTimes, SampleWork, count_work
 from trio_ray.estimate.workload import Workload, make_preparer, prepare_workload
 from trio_ray.kv.codecs.codec import Codec
@@ -31,13 +28,14 @@ from trio_ray.model.loading import model_folder, read_model_config, resolve_dtyp
 from trio_ray.model.replica import Replica, make_schedule, make_selector
 from trio_ray.precompute.part_size import PartSize
 from trio_ray.store.inputs import StoreOpener
+from trio_ray.tensors import torch_threads
 
 INDICES = MemberSize("indices", None, 0.0, 1.0, "encoded")
 
 
 @dataclass(frozen=True)
-class PlanSettings:
-    """What a plan is asked for.
+class EstimateSettings:
+    """What an estimate is asked for.
 
     Attributes:
         config: the job.
@@ -87,11 +85,10 @@ class JobCost:
         bytes_per_sample: stored of a sample, its row and its share of the tar included.
         total_bytes: of the whole cache: tars, tables, records.
         parts: of the output.
-        requests: of the object stores.
         gpu_hours: of all replicas together, while there is work: the model, or the upload at the given bandwidth.
         wall_s: on `replicas` replicas, loading included where it was measured; without Ray's start.
         replicas: that work; never more than shards.
-        compute_cost, storage_cost, request_cost: $; None where no price was given. Storage for `Prices.months`.
+        compute_cost, storage_cost: $; None where no price was given. Storage for `Prices.months`.
     """
 
     level: str
@@ -100,18 +97,16 @@ class JobCost:
     total_bytes: int
     tar_bytes: int
     parts: int
-    requests: RequestCount
     gpu_hours: float
     wall_s: float
     replicas: int
     compute_cost: float | None
     storage_cost: float | None
-    request_cost: float | None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A plan: what was given or measured, what follows, and in one sentence what to do. JSON: schemas of its parts.
+class Estimate:
+    """What was given or measured, what follows from it, and in one sentence what to do.
 
     `work` counts FLOP for one sample; `times` are seconds of one replica for one sample. `codec_note` says what stands
     for a codec that the job will choose itself.
@@ -138,7 +133,7 @@ class _Sizes:
     shares: PartShares
 
 
-def make_plan(settings: PlanSettings, on_step: Callable[[str], None] = lambda what: None) -> Plan:
+def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = lambda what: None) -> Estimate:
     """Estimate a job and weigh its cache.
 
     Raises:
@@ -162,7 +157,7 @@ def make_plan(settings: PlanSettings, on_step: Callable[[str], None] = lambda wh
         if isinstance(own.codec, Transform):
             codecs.setdefault(_own_name(config), own.codec)
         machine = Machine(config, replica, schedule, own.codec, load_s)
-        with threads_of_a_replica(config.pipeline):
+        with torch_threads(config.pipeline.torch_threads):
             measured = machine.measure(corpus, workload, codecs, settings.seconds, on_step)
         model = SizeModel(config, model_config, schedule, dtype, workload)
         times, sizes = measured.times, _measured_sizes(config, measured, model)
@@ -175,10 +170,9 @@ def make_plan(settings: PlanSettings, on_step: Callable[[str], None] = lambda wh
     part = PartSize(config, schedule, model_config, dtype)
     size = part.samples_made_smaller(own.times_smaller) if own.times_smaller else part.samples(own.codec)
     job = _job_cost(settings, corpus, facts, times, sizes, size)
-    writes = job.requests.writes / max(1, facts.stored_samples)
-    terms = Terms(times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices, writes)
+    terms = Terms(times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices)
     choices = tuple(terms.choice(item, sizes.unpack_s.get(item.codec or "", 0.0)) for item in sizes.choices)
-    return Plan(
+    return Estimate(
         facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, verdict(choices), own.note
     )  # fmt: skip
 
@@ -248,7 +242,7 @@ def _facts(corpus: DrawnCorpus, workload: Workload) -> CorpusFacts:
 
 
 def _job_cost(
-    settings: PlanSettings, corpus: DrawnCorpus, facts: CorpusFacts, times: SampleTimes, sizes: _Sizes, size: int
+    settings: EstimateSettings, corpus: DrawnCorpus, facts: CorpusFacts, times: SampleTimes, sizes: _Sizes, size: int
 ) -> JobCost:
     prices, own = settings.prices, sizes.job
     stored = facts.stored_samples
@@ -256,8 +250,6 @@ def _job_cost(
     per_part = facts.samples / parts
     bad_parts = parts * (1 - (1 - facts.bad_share) ** per_part)
     total = stored * (own.bytes + sizes.shares.row) + parts * sizes.shares.part + bad_parts * QUARANTINE_TABLE_BYTES
-    images = stored * facts.encoded_images_per_sample if any(s.format == "jsonl" for s in corpus.shards) else 0.0
-    requests = count_requests(settings.config, corpus.shards, parts, bad_parts, own.bytes * stored / parts, images)
     bandwidth = settings.bandwidth_gb_per_s
     upload_s = 0.0 if bandwidth is None else total / (GB * bandwidth)
     seconds = max(stored * times.precompute_s, upload_s)
@@ -269,11 +261,9 @@ def _job_cost(
         total_bytes=round(total),
         tar_bytes=round(own.bytes * stored),
         parts=parts,
-        requests=requests,
         gpu_hours=seconds / 3600,
         wall_s=seconds / replicas + (times.load_s or 0.0),
         replicas=replicas,
         compute_cost=prices.compute(seconds),
         storage_cost=prices.storage(total),
-        request_cost=prices.requests(requests.writes, requests.reads),
     )

@@ -130,7 +130,7 @@ class Machine:
         items = [item for run in corpus.runs for item in run]
         wall: list[float] = []
         cpu: list[float] = []
-        with tempfile.TemporaryDirectory(prefix="trio-ray-plan-") as folder:
+        with tempfile.TemporaryDirectory(prefix="trio-ray-estimate-") as folder:
             while len(wall) < 2 or sum(wall) < seconds:
                 began, began_cpu = time.perf_counter(), time.process_time()
                 tar_bytes, stored, shares = self._pass(items, corpus, str(Path(folder) / str(len(wall))))
@@ -149,7 +149,7 @@ class Machine:
             dataset=dataset,
             opener=StoreOpener(self.config.s3),
             decode_threads=pipeline.decoders(cpus),
-            open_sink=partial(ShardWriter, StoringOrder.of(self.config, dataset, self.codec, "plan", cpus), store),
+            open_sink=partial(ShardWriter, StoringOrder.of(self.config, dataset, self.codec, "estimate", cpus), store),
         )
         numbered = [replace(item, index=index) for index, item in enumerate(items)]
         reports = [report for report in runner.run_items(numbered, corpus.shards[0]) if isinstance(report, PartReport)]

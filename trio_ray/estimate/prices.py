@@ -1,4 +1,4 @@
-"""What a person gives: prices and rates. None is built in, and what is not given is not reckoned with."""
+"""Prices that the user gives. None is built in, and a cost whose price is not given is not computed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ class Prices:
     Attributes:
         gpu_per_hour: of one replica's GPU (or machine).
         storage_per_gb_month: 1 GB is 10^9 bytes.
-        per_1000_writes: PUT, POST and LIST requests.
-        per_1000_reads: GET and HEAD requests.
         months: how long the cache is kept.
     """
 
     gpu_per_hour: float | None = None
     storage_per_gb_month: float | None = None
-    per_1000_writes: float | None = None
-    per_1000_reads: float | None = None
     months: float = 1.0
 
     def compute(self, seconds: float) -> float | None:
@@ -32,9 +28,3 @@ class Prices:
         return (
             None if self.storage_per_gb_month is None else stored_bytes / 1e9 * self.storage_per_gb_month * self.months
         )
-
-    def requests(self, writes: float, reads: float) -> float | None:
-        """$ of requests; None where a price is missing of a kind that there is."""
-        if (writes and self.per_1000_writes is None) or (reads and self.per_1000_reads is None):
-            return None
-        return (writes * (self.per_1000_writes or 0.0) + reads * (self.per_1000_reads or 0.0)) / 1000

@@ -1,34 +1,24 @@
-"""A plan in words and tables."""
+"""An estimate in words and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from trio_ray.estimate.choices import Against, Choice
-from trio_ray.estimate.compare import Comparison
-from trio_ray.estimate.estimate import Plan
+from trio_ray.estimate.estimate import Estimate
 
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def text(plan: Plan) -> str:
+def text(estimate: Estimate) -> str:
     """The whole report, in Markdown, its last line the verdict."""
-    return "\n".join([*_corpus_lines(plan), *_job_lines(plan), "", *_choice_table(plan.choices), "", plan.verdict])
+    return "\n".join(
+        [*_corpus_lines(estimate), *_job_lines(estimate), "", *_choice_table(estimate.choices), "", estimate.verdict]
+    )
 
 
-def comparison_table(compared: Sequence[Comparison]) -> str:
-    """Predicted and actual side by side, in Markdown."""
-    lines = ["| | predicted | actual | error |", "|---|---|---|---|"]
-    for item in compared:
-        lines.append(
-            f"| {item.what} | {item.predicted:,.6g} {item.unit} | {item.actual:,.6g} {item.unit} | "
-            f"{100 * item.error:+.1f} % |"
-        )
-    return "\n".join(lines)
-
-
-def _corpus_lines(plan: Plan) -> list[str]:
-    corpus, times = plan.corpus, plan.times
+def _corpus_lines(estimate: Estimate) -> list[str]:
+    corpus, times = estimate.corpus, estimate.times
     count = f"{corpus.samples:,}" if corpus.samples_exact else f"about {corpus.samples:,}"
     bad = ", ".join(f"{number} {reason}" for reason, number in corpus.bad_drawn.items())
     lines = [
@@ -43,31 +33,29 @@ def _corpus_lines(plan: Plan) -> list[str]:
     lines.append(
         f"a sample, {how}: {1e3 * times.precompute_s:.3g} ms to precompute "
         f"({1 / times.precompute_s:.3g} samples/s a replica), {1e3 * times.pruned_s:.3g} ms to recompute pruned, "
-        f"{1e3 * times.unpruned_s:.3g} ms unpruned; {plan.work.pruned / 1e12:.3g} and {plan.work.unpruned / 1e12:.3g} "
-        "TFLOP"
+        f"{1e3 * times.unpruned_s:.3g} ms unpruned; {estimate.work.pruned / 1e12:.3g} and "
+        f"{estimate.work.unpruned / 1e12:.3g} TFLOP"
     )
     return lines
 
 
-def _job_lines(plan: Plan) -> list[str]:
-    job, prices = plan.job, plan.prices
+def _job_lines(estimate: Estimate) -> list[str]:
+    job, prices = estimate.job, estimate.prices
     stored = f"{job.level} {job.codec}" if job.codec else job.level
     lines = [
-        f"job ({stored}): {plan.corpus.stored_samples:,} samples, {size(job.bytes_per_sample)} each, "
+        f"job ({stored}): {estimate.corpus.stored_samples:,} samples, {size(job.bytes_per_sample)} each, "
         f"{size(job.total_bytes)} in {job.parts:,} parts; {job.gpu_hours:.3g} GPU-hours, {duration(job.wall_s)} on "
         f"{job.replicas} replicas",
-        *([] if plan.codec_note is None else [f"codec: {plan.codec_note}"]),
-        f"requests: {job.requests.writes:,} PUT, POST and LIST, {job.requests.reads:,} GET and HEAD",
+        *([] if estimate.codec_note is None else [f"codec: {estimate.codec_note}"]),
     ]
     costs = (
         ("compute", job.compute_cost, ""),
         ("storage", job.storage_cost, f" for {prices.months:g} months"),
-        ("requests", job.request_cost, ""),
     )
     known = [f"{name} ${cost:,.2f}{note}" for name, cost, note in costs if cost is not None]
     missing = [name for name, cost, _ in costs if cost is None]
     lines.append(
-        f"cost: {', '.join(known) or 'not reckoned'}" + (f" (no price given for {', '.join(missing)})" * bool(missing))
+        f"cost: {', '.join(known) or 'not computed'}" + (f" (no price given for {', '.join(missing)})" * bool(missing))
     )
     return lines
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +21,7 @@ from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
 from trio_ray.kv.lossless.zstd import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.target import RowTarget
+from trio_ray.tensors import torch_threads
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
@@ -79,7 +79,7 @@ class CodecBenchmark:
         """One codec, and the basis that it may have."""
         on_gpu = self._rates(self.batch, codec) if self.batch.top_ids.is_cuda else (None, None)
         few_layers = self._few_layers(codec)
-        with _one_core():
+        with torch_threads(1):
             core = self._rates(few_layers, codec)
             lossless = self._lossless_rates(code_batch(few_layers, codec).split()[0], codec.settings.zstd)
         ends = self.longest_and_shortest
@@ -220,13 +220,3 @@ def _seconds(work: Callable[[], object], where: Tensor) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
