@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from trio_ray.tensors import move_joined, move_together, torch_threads
+from trio_ray.tensors import in_fitting_parts, mark, milliseconds_between, move_joined, move_together, torch_threads
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -36,3 +39,31 @@ def test_torch_has_its_threads_back_also_where_the_work_fails() -> None:
         assert torch.get_num_threads() == before + 1
         raise OSError
     assert torch.get_num_threads() == before
+
+
+def test_work_that_the_memory_is_too_small_for_is_done_in_halves() -> None:
+    """Two items fit at once, but one that is too large does not fit alone; the order stays."""
+    halved = []
+
+    def work(items: Sequence[int]) -> int:
+        if len(items) > 2 or max(items) > 6:
+            raise torch.OutOfMemoryError
+        return sum(items)
+
+    done = in_fitting_parts(torch.device("cpu"), range(1, 8), work, lambda: halved.append(1))
+    assert [(list(items), total) for items, total in done] == [
+        ([1], 1),
+        ([2, 3], 5),
+        ([4, 5], 9),
+        ([6], 6),
+        ([7], None),
+    ]
+    assert len(halved) == 4
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_time_between_two_marks_is_that_of_the_work(device: str) -> None:
+    start = mark(torch.device(device))
+    time.sleep(0.02)
+    torch.ones(3, device=device).sum()
+    assert 19 < milliseconds_between(start, mark(torch.device(device))) < 5000

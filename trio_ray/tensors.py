@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -17,6 +17,7 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def fused(**dynamic: tuple[int, ...]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -133,3 +134,67 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+Mark = float | torch.cuda.Event
+"""A moment: seconds on the host's clock, or an event that the device passes without being waited for."""
+
+
+def mark(device: torch.device) -> Mark:
+    """This moment: on a GPU, when its current stream comes to what was given to it by now."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def milliseconds_between(start: Mark, stop: Mark) -> float:
+    """From one mark of a device to a later one; waits until a GPU has passed both."""
+    if isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event):
+        stop.synchronize()
+        return start.elapsed_time(stop)
+    assert isinstance(start, float)
+    assert isinstance(stop, float)
+    return 1e3 * (stop - start)
+
+
+def attempt(device: torch.device, work: Callable[[], R]) -> R | None:
+    """What `work` returns; None where the device's memory is too small for it, which is free again then."""
+    with suppress(torch.OutOfMemoryError):
+        return work()
+    # Outside of the handler, whose traceback would keep the tensors of `work` alive.
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # copies under way hold memory, too
+        torch.cuda.empty_cache()
+    return None
+
+
+def in_fitting_parts(
+    device: torch.device,
+    items: Sequence[T],
+    work: Callable[[Sequence[T]], R],
+    on_halved: Callable[[], None] = lambda: None,
+) -> list[tuple[Sequence[T], R | None]]:
+    """Do `work` on all items at once, or on halves of them as often as the device's memory is too small.
+
+    Args:
+        device: whose memory is meant.
+        items: at least one.
+        work: given some of the items, in order.
+        on_halved: called whenever items are halved.
+
+    Returns:
+        The items of each part and what `work` returned for it, in order; None for an item that does not fit alone.
+    """
+    done = attempt(device, lambda: work(items))
+    if done is not None:
+        return [(items, done)]
+    if len(items) == 1:
+        return [(items, attempt(device, lambda: work(items)))]  # once more: the memory is free now
+    on_halved()
+    half = len(items) // 2
+    return [
+        *in_fitting_parts(device, items[:half], work, on_halved),
+        *in_fitting_parts(device, items[half:], work, on_halved),
+    ]

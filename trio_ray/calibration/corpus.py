@@ -19,6 +19,7 @@ from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Opener, Shard
 from trio_ray.source.shards import split_file
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
+from trio_ray.tensors import in_fitting_parts
 
 T = TypeVar("T")
 
@@ -75,27 +76,18 @@ def prefixes_of(
 
     `on_sample` is called behind each.
     """
-    for batch in pack(samples, config.pipeline.batch_rows):
-        for sample, prefix in _prefill(batch, config, replica):
-            images = frozenset(image.hash for image in sample.images)
-            yield DrawnPrefix(_on_host(prefix), sample.input_ids[-1], images)
-            on_sample()
-
-
-def _prefill(
-    samples: Sequence[PreparedSample], config: JobConfig, replica: Replica
-) -> list[tuple[PreparedSample, Prefix]]:
-    """A batch, in halves where the device's memory is too small for it."""
     schedule = make_schedule(config.method, replica.decoder.depth)
     selector, zipper = make_selector(config.method), make_zipper(config.method)
-    try:
-        return list(zip(samples, replica.prefill(samples, schedule, selector, zipper=zipper), strict=True))
-    except torch.OutOfMemoryError:
-        pass  # outside of the handler, whose traceback keeps the batch's tensors alive
-    if len(samples) == 1:
-        return []
-    half = len(samples) // 2
-    return _prefill(samples[:half], config, replica) + _prefill(samples[half:], config, replica)
+
+    def prefill(batch: Sequence[PreparedSample]) -> list[Prefix]:
+        return replica.prefill(batch, schedule, selector, zipper=zipper)
+
+    for batch in pack(samples, config.pipeline.batch_rows):
+        for fitting, prefixes in in_fitting_parts(replica.device, batch, prefill):
+            for sample, prefix in zip(fitting, prefixes or (), strict=prefixes is not None):
+                images = frozenset(image.hash for image in sample.images)
+                yield DrawnPrefix(_on_host(prefix), sample.input_ids[-1], images)
+                on_sample()
 
 
 def _shards_of(file: InputFile, config: JobConfig, opener: Opener) -> list[Shard]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,9 +28,7 @@ from trio_ray.model.targets import answer_targets
 from trio_ray.precompute.host_batch import HostGroup
 from trio_ray.precompute.host_memory import ALIGNMENT, HostMemory, Lease, aligned
 from trio_ray.precompute.stored_batch import StoredBatch, StoredSample
-
-Mark = torch.cuda.Event | float
-"""A point in a device's work, or where there is no GPU, in seconds."""
+from trio_ray.tensors import Mark, in_fitting_parts, mark, milliseconds_between
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,7 @@ class StoredGroup:
     @property
     def milliseconds(self) -> float:
         """What the device needed for them; ask when they are there."""
-        if isinstance(self.started, float) or isinstance(self.ended, float):
-            assert isinstance(self.started, float)
-            assert isinstance(self.ended, float)
-            return 1e3 * (self.ended - self.started)
-        return self.started.elapsed_time(self.ended)
+        return milliseconds_between(self.started, self.ended)
 
 
 @dataclass
@@ -141,28 +134,15 @@ class ModelStage:
             return [group for fitting in pack(samples, self.token_budget) for group in self._run(fitting)]
 
     def _run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
-        try:
-            return [self._group(samples)]
-        except torch.OutOfMemoryError:
-            pass  # outside of the handler, whose traceback keeps the batch's tensors alive
-        if self.replica.device.type == "cuda":
-            torch.cuda.synchronize(self.replica.device)  # copies under way hold memory, too
-            torch.cuda.empty_cache()
-        if len(samples) == 1:
-            return [self._alone(samples[0])]
-        self.token_budget = max(1, self.token_budget // 2)
-        half = len(samples) // 2
-        return self._run(samples[:half]) + self._run(samples[half:])
+        parts = in_fitting_parts(self.replica.device, samples, self._group, self._halve_budget)
+        return [group for _, group in parts]
 
-    def _alone(self, sample: PreparedSample) -> StoredGroup | None:
-        try:
-            return self._group([sample])
-        except torch.OutOfMemoryError:
-            return None
+    def _halve_budget(self) -> None:
+        self.token_budget = max(1, self.token_budget // 2)
 
     def _group(self, samples: Sequence[PreparedSample]) -> StoredGroup:
         haste = replace(self._haste, unchecked=[])
-        started = self._mark()
+        started = mark(self.replica.device)
         stored = self._stored(samples, replace(self.selector, haste=haste))
         settled = torch.stack(haste.unchecked).all() if haste.unchecked else None
         return self._copied(stored, started, settled, partial(self._again, samples))
@@ -171,7 +151,7 @@ class ModelStage:
         """A batch that had not settled, waiting for the device as often as it takes."""
         with self._lock:
             self._haste = Haste(2 * self._haste.window)
-            return self._copied(self._stored(samples, self.selector), self._mark())
+            return self._copied(self._stored(samples, self.selector), mark(self.replica.device))
 
     def _copied(
         self,
@@ -180,7 +160,7 @@ class ModelStage:
         settled: Tensor | None = None,
         again: Callable[[], StoredGroup] | None = None,
     ) -> StoredGroup:
-        ended = self._mark()
+        ended = mark(self.replica.device)
         if self.memory is None:
             return StoredGroup(stored, started, ended, None, settled, again)
         lease = self.memory.lease(sum(aligned(t.numel() * t.element_size()) for t in stored.tensors()) + ALIGNMENT)
@@ -211,10 +191,3 @@ class ModelStage:
             targets = answer_targets(replica.decoder, batch, answers, cache.top_k)
         coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec, self._frames)
         return StoredBatch(coded, batch.finite(), embeds, targets)
-
-    def _mark(self) -> Mark:
-        if self._copies is None:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

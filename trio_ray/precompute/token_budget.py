@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from typing import Literal
-
-import torch
 
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
@@ -19,7 +16,7 @@ from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
-from trio_ray.tensors import Measured, measure
+from trio_ray.tensors import Measured, attempt, measure
 
 MOST_ROWS = {"cuda": 1 << 18, "cpu": 1 << 13}
 """Where the search ends at the latest, by kind of device."""
@@ -127,11 +124,8 @@ class _Search:
 
     def attempt(self, budget: int) -> Trial | None:
         """A trial, or None where the memory does not allow it."""
-        trial = None
-        with contextlib.suppress(torch.OutOfMemoryError):
-            trial = self.measure(budget)
+        trial = attempt(self.replica.device, partial(self.measure, budget))
         if trial is None:
-            torch.cuda.empty_cache()  # not while the error is handled: its traceback keeps the batch's tensors alive
             return None
         too_much = self.memory_limit is not None and (trial.peak_bytes or 0) > self.memory_limit
         return None if too_much else trial

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
 from trio_ray.kv.lossless.zstd import expand, shrink
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.target import RowTarget
-from trio_ray.tensors import torch_threads
+from trio_ray.tensors import mark, milliseconds_between, torch_threads
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
@@ -210,13 +209,6 @@ def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tenso
 
 
 def _seconds(work: Callable[[], object], where: Tensor) -> float:
-    if not where.is_cuda:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+    start = mark(where.device)
     work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return milliseconds_between(start, mark(where.device)) / 1e3

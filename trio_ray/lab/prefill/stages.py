@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,10 @@ from trio_ray.lab.prefill.unpruned import Unpruned
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selector import Selection, Selector
+from trio_ray.tensors import Mark, mark, milliseconds_between
 
 STAGES = ("vision", "layers before the first prune", "score", "NMS", "gather", "layers behind it", "copy to host")
 """In the order in which they run; an unpruned prefill has all its layers before."""
-
-Moment = float | torch.cuda.Event
-"""A reading of the host's clock, in seconds, or an event that the device passes."""
 
 
 class StageClock:
@@ -32,17 +29,17 @@ class StageClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spans: dict[str, list[tuple[Moment, Moment]]] = defaultdict(list)
-        self._open: dict[str, Moment] = {}
+        self._spans: dict[str, list[tuple[Mark, Mark]]] = defaultdict(list)
+        self._open: dict[str, Mark] = {}
 
     def start(self, name: str) -> None:
         """Open a span."""
-        self._open[name] = self._now()
+        self._open[name] = mark(self._device)
 
     def stop(self, name: str) -> None:
         """Close it; nothing happens where it is not open."""
         if name in self._open:
-            self._spans[name].append((self._open.pop(name), self._now()))
+            self._spans[name].append((self._open.pop(name), mark(self._device)))
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -53,24 +50,7 @@ class StageClock:
 
     def milliseconds(self, name: str) -> float:
         """Sum of the spans of this name. Waits for the device."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return sum(_between(start, stop) for start, stop in self._spans[name])
-
-    def _now(self) -> Moment:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-
-def _between(start: Moment, stop: Moment) -> float:
-    if isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event):
-        return start.elapsed_time(stop)
-    assert isinstance(start, float)
-    assert isinstance(stop, float)
-    return 1e3 * (stop - start)
+        return sum(milliseconds_between(start, stop) for start, stop in self._spans[name])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from trio_ray.lab.prefill.contestant import Contestant
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
-from trio_ray.tensors import measure
+from trio_ray.tensors import attempt, measure
 
 MOST_SAMPLES = 64
 GAIN = 1.02
@@ -104,11 +104,8 @@ def find_batch(replica: Replica, samples: Sequence[PreparedSample]) -> dict[int,
     while size <= MOST_SAMPLES:
         first = max(0, (len(ordered) - size) // 2)
         members = [ordered[(first + number) % len(ordered)] for number in range(size)]
-        rate = None
-        with contextlib.suppress(torch.OutOfMemoryError):
-            rate = _rate(replica, members)
+        rate = attempt(replica.device, partial(_rate, replica, members))
         if rate is None:
-            torch.cuda.empty_cache()  # not while the error is handled: its traceback keeps the batch's tensors alive
             break
         best = max(rates.values(), default=0.0)
         rates[size] = rate
