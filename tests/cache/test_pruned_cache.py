@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
 from pathlib import Path
@@ -19,9 +21,10 @@ from tests.corpora import photo, sample, samples, write_parquet, write_tar
 from tests.kv.prefixes import assert_same
 from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
-from trio_ray.cache.pruned_cache import AmbiguousKey, PrunedCache, StoredPrefix, UnknownKey
+from trio_ray.cache.fetched import StoredBytes
+from trio_ray.cache.pruned_cache import AmbiguousKey, PrunedCache, StoredPrefix, UnknownKey, UnknownShard
 from trio_ray.cache.unreadable import PrefixDamaged, PrefixMissing
-from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, PrefixError
+from trio_ray.errors import AccessRefused, IdentityMismatch, ObjectDamaged, ObjectMissing, PrefixError
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.container import checksum
 from trio_ray.kv.prefix import Prefix
@@ -151,7 +154,7 @@ def test_a_key_of_two_shards_wants_the_shard(cache: PrunedCache) -> None:
     assert all(shard in str(caught.value) for shard in shards)
     rows = [cache.row("s0007", shard) for shard in shards]
     assert [row["shard"] for row in rows] == shards
-    assert cache.load(rows[1]).prefix.length == rows[1]["prompt_tokens"]
+    assert cache.prefix(rows[1]).length == rows[1]["prompt_tokens"]
     with pytest.raises(UnknownKey):
         cache.row("s0007", "other-shard")
 
@@ -164,7 +167,7 @@ def test_the_quarantine_says_what_is_not_there_and_why(cache: PrunedCache) -> No
 
 def test_rows_in_any_order_come_back_in_that_order(cache: PrunedCache) -> None:
     rows = cache.table.to_pylist()[::-1]
-    assert [item.row["key"] for item in cache.load_many(rows, threads=4)] == cache.keys()[::-1]
+    assert [item.row["key"] for item in cache.stream(rows, threads=4)] == cache.keys()[::-1]
 
 
 def test_a_flipped_byte_is_noticed_when_it_is_read_and_key_and_object_are_named(copy: Path) -> None:
@@ -227,57 +230,86 @@ def test_errors_come_behind_the_samples_before_them(copy: Path) -> None:
     assert caught.value.key == cache.keys()[len(seen)]
 
 
-def test_neighbours_are_read_by_one_request(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_side_by_side_is_read_by_one_request_in_any_order(
+    cache: PrunedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One for each of the parts here, which are far below the size of a request."""
     requests: list[str] = []
-    plain = type(cache._store).read_range
+    plain = type(cache._store).read_into
 
-    def noted(store: Any, name: str, offset: int, length: int) -> bytes:
+    def noted(store: Any, name: str, offset: int, buffer: memoryview) -> None:
         requests.append(name)
-        return plain(store, name, offset, length)
+        plain(store, name, offset, buffer)
 
-    monkeypatch.setattr(type(cache._store), "read_range", noted)
-    assert len(list(cache.stream())) == 10
-    assert sorted(requests) == sorted({row["kv_object"] for row in cache.table.to_pylist()})
+    monkeypatch.setattr(type(cache._store), "read_into", noted)
+    rows = cache.table.to_pylist()[::-1]
+    assert [stored.row for stored in cache.fetch(rows) if isinstance(stored, StoredBytes)] == rows
+    assert sorted(requests) == sorted({row["kv_object"] for row in rows})
 
 
 def test_reading_ahead_stays_within_its_bytes(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for nothing, a run waits until the one before is with the consumer; leaving early hangs nothing."""
+    """With room for nothing, a batch waits until the one before is with the consumer; leaving early hangs nothing."""
     monkeypatch.setattr("trio_ray.cache.pruned_cache.AHEAD_BYTES", 0)
     drawn: list[int] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(cache.table.to_pylist()[::-1]):  # backwards, so that each is a run of its own
+        for number, row in enumerate(cache.table.to_pylist()):
             drawn.append(number)
             yield row
 
-    stored = cache.load_many(rows())
+    fetched = cache.fetched(rows(), batch=1, ahead=5)
     for number in range(4):
-        next(stored)
-        assert len(drawn) <= number + 4
-    stored.close()  # type: ignore[attr-defined]
+        next(fetched)
+        assert len(drawn) <= number + 3  # one fetched, one that waits for memory, one that ends a batch
+    fetched.close()
 
 
 def test_a_stream_that_is_closed_early_draws_no_more_rows(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are: each may be a read."""
     monkeypatch.setattr("trio_ray.cache.pruned_cache.AHEAD_BYTES", 0)
     (row,) = cache.rows_at([0])
-    stream = cache.load_many(repeat(row))
-    next(iter(stream))
+    stream = cache.stream(repeat(row))
+    next(stream)
     stream.close()
 
 
-def test_bytes_are_fetched_as_they_are_stored_and_decoded_later(cache: PrunedCache) -> None:
+def test_bytes_are_fetched_as_they_are_stored_and_restored_later(cache: PrunedCache) -> None:
     rows = cache.table.to_pylist()
-    for row, fetched, loaded in zip(rows, cache.fetch_many(rows), cache.load_many(rows), strict=True):
-        assert checksum(fetched.data.numpy().tobytes()) == row["kv_checksum"]
-        assert_same(cache.decode(fetched).prefix, loaded.prefix)
+    fetched = cache.fetch(rows)
+    for stored, restored, row in zip(fetched, cache.restore(fetched), rows, strict=True):
+        assert isinstance(stored, StoredBytes)
+        assert isinstance(restored, StoredPrefix)
+        assert checksum(stored.data.numpy().tobytes()) == row["kv_checksum"]
+        assert stored.data.untyped_storage().data_ptr() == fetched.data.untyped_storage().data_ptr()  # no copy
+        assert_same(restored.prefix, cache.prefix(row))
 
 
-def test_samples_are_decoded_together_each_bad_one_with_its_own_error(cache: PrunedCache) -> None:
-    stored = list(cache.fetch_many(cache.table.to_pylist()))
+def test_restored_prefixes_outlive_the_memory_they_were_fetched_into(cache: PrunedCache) -> None:
+    """Blocks are read into again and again; nothing of a prefix may lie in them."""
+    rows = cache.table.to_pylist()
+    stored = [each for batch in cache.restored(rows * 3, batch=2, ahead=1) for each in batch]
+    for each, row in zip(stored, rows * 3, strict=True):
+        assert isinstance(each, StoredPrefix)
+        assert_same(each.prefix, cache.prefix(row))
+
+
+def test_a_row_of_another_kind_of_error_ends_the_reading(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no sample's fault is never skipped: the store's error comes through, and no thread is left behind."""
+
+    def refuse(store: Any, name: str, offset: int, buffer: memoryview) -> None:
+        raise AccessRefused(name, "credentials expired")
+
+    before = threading.active_count()
+    monkeypatch.setattr(type(cache._store), "read_into", refuse)
+    with pytest.raises(AccessRefused):
+        list(cache.stream(on_bad="skip"))
+    assert threading.active_count() == before
+
+
+def test_samples_are_restored_together_each_bad_one_with_its_own_error(cache: PrunedCache) -> None:
+    stored = [each for each in cache.fetch(cache.table.to_pylist()) if isinstance(each, StoredBytes)]
     stored[3] = replace(stored[3], data=stored[4].data)
-    outcomes = cache.decode_many(stored)
+    outcomes = cache.restore(stored)
     damaged = outcomes.pop(3)
     assert isinstance(damaged, PrefixDamaged)
     assert damaged.key == stored[3].row["key"]
@@ -285,8 +317,36 @@ def test_samples_are_decoded_together_each_bad_one_with_its_own_error(cache: Pru
     for ours, row in zip(outcomes, [each.row for number, each in enumerate(stored) if number != 3], strict=True):
         assert isinstance(ours, StoredPrefix)
         assert ours.row == row
-        assert_same(ours.prefix, cache.load(row).prefix)
-    assert cache.decode_many([]) == []
+        assert_same(ours.prefix, cache.prefix(row))
+    assert cache.restore([]) == []
+
+
+def test_threads_that_look_for_keys_read_each_table_once(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    plain = type(cache._store).read
+
+    def noted(store: Any, name: str) -> bytes:
+        reads.append(name)
+        return plain(store, name)
+
+    monkeypatch.setattr(type(cache._store), "read", noted)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda key: cache.parts.find(key, None), KEYS * 4))
+    assert all(found)
+    assert len(reads) == len(cache.commits)
+
+
+def test_a_cache_and_a_prefix_say_what_they_are(cache: PrunedCache) -> None:
+    assert repr(cache) == f"PrunedCache({cache.uri!r}: 10 samples in 4 parts of 2 shards, level kv, codec raw)"
+    (stored,) = cache.stream(cache.rows_at([0]))
+    assert repr(stored).startswith(f"StoredPrefix({cache.keys()[0]!r}: ")
+    assert repr(cache.fetch(cache.rows_at([0, 1]))).startswith("Fetched(2 samples, ")
+
+
+@pytest.mark.parametrize("shard", ["../x", "", "a b", "nobody"])
+def test_a_shard_that_cannot_be_is_refused_like_one_that_is_not_there(copy: Path, shard: str) -> None:
+    with pytest.raises(UnknownShard, match="nothing is committed"):
+        PrunedCache(str(copy), shards=[shard])
 
 
 def test_a_pickled_cache_reads_the_same_and_takes_no_rows_along(cache: PrunedCache) -> None:
@@ -302,7 +362,7 @@ def test_a_row_that_points_to_another_sample_is_refused(cache: PrunedCache) -> N
     places = ("kv_object", "kv_offset", "kv_length", "kv_checksum")
     other = cache.row("dir/sub/name")
     with pytest.raises(PrefixError, match="it holds the prefix of 'dir/sub/name'"):
-        cache.load({**cache.row("plain"), **{name: other[name] for name in places}})
+        cache.prefix({**cache.row("plain"), **{name: other[name] for name in places}})
 
 
 def test_a_damaged_table_is_refused_by_its_name(copy: Path) -> None:

@@ -23,7 +23,7 @@ from trio_ray.model.replica import Replica
 
 @pytest.fixture
 def examples(cache: PrunedCache) -> list[Example]:
-    return StoredTeacher().examples([CachedSample(row, cache.load_embeds(row)) for row in cache.table.to_pylist()])
+    return StoredTeacher().examples([CachedSample(row, cache.embeds(row)) for row in cache.table.to_pylist()])
 
 
 @pytest.mark.parametrize("positions", ["compact", "original"])

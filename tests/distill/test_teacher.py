@@ -15,7 +15,7 @@ from trio_ray.model.replica import Replica
 
 @pytest.fixture
 def stored(cache: PrunedCache) -> dict[str, Example]:
-    samples = [CachedSample(row, cache.load_embeds(row)) for row in cache.table.to_pylist()]
+    samples = [CachedSample(row, cache.embeds(row)) for row in cache.table.to_pylist()]
     return {example.key: example for example in StoredTeacher().examples(samples)}
 
 
@@ -25,7 +25,7 @@ def computed(make_cache: MakeCache, llama: Replica) -> dict[str, Example]:
     embeds, kv = make_cache(cache__level="embeds"), make_cache()
     assert embeds.table.column("answer_ids").null_count == COUNT
     rows = embeds.table.to_pylist()
-    samples = [CachedSample(row, embeds.load_embeds(row), kv.prefix(row["key"], row["shard"])) for row in rows]
+    samples = [CachedSample(row, embeds.embeds(row), kv.prefix(row["key"], row["shard"])) for row in rows]
     return {example.key: example for example in PrefixTeacher(llama, max_new_tokens=6).examples(samples)}
 
 

@@ -28,7 +28,7 @@ def test_batches_of_any_size_answer_as_each_prefix_alone(cache: PrunedCache, lla
     assert len({task.row["prompt_tokens"] for task in tasks}) > 3
     settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, batch_tokens=batch_tokens, read_threads=3)
     done = PrefixDecoder(cache, llama, settings).run(tasks)
-    alone = [llama.generate([cache.load(task.row).prefix], NEW_TOKENS)[0] for task in tasks]
+    alone = [llama.generate([cache.prefix(task.row)], NEW_TOKENS)[0] for task in tasks]
     assert [done.answers[task.number] for task in tasks] == alone
     assert len(set(alone)) > 2, "the answers must be able to differ"
     assert done.faults == {}
@@ -62,7 +62,7 @@ def test_no_batch_is_above_its_budget_but_for_a_single_prefix(
 
 def test_a_damaged_and_a_lost_prefix_are_faults_of_their_own(cache: PrunedCache, llama: Replica) -> None:
     tasks = tasks_of(cache)
-    alone = {task.number: llama.generate([cache.load(task.row).prefix], NEW_TOKENS)[0] for task in tasks}
+    alone = {task.number: llama.generate([cache.prefix(task.row)], NEW_TOKENS)[0] for task in tasks}
     damaged, lost = tasks[1], tasks[-1]
     file = Path(cache.uri, damaged.row["kv_object"])
     data = bytearray(file.read_bytes())

@@ -40,7 +40,7 @@ def test_many_questions_about_few_images_are_answered_as_each_alone(cache: Prune
     tasks = [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
     done = PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=NEW_TOKENS, batch_tokens=2000)).run(tasks)
     alone = [
-        llama.ask([cache.load(task.row).prefix], [task.row["prompt"]], [task.question], NEW_TOKENS)[0] for task in tasks
+        llama.ask([cache.prefix(task.row)], [task.row["prompt"]], [task.question], NEW_TOKENS)[0] for task in tasks
     ]
     assert [done.answers[task.number] for task in tasks] == alone
     assert len(set(alone)) > 2, "the answers must be able to differ"

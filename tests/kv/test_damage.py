@@ -89,7 +89,7 @@ def test_damaged_prefixes_are_refused_by_key_and_object(pair: tuple[Path, Path])
         damaged = harm(whole[start:stop], dice, replacement)
         file.write_bytes(whole[:start] + damaged + (whole[stop:] if len(damaged) == stop - start else b""))
         with pytest.raises(PrefixError) as caught:
-            cache.load(target)
+            cache.prefix(target)
         assert (caught.value.key, caught.value.uri) == (target["key"], str(file))
         assert target["key"] in str(caught.value)
         assert str(file) in str(caught.value)
@@ -126,7 +126,7 @@ def test_a_damaged_container_raises_a_typed_error_or_stays_a_prefix_of_the_same_
         (folder / item["kv_object"]).read_bytes()[item["kv_offset"] : item["kv_offset"] + item["kv_length"]]
         for folder, item in zip(pair, (row, strange), strict=True)
     )
-    truth = cache.load(row).prefix
+    truth = cache.prefix(row)
     refused = 0
     for number in range(ON_CONTAINERS // 2):
         damaged = DAMAGES[number % len(DAMAGES)](whole, dice, foreign)

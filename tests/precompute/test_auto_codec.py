@@ -63,7 +63,7 @@ def test_a_new_cache_is_stored_in_a_basis_of_its_own(made: Path, tiny_model: Pat
     assert (made / "codec" / f"{codec['basis']}.safetensors").is_file()
     assert verify(LocalStore(made), 1).findings == []
     assert len(cache) == 90
-    prefixes = [item.prefix for item in cache.load_many(cache.rows_at(range(8)))]
+    prefixes = [item.prefix for item in cache.stream(cache.rows_at(range(8)))]
     assert all(llama.generate(prefixes, max_new_tokens=3))
     cache.check_model(tiny_model, "float32")
 

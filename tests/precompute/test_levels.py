@@ -81,7 +81,7 @@ def test_an_indices_cache_prefilled_again_is_the_kv_cache(
 
 def test_an_embeds_cache_answers_as_one_prune_before_layer_0(make: Callable[..., PrunedCache], llama: Replica) -> None:
     cache = make(cache__level="embeds")
-    stored = [cache.load_embeds(row) for row in cache.table.to_pylist()]
+    stored = [cache.embeds(row) for row in cache.table.to_pylist()]
     first = [[row["kept"][0]] for row in cache.table.to_pylist()]
     method = type(cache.method)((0,), "compact")
     pruned = llama.prefill_known(prepared_again(cache, llama), first, method)
@@ -115,9 +115,9 @@ def test_damaged_and_swapped_embeddings_are_named(make: Callable[..., PrunedCach
     row, other = cache.row("s0001"), cache.row("s0002")
     places = [name for name in row if name.startswith("embeds_")]
     with pytest.raises(PrefixError, match="the embeddings of 's0002'"):
-        cache.load_embeds({**row, **{name: other[name] for name in places}})
+        cache.embeds({**row, **{name: other[name] for name in places}})
     with pytest.raises(PrefixError, match="checksum"):
-        cache.load_embeds({**row, "embeds_offset": row["embeds_offset"] + 1})
+        cache.embeds({**row, "embeds_offset": row["embeds_offset"] + 1})
 
 
 def test_a_prefix_that_ends_with_its_image_keeps_the_samples_own_question_for_later(

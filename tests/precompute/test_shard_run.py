@@ -261,7 +261,7 @@ class BreakingOpener:
     def __init__(self, data: bytes, answers: int) -> None:
         self._data, self._answers = data, answers
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, etag: str | None = None) -> BinaryIO:
         return FailingFile(self._data, self._answers)
 
     def read(self, uri: str) -> bytes:

@@ -26,7 +26,7 @@ class LocalOpener:
         self.read_uris: list[str] = []
         self._broken = set(broken)
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, etag: str | None = None) -> BinaryIO:
         return io.BufferedReader(io.FileIO(self._path(uri)))
 
     def read(self, uri: str) -> bytes:
@@ -81,7 +81,7 @@ class OneFileOpener:
     def __init__(self, make: Callable[[], BinaryIO]) -> None:
         self._make = make
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, etag: str | None = None) -> BinaryIO:
         return self._make()
 
     def read(self, uri: str) -> bytes:

@@ -147,3 +147,8 @@ def test_relative_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytes
     for pattern in ("x.tar", "x*.tar", f"file://{tmp_path}/x.tar", "./x.tar"):
         assert [file.uri for file in expand_inputs([pattern], S3Config())] == [str(tmp_path / "x.tar")]
     assert [file.size for file in expand_inputs(["link.tar"], S3Config())] == [1]
+
+
+def test_a_wildcard_in_a_buckets_name_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"input: 's3://buck\*t/a\.tar' has a wildcard in the bucket's name"):
+        expand_inputs(["s3://buck*t/a.tar"], S3Config())

@@ -36,6 +36,29 @@ def test_a_range_beyond_the_end_is_damage(store: ObjectStore, offset: int, lengt
         store.read_range("object", offset, length)
 
 
+def test_ranges_are_read_straight_into_the_callers_memory(store: ObjectStore) -> None:
+    data = random.Random(2).randbytes(3 << 20)
+    store.put("object", data)
+    memory = bytearray(b"x" * (4 << 20))
+    store.read_into("object", 7, memoryview(memory)[100 : 100 + (2 << 20)])
+    assert memory[100 : 100 + (2 << 20)] == data[7 : 7 + (2 << 20)]
+    assert set(memory[:100]) == set(memory[100 + (2 << 20) :]) == {ord("x")}
+
+
+def test_a_file_of_another_version_than_the_listed_one_is_refused(store: ObjectStore) -> None:
+    """Input that is replaced between planning and reading must not be taken for what was planned."""
+    store.put("input", b"one")
+    listed = store.stat("input").etag
+    with store.open("input", listed) as file:
+        assert file.read() == b"one"
+    time.sleep(0.01)
+    store.put("input", b"two")
+    with pytest.raises(ObjectDamaged, match=r"input: was replaced since it was listed"):
+        store.open("input", listed)
+    with store.open("input") as file:
+        assert file.read() == b"two"
+
+
 def test_a_missing_object_is_a_typed_error_and_deleting_it_is_none(store: ObjectStore) -> None:
     for ask in (store.read, store.stat, store.open, lambda name: store.read_range(name, 0, 1)):
         with pytest.raises(ObjectMissing, match="no/such"):

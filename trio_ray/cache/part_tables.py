@@ -41,6 +41,7 @@ class PartTables:
         self._first = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)])
         self._recent = _RecentTables()
         self._indexes: dict[str | None, KeyIndex] = {}
+        self._indexing = threading.Lock()
 
     def read(self, kind: FileKind, columns: Iterable[str] | None = None, shard: str | None = None) -> pa.Table:
         """All rows of one kind of table, of one shard or all, with their `shard`.
@@ -86,10 +87,12 @@ class PartTables:
 
         The first search of a shard reads its tables, one without a shard all tables; the keys' hashes stay in memory.
         """
-        scope = None if None in self._indexes else shard
-        if scope not in self._indexes:
-            self._indexes[scope] = self._index(scope)
-        return self._indexes[scope].candidates(key)
+        with self._indexing:  # else every thread that asks meanwhile would read all tables, too
+            scope = None if None in self._indexes else shard
+            if scope not in self._indexes:
+                self._indexes[scope] = self._index(scope)
+            index = self._indexes[scope]
+        return index.candidates(key)
 
     def _index(self, shard: str | None) -> KeyIndex:
         parts = self._parts_of(shard, "samples")

@@ -5,40 +5,48 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import torch
 
-from trio_ray.cache.budget import ByteBudget
+from trio_ray.cache.arena import Arena, Block
+from trio_ray.cache.fetched import Fetched, Row, StoredBytes, Wanted, fetch
 from trio_ray.cache.identity import codec_of, known_method_of, schedule_of
 from trio_ray.cache.part_tables import PartTables
-from trio_ray.cache.ranges import Member, Row, neighbours, read_run, run_bytes
+from trio_ray.cache.ranges import Member, coalesce_ranges
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
 from trio_ray.config import S3Config
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, PrefixError, StoreError
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import ContainerError, read_containers
+from trio_ray.kv.container import CheckedContainer, ContainerError, check_container, restore_containers
 from trio_ray.kv.embeds import Embeds, read_embeds
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.target import Allocate
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.known import KnownMethod
 from trio_ray.model.loading import model_fingerprint
 from trio_ray.ordered import ordered_map
 from trio_ray.store.commits import CommitRecord, read_commits
 from trio_ray.store.dataset import first_difference, load_dataset
-from trio_ray.store.layout import commit_name
+from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.tables import MemberKind, place_columns
 
 THREADS = 16
-AHEAD_BYTES = 512 << 20
-"""Most stored bytes that are read ahead of the consumer; one larger sample is read alone."""
+BATCH = 32
+STREAM_BATCH = 8
+AHEAD = 2
+AHEAD_BYTES = 1 << 30
+"""Upper bound on the memory that stored bytes take between the store and the device; one larger sample goes alone."""
+BATCH_BYTES = 256 << 20
+"""Upper bound on the stored bytes of samples that are restored together; one larger sample goes alone."""
 
 OnBad = Literal["error", "skip"]
 
@@ -71,31 +79,26 @@ _INSTEAD = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoredPrefix:
     """A sample's row of the table (column name -> value) and its prefix, on the CPU."""
 
     row: Row
     prefix: Prefix
 
-
-@dataclass(frozen=True)
-class StoredBytes:
-    """A sample's row and its prefix as it is stored, (bytes,) uint8, already compared with its checksum.
-
-    A tensor, because a data loader's workers hand tensors over in shared memory.
-    """
-
-    row: Row
-    data: torch.Tensor
+    def __repr__(self) -> str:
+        rows = "+".join(str(segment.rows) for segment in self.prefix.segments)
+        return f"StoredPrefix({self.row['key']!r}: {rows} rows of {self.prefix.length}, {self.prefix.kv_bytes:,} bytes)"
 
 
 class PrunedCache:
     """The committed samples of a cache, by key or as a stream.
 
-    Committed parts alone are seen, as they were when the cache was opened. Every byte is compared with its checksum
-    when it is read. Opening reads the commit records, which say how many samples each part has; a part's table is read
-    when a row of it is wanted. A cache can be pickled: what was read stays behind, and credentials were never in it.
+    There is one way out: rows, `fetch` (stored bytes), `restore` (keys and values on a device); `prefix`, `restored`
+    and `stream` go it. Committed parts alone are seen, as they were when the cache was opened. Every byte is compared
+    with its checksum when it is read. Opening reads the commit records, which say how many samples each part has; a
+    part's table is read when a row of it is wanted. A cache can be pickled: what was read stays behind, and credentials
+    were never in it.
 
     Args:
         uri: a local folder or `s3://bucket/prefix`.
@@ -103,7 +106,7 @@ class PrunedCache:
         shards: see these alone, and read nothing of the others.
 
     Attributes:
-        skipped: what `load_many`, `fetch_many` and `stream` left out so far with `on_bad="skip"`.
+        skipped: what `stream` left out so far with `on_bad="skip"`.
 
     Raises:
         NotACacheError: there is no cache.
@@ -117,7 +120,8 @@ class PrunedCache:
         self._store = open_store(uri, self._s3)
         self.dataset = load_dataset(self._store)
         wanted = None if shards is None else set(shards)
-        self.commits: list[CommitRecord] = read_commits(self._store, THREADS, wanted)
+        possible = None if wanted is None else {shard for shard in wanted if is_shard_name(shard)}
+        self.commits: list[CommitRecord] = read_commits(self._store, THREADS, possible)
         for commit in self.commits:
             if commit.identity_hash != self.dataset.identity_hash:
                 name = self._store.uri_of(commit_name(commit.shard.name, commit.part))
@@ -138,6 +142,15 @@ class PrunedCache:
         fresh = copy.copy(self)
         fresh._store = open_store(self.uri, self._s3)
         return fresh
+
+    def __repr__(self) -> str:
+        cache = self.dataset.identity.get("cache", {})
+        codec = (cache.get("codec") or {}).get("name")
+        shards = len({commit.shard.name for commit in self.commits})
+        return (
+            f"PrunedCache({self.uri!r}: {len(self):,} samples in {len(self.commits):,} parts of {shards:,} shards, "
+            f"level {cache.get('level')}" + (f", codec {codec})" if codec else ")")
+        )
 
     def __len__(self) -> int:
         """Number of stored samples."""
@@ -220,99 +233,169 @@ class PrunedCache:
             raise AmbiguousKey(key, self.uri, f"several shards have it, so name one of {shards}")
         return rows[0]
 
-    def prefix(self, key: str, shard: str | None = None) -> Prefix:
+    def prefix(self, sample: str | Row, shard: str | None = None, device: torch.device | str = "cpu") -> Prefix:
         """A sample's prefix, by one range read.
+
+        Args:
+            sample: its key, or its row.
+            shard: see `row`.
+            device: where its keys and values are wanted.
 
         Raises:
             UnknownKey, AmbiguousKey: see `row`.
+            OtherLevel: the cache stores no prefixes.
             PrefixError: the stored bytes are not the ones that were written; names key and object.
             StoreError: the object is missing or the store failed.
         """
-        return self.load(self.row(key, shard)).prefix
-
-    def load(self, row: Row) -> StoredPrefix:
-        """The prefix that a row of `table` describes, by one range read. Raises as `prefix` does."""
-        return self.decode(self.fetch(row))
-
-    def fetch(self, row: Row) -> StoredBytes:
-        """The stored bytes of the prefix that a row describes, not yet decoded. Raises as `prefix` does."""
-        return _as_tensor(row, self._member(row, "kv"))
-
-    def decode(self, stored: StoredBytes, device: torch.device | str = "cpu") -> StoredPrefix:
-        """The prefix in fetched bytes; its keys and values are decoded on `device` and stay there.
-
-        Raises:
-            PrefixDamaged: it is another sample's or another cache's, or cannot be understood.
-        """
-        (outcome,) = self.decode_many([stored], device)
-        if isinstance(outcome, PrefixDamaged):
+        row = self.row(sample, shard) if isinstance(sample, str) else sample
+        (outcome,) = self.restore(self.fetch([row]), device)
+        if isinstance(outcome, UnreadablePrefix):
             raise outcome
-        return outcome
+        return outcome.prefix
 
-    def decode_many(
-        self, stored: Sequence[StoredBytes], device: torch.device | str = "cpu"
-    ) -> list[StoredPrefix | PrefixDamaged]:
-        """`decode` for many samples with an entry for each: its prefix, or the error that says why there is none.
-
-        They are decoded together, on a GPU with a few copies and kernels for all. Their keys and values are views of
-        common tensors, which stay in memory as long as one of them is in use.
-        """
-        return self._decode_many([(each.row, each.data.numpy().tobytes()) for each in stored], device)
-
-    def embeds(self, key: str, shard: str | None = None) -> Embeds:
-        """A sample's retained input embeddings, by one range read; of a cache of level embeds. Raises as `prefix`
-        does.
-        """
-        return self.load_embeds(self.row(key, shard))
-
-    def load_embeds(self, row: dict[str, Any]) -> Embeds:
-        """The embeddings that a row of `table` describes, by one range read. Raises as `prefix` does."""
-        data = self._member(row, "embeds")
+    def embeds(self, sample: str | Row, shard: str | None = None) -> Embeds:
+        """A sample's retained input embeddings, by one range read; of a cache of level embeds. See `prefix`."""
+        row = self.row(sample, shard) if isinstance(sample, str) else sample
+        (stored,) = fetch(self._store, self._wanted([row], "embeds"), None)
+        if isinstance(stored, UnreadablePrefix):
+            raise stored
         try:
-            return read_embeds(data, key=row["key"], fingerprint=self.dataset.identity_hash)
+            return read_embeds(stored.data.numpy().tobytes(), key=row["key"], fingerprint=self.dataset.identity_hash)
         except ContainerError as error:
             raise PrefixDamaged(row["key"], self._store.uri_of(row["embeds_object"]), str(error)) from None
 
-    def load_many(self, rows: Iterable[Row], threads: int = THREADS, on_bad: OnBad = "error") -> Iterator[StoredPrefix]:
-        """`load` for many rows, in order, with `threads` reads in flight.
+    def fetch(self, rows: Sequence[Row], threads: int = THREADS) -> Fetched:
+        """The stored bytes of a batch of samples, in one buffer and compared with their checksums, not yet restored.
 
-        Prefixes that follow each other in one object are read by one request. At most `AHEAD_BYTES` of stored bytes
-        are on their way or wait.
+        What lies side by side in an object is read by one request.
+
+        Args:
+            rows: as `table` and `rows_at` give them.
+            threads: requests in flight.
+
+        Raises:
+            OtherLevel: the cache stores no prefixes.
+            StoreError: the store failed in another way than for a lost or damaged object.
+        """
+        wanted = self._wanted(rows)
+        if len(wanted.runs) < 2:
+            return fetch(self._store, wanted, None)
+        with ThreadPoolExecutor(min(threads, len(wanted.runs))) as pool:
+            return fetch(self._store, wanted, pool)
+
+    def restore(
+        self,
+        fetched: Sequence[StoredBytes | UnreadablePrefix],
+        device: torch.device | str = "cpu",
+        allocate: Allocate | None = None,
+    ) -> list[StoredPrefix | UnreadablePrefix]:
+        """Stored bytes to keys and values on a device, all samples together: on a GPU a few copies and kernels.
+
+        Args:
+            fetched: from `fetch`.
+            device: where keys and values are wanted; the small tensors stay on the CPU.
+            allocate: says where keys and values of the sound samples are written. Without it they get new tensors,
+                common to all samples of the call, which stay in memory as long as one of them is in use.
+
+        Returns:
+            For each sample its prefix, or the error that says why there is none: `PrefixDamaged` where the bytes are
+            another sample's or another cache's, or cannot be understood.
+        """
+        threads = min(THREADS, len(fetched))
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            checked = self._check(fetched, pool)
+        return self._restore(fetched, checked, torch.device(device), allocate)
+
+    def fetched(
+        self, rows: Iterable[Row], batch: int = BATCH, threads: int = THREADS, ahead: int = AHEAD
+    ) -> Generator[Fetched, None, None]:
+        """`fetch` for many rows, batch by batch and ahead of the consumer, who keeps the memory; see `restored`."""
+        with closing(self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched, _: fetched)) as batches:
+            for fetched in batches:
+                if fetched.block is not None:
+                    fetched.block.keep()
+                yield fetched
+
+    def restored(
+        self,
+        rows: Iterable[Row],
+        device: torch.device | str = "cpu",
+        batch: int = BATCH,
+        threads: int = THREADS,
+        ahead: int = AHEAD,
+        allocate: Allocate | None = None,
+    ) -> Generator[list[StoredPrefix | UnreadablePrefix], None, None]:
+        """`fetch` and `restore` for many rows: while one batch is restored and used, the next ones are fetched.
+
+        Stored bytes go into memory that is used again (pinned for a GPU), of at most `AHEAD_BYTES`. For a GPU, or with
+        `allocate`, batches are restored in the caller's thread and on its stream; for a CPU in threads, too.
 
         Args:
             rows: as `table` and `rows_at` give them; they may come slowly.
-            threads: requests in flight; each thread decodes what it has read.
+            device, allocate: see `restore`.
+            batch: samples restored together; fewer where they take more than `BATCH_BYTES`.
+            threads: requests in flight.
+            ahead: batches that may wait.
+
+        Yields:
+            For each batch of rows, in order, what `restore` returns.
+
+        Raises:
+            OtherLevel: the cache stores no prefixes.
+            StoreError: the store failed in another way than for a lost or damaged object.
+        """
+        device = torch.device(device)
+        on_gpu = device.type == "cuda"
+
+        def finish(
+            pair: tuple[Fetched, list[CheckedContainer | PrefixDamaged]],
+        ) -> list[StoredPrefix | UnreadablePrefix]:
+            fetched, checked = pair
+            restored = self._restore(fetched, checked, device, allocate)
+            assert fetched.block is not None
+            fetched.block.release(torch.cuda.current_stream(device).record_event() if on_gpu else None)
+            return restored
+
+        def check(fetched: Fetched, pool: ThreadPoolExecutor) -> tuple[Fetched, list[CheckedContainer | PrefixDamaged]]:
+            return fetched, self._check(fetched, pool)
+
+        if on_gpu or allocate is not None:
+            with closing(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, check)) as batches:
+                yield from map(finish, batches)
+        else:
+            in_thread = self._fetch_ahead(
+                rows, batch, threads, ahead, False, lambda fetched, pool: finish(check(fetched, pool))
+            )
+            with closing(in_thread) as restored:
+                yield from restored
+
+    def stream(
+        self,
+        rows: Iterable[Row] | None = None,
+        device: torch.device | str = "cpu",
+        on_bad: OnBad = "error",
+        threads: int = THREADS,
+    ) -> Generator[StoredPrefix, None, None]:
+        """Samples one by one, in order; all of the cache's if no rows are given. See `restored`.
+
+        Args:
+            rows, device, threads: see `restored`.
             on_bad: what happens to a sample that is gone or damaged: the error is raised, behind the samples before it,
                 or the sample is left out, with a warning in the log and the error in `skipped`.
 
         Raises:
             PrefixMissing, PrefixDamaged: with `on_bad="error"`; names key and object.
-            OtherLevel: the cache stores no prefixes.
-            StoreError: the store failed.
+            OtherLevel, StoreError: see `restored`.
         """
-        yield from self._sound(self.outcomes(rows, threads), on_bad)
-
-    def fetch_many(self, rows: Iterable[Row], threads: int = THREADS, on_bad: OnBad = "error") -> Iterator[StoredBytes]:
-        """`load_many` without decoding: for `decode` on a device."""
-        yield from self._sound(self.coded_outcomes(rows, threads), on_bad)
-
-    def outcomes(
-        self, rows: Iterable[Row], threads: int = THREADS
-    ) -> Generator[StoredPrefix | UnreadablePrefix, None, None]:
-        """`load_many` with an entry for every row: its prefix, or the error that says why there is none."""
-        return self._read_ahead(rows, threads, self._decode)
-
-    def coded_outcomes(
-        self, rows: Iterable[Row], threads: int = THREADS
-    ) -> Generator[StoredBytes | UnreadablePrefix, None, None]:
-        """`fetch_many` with an entry for every row."""
-        return self._read_ahead(rows, threads, _as_tensor)
-
-    def stream(self, threads: int = THREADS, on_bad: OnBad = "error") -> Iterator[StoredPrefix]:
-        """All samples, in the order of `keys`; see `load_many`."""
-        numbers = range(len(self))
-        batches = (self.rows_at(numbers[at : at + _TABLE_BATCH]) for at in range(0, len(self), _TABLE_BATCH))
-        yield from self.load_many((row for rows in batches for row in rows), threads, on_bad)
+        with closing(self.restored(self._all_rows() if rows is None else rows, device, STREAM_BATCH, threads)) as each:
+            for outcome in chain.from_iterable(each):
+                if not isinstance(outcome, UnreadablePrefix):
+                    yield outcome
+                elif on_bad == "error":
+                    raise outcome
+                else:
+                    log.warning("skipped: %s", outcome)
+                    self.skipped.append(outcome)
 
     def check_model(self, folder: Path, dtype: str) -> None:
         """Refuse a model that did not make this cache; `dtype` is its arithmetic, 'float32' and so on.
@@ -326,75 +409,101 @@ class PrunedCache:
         if difference is not None:
             raise IdentityMismatch(self.uri, *difference)
 
-    def _place(self, row: Row, kind: MemberKind) -> Member:
-        name, offset, length, stored = (row[column] for column in place_columns(kind))
+    def _all_rows(self) -> Iterator[Row]:
+        for first in range(0, len(self), _TABLE_BATCH):
+            yield from self.rows_at(range(first, min(first + _TABLE_BATCH, len(self))))
+
+    def _wanted(self, rows: Sequence[Row], kind: MemberKind = "kv") -> Wanted:
+        """The requests that the members of these rows take."""
+        return Wanted(rows, *coalesce_ranges(self._member(number, row, kind) for number, row in enumerate(rows)))
+
+    def _member(self, number: int, row: Row, kind: MemberKind) -> Member:
+        name, offset, length, checksum = (row[column] for column in place_columns(kind))
         if name is None:
             raise OtherLevel(row["key"], self.uri, f"the cache holds {self.level}, not {kind}: {_INSTEAD[self.level]}")
-        return Member(row, name, offset, length, stored)
+        return Member(number, row["key"], name, offset, length, checksum)
 
-    def _member(self, row: Row, kind: MemberKind) -> bytes:
-        """What is stored beside a row, its checksum compared."""
-        (data,) = read_run(self._store, [self._place(row, kind)])
-        if isinstance(data, UnreadablePrefix):
-            raise data
-        return data
+    def _check(
+        self, fetched: Sequence[StoredBytes | UnreadablePrefix], pool: ThreadPoolExecutor | None
+    ) -> list[CheckedContainer | PrefixDamaged]:
+        """The sound containers in order, or what is wrong with one; nothing for a sample that could not be fetched."""
+        stored = [sample for sample in fetched if isinstance(sample, StoredBytes)]
+        return list((map if pool is None else pool.map)(self._check_one, stored))
 
-    def _decode(self, row: Row, data: bytes) -> StoredPrefix | PrefixDamaged:
-        (outcome,) = self._decode_many([(row, data)], "cpu")
-        return outcome
-
-    def _decode_many(
-        self, items: Sequence[tuple[Row, bytes]], device: torch.device | str
-    ) -> list[StoredPrefix | PrefixDamaged]:
-        if not items:
-            return []
+    def _check_one(self, stored: StoredBytes) -> CheckedContainer | PrefixDamaged:
         assert self.codec is not None  # there would be no bytes
-        identity = self.dataset.identity_hash
-        keyed = [(row["key"], data) for row, data in items]
-        outcomes = read_containers(keyed, self.codec, fingerprint=identity, device=device)
-        return [
-            PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(outcome))
-            if isinstance(outcome, ContainerError)
-            else StoredPrefix(row, outcome)
-            for (row, _), outcome in zip(items, outcomes, strict=True)
-        ]
-
-    def _read_ahead(
-        self, rows: Iterable[Row], threads: int, finish: Callable[[Row, bytes], T | PrefixDamaged]
-    ) -> Generator[T | UnreadablePrefix, None, None]:
-        budget = ByteBudget(AHEAD_BYTES)
-        members = (self._place(row, "kv") for row in rows)
-        runs = takewhile(lambda run: budget.take(run_bytes(run)), neighbours(members))
-        finished = ordered_map(lambda run: self._finish_run(run, finish), runs, threads, lookahead=2 * threads)
         try:
-            for size, outcomes in finished:
-                yield from outcomes
-                budget.give(size)
-        finally:
-            budget.close()
-            finished.close()
+            return check_container(stored.data, self.codec, stored.row["key"], self.dataset.identity_hash)
+        except ContainerError as error:
+            return self._damaged(stored.row, error)
 
-    def _finish_run(
-        self, run: Sequence[Member], finish: Callable[[Row, bytes], T | PrefixDamaged]
-    ) -> tuple[int, list[T | UnreadablePrefix]]:
-        """A run's bytes, and what became of its members."""
-        outcomes = [
-            data if isinstance(data, UnreadablePrefix) else finish(member.row, data)
-            for member, data in zip(run, read_run(self._store, run), strict=True)
-        ]
-        return run_bytes(run), outcomes
+    def _restore(
+        self,
+        fetched: Sequence[StoredBytes | UnreadablePrefix],
+        checked: Sequence[CheckedContainer | PrefixDamaged],
+        device: torch.device,
+        allocate: Allocate | None,
+    ) -> list[StoredPrefix | UnreadablePrefix]:
+        """For each sample its prefix, or the error of fetching, checking or restoring it."""
+        sound = [container for container in checked if isinstance(container, CheckedContainer)]
+        prefixes = iter(restore_containers(sound, self.codec, device, allocate) if sound and self.codec else ())
+        containers = iter(checked)
+        outcomes: list[StoredPrefix | UnreadablePrefix] = []
+        for sample in fetched:
+            if isinstance(sample, UnreadablePrefix):
+                outcomes.append(sample)
+            elif isinstance(container := next(containers), PrefixDamaged):
+                outcomes.append(container)
+            elif isinstance(prefix := next(prefixes), ContainerError):
+                outcomes.append(self._damaged(sample.row, prefix))
+            else:
+                outcomes.append(StoredPrefix(sample.row, prefix))
+        return outcomes
 
-    def _sound(self, outcomes: Generator[T | UnreadablePrefix, None, None], on_bad: OnBad) -> Iterator[T]:
-        with closing(outcomes):
-            for outcome in outcomes:
-                if not isinstance(outcome, UnreadablePrefix):
-                    yield outcome
-                elif on_bad == "error":
-                    raise outcome
-                else:
-                    log.warning("skipped: %s", outcome)
-                    self.skipped.append(outcome)
+    def _damaged(self, row: Row, error: ContainerError) -> PrefixDamaged:
+        return PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(error))
+
+    def _fetch_ahead(
+        self,
+        rows: Iterable[Row],
+        batch: int,
+        threads: int,
+        ahead: int,
+        pinned: bool,
+        finish: Callable[[Fetched, ThreadPoolExecutor], T],
+    ) -> Generator[T, None, None]:
+        """Batches of rows fetched and finished in threads, in order, while the consumer works."""
+        arena = Arena(AHEAD_BYTES, pinned)
+        placed = takewhile(lambda pair: pair[1] is not None, self._placed(_batches(rows, batch), arena))
+
+        def work(pair: tuple[Wanted, Block | None]) -> T:
+            return finish(fetch(self._store, pair[0], pool, pair[1]), pool)
+
+        with ThreadPoolExecutor(threads) as pool:
+            finished = ordered_map(work, placed, threads=2, lookahead=ahead)
+            try:
+                yield from finished
+            finally:
+                arena.close()
+                finished.close()
+
+    def _placed(self, batches: Iterable[list[Row]], arena: Arena) -> Iterator[tuple[Wanted, Block | None]]:
+        """Each batch's requests and its memory, which is waited for; None in its place once the arena is closed."""
+        for rows in batches:
+            wanted = self._wanted(rows)
+            yield wanted, arena.take(wanted.size)
 
 
-def _as_tensor(row: Row, data: bytes) -> StoredBytes:
-    return StoredBytes(row, torch.frombuffer(bytearray(data), dtype=torch.uint8))
+def _batches(rows: Iterable[Row], batch: int) -> Iterator[list[Row]]:
+    """Neighbouring rows, at most `batch` of them and, unless one alone takes more, `BATCH_BYTES` of stored bytes."""
+    taken: list[Row] = []
+    size = 0
+    for row in rows:
+        own = row["kv_length"] or 0
+        if taken and (len(taken) == batch or size + own > BATCH_BYTES):
+            yield taken
+            taken, size = [], 0
+        taken.append(row)
+        size += own
+    if taken:
+        yield taken

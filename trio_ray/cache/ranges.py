@@ -1,28 +1,33 @@
-"""Members of tars as bytes: neighbours of one object by one request, each compared with its own checksum."""
+"""Members of tars as bytes in one buffer: members near each other by one request, each compared with its checksum."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import xxhash
 
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix, unreadable
 from trio_ray.errors import ObjectDamaged, ObjectMissing
-from trio_ray.kv.container import checksum
 from trio_ray.store.objects import ObjectStore
 
 REQUEST_BYTES = 8 << 20
-"""Most bytes that neighbours are read by together: from there on a request's own cost no longer shows."""
+"""Upper bound on what members are read by together: from there on a request's own cost no longer shows."""
 
 _GAP_BYTES = 64 << 10
 """Largest gap that is read rather than left out: a tar header and padding take about 1 KiB."""
 
-Row = dict[str, Any]
+_ALIGNMENT = 512
+"""Bytes. Where runs begin in the buffer; tars align their members like this, so tensors in them stay aligned."""
 
 
 class Member(NamedTuple):
-    """What is stored beside a row, and where: bytes `offset .. end` of the object `name`."""
+    """What is stored of a sample, and where: `length` bytes from `offset` on of the object `name`."""
 
-    row: Row
+    number: int
+    """Of the sample in its batch."""
+    key: str
     name: str
     offset: int
     length: int
@@ -34,60 +39,90 @@ class Member(NamedTuple):
         return self.offset + self.length
 
 
-def neighbours(members: Iterable[Member], most_bytes: int = REQUEST_BYTES) -> Iterator[list[Member]]:
-    """Cut members, in their order, into runs that one request can read.
+@dataclass(frozen=True)
+class Run:
+    """Members of one object that one request reads, one behind the other, and the first byte of the buffer for them."""
 
-    A run lies in one object, one member behind the other. One larger than `most_bytes` is a run of its own.
+    members: tuple[Member, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that reading it takes, gaps included."""
+        return self.members[-1].end - self.members[0].offset
+
+    def place(self, member: Member) -> slice:
+        """Where one of its members lies in the buffer."""
+        first = self.start + member.offset - self.members[0].offset
+        return slice(first, first + member.length)
+
+
+def coalesce_ranges(members: Iterable[Member], largest: int = REQUEST_BYTES) -> tuple[list[Run], int]:
+    """Put members into runs that one request can read, and lay the runs out in one buffer.
+
+    Args:
+        members: in any order.
+        largest: upper bound on the bytes of a run of several members.
+
+    Returns:
+        The runs, by object and offset, and the bytes of the buffer.
     """
-    run: list[Member] = []
-    for member in members:
-        if run and not _follows(run, member, most_bytes):
-            yield run
-            run = []
-        run.append(member)
-    if run:
-        yield run
+    runs: list[Run] = []
+    open_: list[Member] = []
+    size = 0
+
+    def close() -> None:
+        nonlocal size
+        if open_:
+            runs.append(Run(tuple(open_), size))
+            size += -(-runs[-1].size // _ALIGNMENT) * _ALIGNMENT
+            open_.clear()
+
+    for member in sorted(members, key=lambda member: (member.name, member.offset, member.number)):
+        if open_ and not _follows(open_, member, largest):
+            close()
+        open_.append(member)
+    close()
+    return runs, size
 
 
-def run_bytes(run: Sequence[Member]) -> int:
-    """Bytes that reading a run takes."""
-    return run[-1].end - run[0].offset
+def read_run(store: ObjectStore, run: Run, buffer: memoryview) -> dict[int, UnreadablePrefix | None]:
+    """Read a run's members into their places in the buffer, and compare each with its checksum.
 
-
-def read_run(store: ObjectStore, run: Sequence[Member]) -> list[bytes | UnreadablePrefix]:
-    """The bytes of a run's members, or why one has none.
+    Returns:
+        By the member's number None, or why it cannot be used; its place then holds anything.
 
     Raises:
         StoreError: the store failed in another way than for a lost or damaged object.
     """
-    if len(run) == 1:
-        return [_read_one(store, run[0])]
-    start = run[0].offset
-    try:
-        data = memoryview(store.read_range(run[0].name, start, run_bytes(run)))
-    except (ObjectMissing, ObjectDamaged):
-        return [_read_one(store, member) for member in run]  # the first members of a cut off object may be whole
-    return [_checked(store, member, bytes(data[member.offset - start : member.end - start])) for member in run]
+    if len(run.members) > 1:
+        try:
+            store.read_into(run.members[0].name, run.members[0].offset, buffer[run.start : run.start + run.size])
+        except (ObjectMissing, ObjectDamaged):
+            pass  # the first members of a cut off object may be whole
+        else:
+            return {member.number: _compare(store, member, buffer[run.place(member)]) for member in run.members}
+    return {member.number: _read_one(store, member, buffer[run.place(member)]) for member in run.members}
 
 
-def _read_one(store: ObjectStore, member: Member) -> bytes | UnreadablePrefix:
+def _read_one(store: ObjectStore, member: Member, place: memoryview) -> UnreadablePrefix | None:
     try:
-        data = store.read_range(member.name, member.offset, member.length)
+        store.read_into(member.name, member.offset, place)
     except (ObjectMissing, ObjectDamaged) as error:
-        return unreadable(member.row["key"], error)
-    return _checked(store, member, data)
+        return unreadable(member.key, error)
+    return _compare(store, member, place)
 
 
-def _checked(store: ObjectStore, member: Member, data: bytes) -> bytes | UnreadablePrefix:
-    if checksum(data) == member.checksum:
-        return data
+def _compare(store: ObjectStore, member: Member, data: memoryview) -> UnreadablePrefix | None:
+    if xxhash.xxh3_128_hexdigest(data) == member.checksum:  # lets go of Python's lock
+        return None
     message = "its bytes are not those that were written (checksum differs)"
-    return PrefixDamaged(member.row["key"], store.uri_of(member.name), message)
+    return PrefixDamaged(member.key, store.uri_of(member.name), message)
 
 
-def _follows(run: Sequence[Member], member: Member, most_bytes: int) -> bool:
+def _follows(run: Sequence[Member], member: Member, largest: int) -> bool:
     return (
         member.name == run[-1].name
         and 0 <= member.offset - run[-1].end <= _GAP_BYTES
-        and member.end - run[0].offset <= most_bytes
+        and member.end - run[0].offset <= largest
     )

@@ -22,10 +22,10 @@ def prefixes_of(cache: PrunedCache, replica: Replica, rows: list[dict[str, Any]]
     """
     method = cache.method
     if cache.level == "kv":
-        return [item.prefix for item in cache.load_many(rows)]
+        return [item.prefix for item in cache.stream(rows, replica.device)]
     if cache.level == "embeds":
         top_k = 0 if method.scope == "image" else method.top_k
-        return replica.prefill_embeds([cache.load_embeds(row) for row in rows], top_k, method.positions)
+        return replica.prefill_embeds([cache.embeds(row) for row in rows], top_k, method.positions)
     preparer = replica.preparer(cache.dataset.identity["source"]["max_pixels"], method.instruction)
     samples = [preparer.prepare(sample) for sample in read_again(cache, rows, s3)]
     good = [sample for sample in samples if not isinstance(sample, BadSample)]

@@ -105,10 +105,10 @@ def _read(cache: Any, row: dict[str, Any]) -> str:
     if cache.level == "indices":
         return "nothing beside this row"
     if cache.level == "kv":
-        segment = cache.load(row).prefix.segments[0]
+        segment = cache.prefix(row).segments[0]
         what = f"heads {tuple(segment.keys.shape[2:])}, codec {row['codec']}"
     else:
-        embeds = cache.load_embeds(row)
+        embeds = cache.embeds(row)
         what = f"{tuple(embeds.rows.shape)} {str(embeds.rows.dtype).removeprefix('torch.')}"
     where, start, length, checksum = (
         row[f"{cache.level}_{name}"] for name in ("object", "offset", "length", "checksum")

@@ -7,8 +7,8 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
+from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.cache.ranges import Row
 from trio_ray.evaluate.scoring.exact_match import ExactMatch
 from trio_ray.evaluate.scoring.scorer import Truth
 from trio_ray.evaluate.scoring.summary import ScoredAnswer, summarise
@@ -34,7 +34,7 @@ def measure(replica: Replica, cache: PrunedCache, max_new_tokens: int, batch_siz
     """
     scorer = ExactMatch()
     scored = []
-    reads = ordered_map(lambda row: (row, cache.load_embeds(row)), _asked(cache), threads, lookahead=2 * batch_size)
+    reads = ordered_map(lambda row: (row, cache.embeds(row)), _asked(cache), threads, lookahead=2 * batch_size)
     with closing(reads):
         while batch := list(islice(reads, batch_size)):
             answers = _answers(replica, cache, batch, max_new_tokens)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 from trio_ray.cache.datasets.epoch_order import EpochOrder
+from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import OnBad, PrunedCache
-from trio_ray.cache.ranges import Row
 from trio_ray.errors import PrefixError
 from trio_ray.kv.embeds import Embeds
 from trio_ray.kv.prefix import Prefix
@@ -88,7 +88,7 @@ class SampleStream:
     def _read(self, number: int) -> CachedSample | PrefixError:
         row = self._cache.rows_at([number])[0]
         try:
-            embeds = self._cache.load_embeds(row)
+            embeds = self._cache.embeds(row)
             prefix = None if self._prefixes is None else self._prefixes.prefix(row["key"], row["shard"])
         except PrefixError as error:
             return error

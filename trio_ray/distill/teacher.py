@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trio_ray.cache.ranges import Row
+from trio_ray.cache.fetched import Row
 from trio_ray.distill.examples import Example, Targets
 from trio_ray.distill.stream import CachedSample
 from trio_ray.kv.prefix import Prefix

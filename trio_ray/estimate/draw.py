@@ -191,8 +191,8 @@ class _Watched:
         self._opener = opener
         self._file: BinaryIO | None = None
 
-    def open(self, uri: str) -> BinaryIO:
-        self._file = self._opener.open(uri)
+    def open(self, uri: str, etag: str | None = None) -> BinaryIO:
+        self._file = self._opener.open(uri, etag)
         return self._file
 
     def read(self, uri: str) -> bytes:

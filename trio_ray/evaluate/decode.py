@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
 from trio_ray.cache.unreadable import PrefixMissing
@@ -73,7 +74,10 @@ class PrefixDecoder:
 
     def _sound(self, tasks: Sequence[Task], done: Decoded) -> Iterator[tuple[Task, StoredPrefix]]:
         """Tasks with their prefixes, read ahead; the faults of the others are noted."""
-        outcomes = self.cache.outcomes((task.row for task in tasks), self.settings.read_threads)
+        restored = self.cache.restored(
+            (task.row for task in tasks), self.replica.device, threads=self.settings.read_threads
+        )
+        outcomes = chain.from_iterable(restored)
         for task in tasks:
             started = time.perf_counter()
             outcome = next(outcomes)

@@ -68,7 +68,7 @@ def _faults_named_as_settings() -> Iterator[None]:
 def _read_shard(
     shard: Shard, config: EvaluateConfig, source: SourceConfig, opener: StoreOpener
 ) -> Iterator[Question | Unanswered]:
-    with opener.open(shard.uri) as file:
+    with opener.open(shard.uri, shard.etag or None) as file:
         if shard.format == "webdataset":
             rows = read_webdataset(file, source, passed=lambda: True)
         elif shard.format == "parquet":

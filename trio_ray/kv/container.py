@@ -405,8 +405,9 @@ def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> 
             length=header.length,
             segments=(),
             kept=tuple(_ascending(differences, MAX_NUMBER) for differences in kept),
-            top_ids=tensors["top_ids"],
-            top_logprobs=tensors["top_logprobs"],
+            # Copies, since a prefix must not hold on to the container's bytes, whose memory is used again.
+            top_ids=tensors["top_ids"].clone(),
+            top_logprobs=tensors["top_logprobs"].clone(),
         ),
     )
 

@@ -33,12 +33,13 @@ def read_shard(
             images where the format allows it, and are not yielded; their keys still count as taken.
 
     Raises:
-        StoreError: the store failed; what was yielded before is sound.
+        StoreError: the store failed; what was yielded before is sound. `ObjectDamaged`: the file was replaced since
+            the shard was planned.
         ConfigError: a Parquet file lacks a column that the settings name.
     """
     index = 0
     taken: set[str] = set()
-    with opener.open(shard.uri) as file:
+    with opener.open(shard.uri, shard.etag or None) as file:
         if shard.format == "webdataset":
             # Called between two rows, when `index` is that of the row to come.
             rows = read_webdataset(file, config, passed=lambda: skip(index))

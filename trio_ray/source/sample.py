@@ -81,8 +81,8 @@ class Shard:
 class Opener(Protocol):
     """How a source reads files, wherever they are. Raises `StoreError` (never a bare OSError) on failure."""
 
-    def open(self, uri: str) -> BinaryIO:
-        """A seekable, buffered, read-only binary file."""
+    def open(self, uri: str, etag: str | None = None) -> BinaryIO:
+        """A seekable, buffered, read-only binary file; `ObjectDamaged` if it is another version than `etag`."""
         ...
 
     def read(self, uri: str) -> bytes:

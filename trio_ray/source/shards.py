@@ -50,7 +50,7 @@ def split_file(
     kind = config.format if config.format != "auto" else _format_of(uri)
     if kind == "webdataset":
         return [Shard(shard_name(uri), uri, size, etag, kind)]
-    with opener.open(uri) as file:
+    with opener.open(uri, etag or None) as file:
         if kind == "jsonl":
             runs = _line_runs(file, config.rows_per_shard)
         else:

@@ -44,10 +44,19 @@ class StoreOpener:
     def __reduce__(self) -> tuple[type[StoreOpener], tuple[S3Config]]:
         return StoreOpener, (self._s3,)
 
-    def open(self, uri: str) -> BinaryIO:
-        """A seekable, buffered, read-only binary file. Raises `StoreError`."""
+    def open(self, uri: str, etag: str | None = None) -> BinaryIO:
+        """A seekable, buffered, read-only binary file.
+
+        Args:
+            uri: of the file.
+            etag: the version that was listed (`InputFile.etag`); any if not given.
+
+        Raises:
+            ObjectDamaged: the file was replaced since then.
+            StoreError: it cannot be opened.
+        """
         store, name = self.locate(uri)
-        return store.open(name)
+        return store.open(name, etag)
 
     def read(self, uri: str) -> bytes:
         """The whole of a (small) object. Raises `StoreError`."""
@@ -167,6 +176,8 @@ def _glob_local(pattern: str) -> list[InputFile]:
 
 def _glob_s3(pattern: str, opener: StoreOpener) -> list[InputFile]:
     store, key_pattern = opener.locate(pattern)
+    if not glob.has_magic(key_pattern):
+        raise ConfigError(_FIELD, f"{pattern!r} has a wildcard in the bucket's name; name the bucket in full")
     literal = key_pattern[: min(key_pattern.find(sign) for sign in "*?[" if sign in key_pattern)]
     steps = key_pattern.split("/")
     return [

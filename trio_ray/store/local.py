@@ -20,6 +20,7 @@ from trio_ray.store.objects import (
     ObjectWriter,
     UnfinishedWrite,
     check_name,
+    check_version,
 )
 
 if TYPE_CHECKING:
@@ -88,22 +89,27 @@ class LocalStore(ObjectStore):
         with translated(str(path)):
             return path.read_bytes()
 
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         path = self._path(name)
+        filled = 0
         with translated(str(path)), path.open("rb", buffering=0) as file:
             file.seek(offset)
-            data = bytearray(length)
-            filled = 0
-            while filled < length and (count := file.readinto(memoryview(data)[filled:])):
+            while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
                 filled += count
-        if filled < length:
-            raise ObjectDamaged(str(path), f"ends {length - filled} bytes before {offset + length}; it was truncated")
-        return bytes(data)
+        if filled < len(buffer):
+            missing = len(buffer) - filled
+            raise ObjectDamaged(str(path), f"ends {missing} bytes before {offset + len(buffer)}; it was truncated")
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, etag: str | None = None) -> BinaryIO:
         path = self._path(name)
         with translated(str(path)):
-            return io.BufferedReader(_LocalReader(str(path)), _BUFFER)
+            file = _LocalReader(str(path))
+            try:
+                check_version(str(path), local_etag(os.fstat(file.fileno())), etag)
+            except ObjectDamaged:
+                file.close()
+                raise
+            return io.BufferedReader(file, _BUFFER)
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)

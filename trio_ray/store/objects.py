@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from trio_ray.errors import StoreError
+from trio_ray.errors import ObjectDamaged, StoreError
 
 TEMPORARY_PREFIX = ".trio-ray-tmp-"
 """Base name of what is no object (yet): half-written files, write probes. Listings leave it out."""
@@ -105,12 +105,29 @@ class ObjectStore(ABC):
         """A whole object."""
 
     @abstractmethod
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (bytes, writable) with the object's bytes from `offset` on.
+
+        Raises `ObjectDamaged` where the object ends before that; the buffer's content is then undefined.
+        """
+
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset` on; `ObjectDamaged` where the object ends before that."""
+        """Exactly `length` bytes from `offset` on, in memory of their own; see `read_into`."""
+        data = bytearray(length)
+        self.read_into(name, offset, memoryview(data))
+        return bytes(data)
 
     @abstractmethod
-    def open(self, name: str) -> BinaryIO:
-        """A seekable, buffered, read-only file; it fails rather than mix two versions of an object."""
+    def open(self, name: str, etag: str | None = None) -> BinaryIO:
+        """A seekable, buffered, read-only file; it fails rather than mix two versions of an object.
+
+        Args:
+            name: of the object.
+            etag: the version that is wanted, as `ObjectInfo` has it; any if not given.
+
+        Raises:
+            ObjectDamaged: the object is another version than `etag`.
+        """
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
@@ -155,6 +172,12 @@ class ObjectStore(ABC):
                 "overwrites objects that were to be created only if absent, so two runs would destroy each "
                 "other's commits; use a store that honours If-None-Match",
             )
+
+
+def check_version(uri: str, found: str, wanted: str | None) -> None:
+    """Raise `ObjectDamaged` if an object's etag is not the one that is wanted; None stands for any."""
+    if wanted is not None and found != wanted:
+        raise ObjectDamaged(uri, "was replaced since it was listed; run this again, so that it is listed anew")
 
 
 def check_name(name: str, uri: str) -> str:

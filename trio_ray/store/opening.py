@@ -8,7 +8,6 @@ from trio_ray.config import S3Config
 from trio_ray.errors import StoreError
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.s3 import S3Store
 
 S3_SCHEME = "s3://"
 FILE_SCHEME = "file://"
@@ -21,6 +20,8 @@ def open_store(uri: str, s3: S3Config) -> ObjectStore:
         StoreError: another scheme, or an S3 URI without a bucket.
     """
     if uri.startswith(S3_SCHEME):
+        from trio_ray.store.s3 import S3Store  # boto3 takes half a second to import, which a folder has no use for
+
         bucket, prefix = split_s3_uri(uri)
         return S3Store(bucket, prefix, s3)
     return LocalStore(local_path(uri))

@@ -24,6 +24,7 @@ from trio_ray.store.objects import (
     ObjectStore,
     ObjectWriter,
     UnfinishedWrite,
+    check_version,
 )
 from trio_ray.store.s3_errors import BROKEN_BODY, error_code, is_conflict, is_taken, translated
 from trio_ray.store.s3_reader import S3Reader
@@ -31,6 +32,8 @@ from trio_ray.store.s3_writer import Pieces, S3Writer
 
 _TOKEN = "trio-ray-creator"
 _READ_BUFFER = 1 << 20
+_PIECE = 1 << 20
+"""Bytes that a range's body is taken from the connection by: small enough that the memory in between stays warm."""
 _CONFLICT_PAUSE_S = 0.2
 
 
@@ -64,19 +67,42 @@ class S3Store(ObjectStore):
         return ObjectInfo(name, head["ContentLength"], _etag(head), head["LastModified"].timestamp())
 
     def read(self, name: str) -> bytes:
-        return self._get(name, {})
+        """A whole object; a body that breaks off is asked for again."""
+        with translated(self.uri_of(name)):
+            failures = 0
+            while True:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
+                try:
+                    return answer["Body"].read()
+                except BROKEN_BODY:
+                    failures += 1
+                    if failures == self._config.max_attempts:
+                        raise
 
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        data = self._get(name, {"Range": f"bytes={offset}-{offset + length - 1}"})
-        if len(data) != length:
-            message = f"gave {len(data)} of {length} bytes at offset {offset}; it was truncated"
-            raise ObjectDamaged(self.uri_of(name), message)
-        return data
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """See `ObjectStore`. After a broken connection the rest alone is asked for, of the same version."""
+        filled = failures = 0
+        version: dict[str, str] = {}
+        with translated(self.uri_of(name)):
+            while filled < len(buffer):
+                wanted = f"bytes={offset + filled}-{offset + len(buffer) - 1}"
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=wanted, **version)
+                version = {"IfMatch": answer["ETag"]}
+                try:
+                    while count := answer["Body"].readinto(buffer[filled : filled + _PIECE]):
+                        filled += count
+                except BROKEN_BODY:
+                    failures += 1
+                    if failures == self._config.max_attempts:
+                        raise
+                    continue
+                if filled < len(buffer):
+                    message = f"gave {filled} of {len(buffer)} bytes at offset {offset}; it was truncated"
+                    raise ObjectDamaged(self.uri_of(name), message)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, etag: str | None = None) -> BinaryIO:
         info = self.stat(name)
+        check_version(self.uri_of(name), info.etag, etag)
         reader = S3Reader(
             self._client,
             {"Bucket": self._bucket, "Key": self._key(name), "IfMatch": f'"{info.etag}"'},
@@ -181,19 +207,6 @@ class S3Store(ObjectStore):
         with translated(self.uri):
             for page in self._client.get_paginator(operation).paginate(Bucket=self._bucket, Prefix=prefix):
                 yield from page.get(field, ())
-
-    def _get(self, name: str, condition: Mapping[str, str]) -> bytes:
-        """One GET, body and all; a body that breaks off is asked for again."""
-        with translated(self.uri_of(name)):
-            failures = 0
-            while True:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), **condition)
-                try:
-                    return answer["Body"].read()
-                except BROKEN_BODY:
-                    failures += 1
-                    if failures == self._config.max_attempts:
-                        raise
 
     def _holds_token(self, target: Mapping[str, str], token: str) -> bool:
         head = self._client.head_object(**target)

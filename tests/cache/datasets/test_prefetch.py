@@ -1,4 +1,4 @@
-"""Batches made ready ahead: the same samples, in order, decoded where they are wanted."""
+"""Batches made ready ahead: the same samples, in order, restored where they are wanted."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def on_cpu(prefix: Prefix) -> Prefix:
     )
 
 
-@pytest.mark.parametrize("decode", [True, False], ids=["decoded", "coded"])
+@pytest.mark.parametrize("restore", [True, False], ids=["restored", "stored"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_come_decoded_in_their_order(cache: PrunedCache, decode: bool, workers: int) -> None:
-    stream = PrefixStream(cache, 5, decode=decode)
+def test_batches_come_restored_in_their_order(cache: PrunedCache, restore: bool, workers: int) -> None:
+    stream = PrefixStream(cache, 5, restore=restore)
     plain = [(batch.state, [row["key"] for row in batch.rows]) for batch in stream]
     ready = list(prefetch(DataLoader(stream, batch_size=None, num_workers=workers), cache, "cpu"))
     assert [(batch.state, [row["key"] for row in batch.rows]) for batch in ready] == plain
@@ -77,10 +77,10 @@ def test_an_error_of_the_reader_comes_through(cache: PrunedCache) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("decode", [True, False], ids=["decoded", "coded"])
-def test_on_a_gpu_the_consumers_stream_sees_whole_prefixes(cache: PrunedCache, decode: bool) -> None:
+@pytest.mark.parametrize("restore", [True, False], ids=["restored", "stored"])
+def test_on_a_gpu_the_consumers_stream_sees_whole_prefixes(cache: PrunedCache, restore: bool) -> None:
     """Without the event, or with memory given back too early, the bytes would differ."""
-    batches = prefetch(PrefixStream(cache, 3, shuffle=False, decode=decode), cache, "cuda")
+    batches = prefetch(PrefixStream(cache, 3, shuffle=False, restore=restore), cache, "cuda")
     keys: list[str] = []
     for batch in batches:
         torch.cuda._sleep(20_000_000)  # the consumer is behind while the next batches are made

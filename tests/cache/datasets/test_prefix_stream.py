@@ -19,7 +19,8 @@ from tests.cache.caches import prefix_of, write_cache
 from tests.kv.prefixes import assert_same
 from tests.seaweed import S3Server
 from trio_ray.cache.datasets import Batch, PrefixStream
-from trio_ray.cache.pruned_cache import PrunedCache, StoredBytes
+from trio_ray.cache.fetched import StoredBytes
+from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cache.unreadable import PrefixMissing
 from trio_ray.errors import ConfigError, PrefixError
 
@@ -187,7 +188,7 @@ def test_senseless_sizes_are_refused(cache: PrunedCache, field: str, settings: d
 
 
 def test_coded_samples_are_the_stored_bytes(cache: PrunedCache) -> None:
-    (batch,) = loader(PrefixStream(cache, 47, shuffle=False, decode=False), workers=1)
+    (batch,) = loader(PrefixStream(cache, 47, shuffle=False, restore=False), workers=1)
     for sample in batch.samples:
         assert isinstance(sample, StoredBytes)
         assert (sample.data.dtype, len(sample.data)) == (torch.uint8, sample.row["kv_length"])

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trio_ray.cache.pruned_cache import StoredBytes, StoredPrefix
-from trio_ray.cache.ranges import Row
+from trio_ray.cache.fetched import Row, StoredBytes
+from trio_ray.cache.pruned_cache import StoredPrefix
 from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.kv.prefix import Prefix
 
@@ -19,7 +19,7 @@ class Batch:
     """Samples, and what is not among them.
 
     Attributes:
-        samples: decoded, or as they are stored.
+        samples: restored, or as they are stored.
         skipped: why samples that belong here are missing; empty unless they may be skipped.
         state: of a `PrefixStream`: give it to `load_state_dict` to go on behind this batch.
     """
@@ -60,4 +60,4 @@ def collate(samples: Iterable[Sample | UnreadablePrefix]) -> Batch:
 def _prefix(sample: Sample) -> Prefix:
     if isinstance(sample, StoredPrefix):
         return sample.prefix
-    raise TypeError(f"sample {sample.row['key']!r} is not decoded; pass the batches through `prefetch`")
+    raise TypeError(f"sample {sample.row['key']!r} is not restored; pass the batches through `prefetch`")

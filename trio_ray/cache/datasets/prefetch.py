@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from trio_ray.cache.datasets.batch import Batch
-from trio_ray.cache.pruned_cache import PrunedCache, StoredBytes, StoredPrefix
-from trio_ray.cache.unreadable import PrefixDamaged
+from trio_ray.cache.fetched import StoredBytes
+from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
+from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.ordered import ordered_map
 from trio_ray.tensors import to_device
@@ -20,11 +21,11 @@ from trio_ray.tensors import to_device
 def prefetch(
     batches: Iterable[Batch], cache: PrunedCache, device: torch.device | str, ahead: int = 2
 ) -> Iterator[Batch]:
-    """Batches with decoded prefixes on a device, in order.
+    """Batches with restored prefixes on a device, in order.
 
-    A thread draws the batches, and another one moves and decodes them; on a GPU it does so on a stream of its own, so
-    that copies and decoding run beside the model. Stored bytes are moved as they are and decoded on the device. Keys,
-    values, positions and text marks lie there afterwards, the small tensors stay on the CPU.
+    A thread draws the batches, and another one restores them on the device; on a GPU it does so on a stream of its own,
+    so that restoring runs beside the model. Prefixes that were restored on the CPU are copied. Keys, values, positions
+    and text marks lie on the device afterwards, the small tensors stay on the CPU.
 
     Args:
         batches: from a `PrefixStream`, or a `DataLoader` of either dataset.
@@ -45,7 +46,7 @@ def prefetch(
 
 
 class _Mover:
-    """Decodes and moves on a side stream."""
+    """Restores and copies on a side stream."""
 
     def __init__(self, cache: PrunedCache, device: torch.device) -> None:
         self._cache = cache
@@ -60,23 +61,25 @@ class _Mover:
             return self._moved(batch), self._stream.record_event()
 
     def _moved(self, batch: Batch) -> Batch:
-        decoded = self._decoded([sample for sample in batch.samples if isinstance(sample, StoredBytes)])
+        stored = [sample for sample in batch.samples if isinstance(sample, StoredBytes)]
+        restored = iter(self._cache.restore(stored, self._device))
         return replace(
             batch,
             samples=[
-                next(decoded) if isinstance(sample, StoredBytes) else self._sample(sample) for sample in batch.samples
+                _sound(next(restored)) if isinstance(sample, StoredBytes) else self._sample(sample)
+                for sample in batch.samples
             ],
         )
-
-    def _decoded(self, samples: Sequence[StoredBytes]) -> Iterator[StoredPrefix]:
-        for outcome in self._cache.decode_many(samples, self._device):
-            if isinstance(outcome, PrefixDamaged):
-                raise outcome
-            yield outcome
 
     def _sample(self, sample: StoredPrefix) -> StoredPrefix:
         segments = tuple(_segment_on(segment, self._device) for segment in sample.prefix.segments)
         return StoredPrefix(sample.row, replace(sample.prefix, segments=segments))
+
+
+def _sound(outcome: StoredPrefix | UnreadablePrefix) -> StoredPrefix:
+    if isinstance(outcome, UnreadablePrefix):
+        raise outcome
+    return outcome
 
 
 def _segment_on(segment: Segment, device: torch.device) -> Segment:

@@ -20,17 +20,17 @@ class PrefixDataset(Dataset[Sample | UnreadablePrefix]):
 
     Args:
         cache: where the prefixes are. What is committed later is not seen.
-        decode: give prefixes; else the bytes as they are stored, to be decoded on a device by `prefetch`.
+        restore: give prefixes; else the bytes as they are stored, to be restored on a device by `prefetch`.
         on_bad: for a sample that is gone or damaged, raise the error or return it; `collate` puts it into
             `Batch.skipped`.
         threads: requests in flight for one batch.
     """
 
     def __init__(
-        self, cache: PrunedCache, decode: bool = True, on_bad: OnBad = "error", threads: int = THREADS
+        self, cache: PrunedCache, restore: bool = True, on_bad: OnBad = "error", threads: int = THREADS
     ) -> None:
         self._cache = ProcessCache(cache)
-        self._decode = decode
+        self._restore = restore
         self._on_bad = on_bad
         self._threads = threads
 
@@ -38,7 +38,7 @@ class PrefixDataset(Dataset[Sample | UnreadablePrefix]):
         return len(self._cache.get())
 
     def __getitem__(self, number: int) -> Sample | UnreadablePrefix:
-        """One sample. Raises as `PrunedCache.load_many` does, and `IndexError` beyond the last one."""
+        """One sample. Raises as `PrunedCache.stream` does, and `IndexError` beyond the last one."""
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample | UnreadablePrefix]:
@@ -46,10 +46,9 @@ class PrefixDataset(Dataset[Sample | UnreadablePrefix]):
         cache = self._cache.get()
         total = len(cache)
         rows = cache.rows_at([number + total if number < 0 else number for number in numbers])
-        read = cache.outcomes if self._decode else cache.coded_outcomes
-        samples: list[Sample | UnreadablePrefix] = []
-        for outcome in read(rows, self._threads):
+        fetched = cache.fetch(rows, self._threads)
+        samples: list[Sample | UnreadablePrefix] = [*(cache.restore(fetched) if self._restore else fetched)]
+        for outcome in samples:
             if isinstance(outcome, UnreadablePrefix) and self._on_bad == "error":
                 raise outcome
-            samples.append(outcome)
         return samples

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ import xxhash
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from trio_ray.cache.datasets.batch import Batch, collate
+from trio_ray.cache.datasets.batch import Batch, Sample, collate
 from trio_ray.cache.datasets.epoch_order import WINDOW, EpochOrder
 from trio_ray.cache.datasets.process_cache import ProcessCache
+from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import THREADS, OnBad, PrunedCache
+from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.errors import ConfigError
 from trio_ray.store.record import canonical_json
 
@@ -36,7 +38,7 @@ class PrefixStream(IterableDataset[Batch]):
         seed: of the shuffling; the same on all ranks.
         window: neighbouring samples that are shuffled among themselves.
         rank, world_size: of the process; by default those of `torch.distributed`, or the only one.
-        decode: give prefixes; else the bytes as they are stored, to be decoded on a device by `prefetch`.
+        restore: give prefixes; else the bytes as they are stored, to be restored on a device by `prefetch`.
         on_bad: for a sample that is gone or damaged, raise the error or put it into `Batch.skipped`. (What a worker
             raises, a `DataLoader` raises again as a RuntimeError with the same text.)
         threads: requests in flight, in each worker.
@@ -54,7 +56,7 @@ class PrefixStream(IterableDataset[Batch]):
         window: int = WINDOW,
         rank: int | None = None,
         world_size: int | None = None,
-        decode: bool = True,
+        restore: bool = True,
         on_bad: OnBad = "error",
         threads: int = THREADS,
     ) -> None:
@@ -67,7 +69,7 @@ class PrefixStream(IterableDataset[Batch]):
         self._samples = _digest(cache)
         self._batch_size = batch_size
         self._shuffle, self._seed, self._window = shuffle, seed, window
-        self._decode, self._on_bad, self._threads = decode, on_bad, threads
+        self._restore, self._on_bad, self._threads = restore, on_bad, threads
         # Shared memory, so that `set_epoch` reaches workers that live on from epoch to epoch: epoch, place, and
         # whether workers do the reading.
         self._start = torch.zeros(3, dtype=torch.int64).share_memory_()
@@ -88,8 +90,8 @@ class PrefixStream(IterableDataset[Batch]):
         cache = self._cache.get()
         wanted = (order.numbers(place, place + self._batch_size) for place in places)
         rows = (row for numbers in wanted for row in cache.rows_at(numbers))
-        read = cache.outcomes if self._decode else cache.coded_outcomes
-        with closing(read(rows, self._threads)) as outcomes:
+        with closing(self._read(cache, rows)) as read:
+            outcomes = chain.from_iterable(read)
             for place in places:
                 behind = min(place + self._batch_size, len(order))
                 batch = collate(islice(outcomes, behind - place))
@@ -124,6 +126,13 @@ class PrefixStream(IterableDataset[Batch]):
                 raise ConfigError(f"state.{name}", f"{state.get(name)!r} is not this stream's, {value!r}")
         self._start[:] = torch.tensor([state["epoch"], state["place"], 0])
         self._behind = None
+
+    def _read(
+        self, cache: PrunedCache, rows: Iterator[Row]
+    ) -> Generator[Sequence[Sample | UnreadablePrefix], None, None]:
+        if self._restore:
+            return cache.restored(rows, batch=self._batch_size, threads=self._threads)
+        return cache.fetched(rows, self._batch_size, self._threads)
 
     def _order(self, epoch: int) -> EpochOrder:
         return EpochOrder(self._counts, self._rank, self._world_size, self._shuffle, self._seed, epoch, self._window)
