@@ -20,6 +20,8 @@ TESTS = {
     "kv/kernels/quantise.py": "tests/kv/kernels/test_quantise.py",
     "method/kernels/supervision.py": "tests/method/kernels/test_supervision.py",
     "method/kernels/suppression.py": "tests/method/kernels/test_suppression.py",
+    "model/decode/kernels/attention.py": "tests/model/decode/kernels/test_attention.py",
+    "model/decode/kernels/layer.py": "tests/model/decode/kernels/test_layer.py",
 }
 """Where the kernels of each module are held against what they must do."""
 

@@ -28,7 +28,7 @@ from trio_ray.errors import AccessRefused, IdentityMismatch, ObjectDamaged, Obje
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.container import checksum
 from trio_ray.kv.prefix import Prefix
-from trio_ray.model.continuation import generate
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.store.dataset import NotACacheError

@@ -16,7 +16,7 @@ from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors import SELECTORS, selector_named
 from trio_ray.method.trio import AUTHORS_ROWS, Trio
-from trio_ray.model.continuation import generate
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.replica import Replica
 
 POINTS = (1, 3, 5)

@@ -18,7 +18,7 @@ from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors import SELECTORS, selector_named
 from trio_ray.method.trio import Trio
 from trio_ray.method.visionzip import AUTHORS_CONTEXTUAL, VisionZip
-from trio_ray.model.continuation import generate
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.loading import load_model
 from trio_ray.model.replica import Replica
 from trio_ray.model.tiles import NEWLINE

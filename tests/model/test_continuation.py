@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
-import pytest
 import torch
 
 from tests.kv.prefixes import codec_of, contained
@@ -16,7 +14,8 @@ from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.accuracy.questions import held_out_questions
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.trio import Trio
-from trio_ray.model.continuation import Continuation, generate
+from trio_ray.model.continuation import Continuation
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.replica import Replica, make_schedule
 
 SCHEDULE = Schedule(8, (1, 3, 5), retention=0.25)
@@ -32,76 +31,11 @@ def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
     return float((ours - truth).abs().max() / truth.abs().max())
 
 
-def test_a_ragged_batch_answers_as_each_prefix_alone(replica: Replica) -> None:
-    prefixes = prefixes_of(replica, 10)
-    assert len({prefix.length for prefix in prefixes}) > 7
-    together = generate(replica.decoder, prefixes, 12)
-    assert together == [generate(replica.decoder, [prefix], 12)[0] for prefix in prefixes]
-    assert len({tuple(answer) for answer in together}) > 2
-
-
 def test_a_stored_prefix_answers_as_the_one_in_memory(replica: Replica) -> None:
     prefixes = prefixes_of(replica, 6)
     raw = codec_of("raw")
     stored = [read_container(contained(prefix, raw), raw) for prefix in prefixes]
     assert generate(replica.decoder, stored, 12) == generate(replica.decoder, prefixes, 12)
-
-
-def test_64_prefixes_at_once(llama: Replica) -> None:
-    prefixes = (prefixes_of(llama, 20) * 4)[:64]
-    together = generate(llama.decoder, prefixes, 6)
-    assert len(together) == 64
-    assert together[:20] == together[20:40] == generate(llama.decoder, prefixes[:20], 6)
-
-
-def test_64_prefixes_of_many_lengths_equal_each_alone(replica: Replica) -> None:
-    """Answers end at different steps, so that sequences leave the batch, and groups of lengths form anew."""
-    prefixes = prefixes_of(replica, 64)
-    assert len({prefix.length for prefix in prefixes}) > 15
-    free = generate(replica.decoder, prefixes, 8)
-    stops = [token for token, _ in Counter(answer[2] for answer in free).most_common(3)]
-    together = generate(replica.decoder, prefixes, 8, stops)
-    assert together == [generate(replica.decoder, [prefix], 8, stops)[0] for prefix in prefixes]
-    assert len({len(answer) for answer in together}) > 3
-
-
-def test_buffers_take_what_the_sequences_need_and_little_more(llama: Replica) -> None:
-    """Neither the longest layer nor the longest sequence decides."""
-    prefixes = prefixes_of(llama, 20)
-    state = Continuation(llama.decoder, prefixes, room=2)
-    held = sum(run.keys.shape[0] * run.keys.shape[1] for run in state._runs)
-    needed = sum(segment.layers * (segment.rows + 2) for prefix in prefixes for segment in prefix.segments)
-    longest = len(prefixes) * sum(
-        segment.layers * (max(prefix.segments[number].rows for prefix in prefixes) + 2)
-        for number, segment in enumerate(prefixes[0].segments)
-    )
-    assert needed <= held <= 1.15 * needed < longest / 1.3
-
-
-def test_sequences_that_stay_do_not_notice_who_leaves(replica: Replica) -> None:
-    prefixes = prefixes_of(replica, 5)
-    state = Continuation(replica.decoder, prefixes, room=6)
-    state.extend([[5], [6, 7], [8], [9, 10, 11], [12]])
-    before = sum(run.keys.numel() for run in state._runs)
-    state.keep([3, 1])
-    assert sum(run.keys.numel() for run in state._runs) < before
-    logits = state.extend([[20, 21], [22]])
-    for number, (prefix, run) in enumerate([(prefixes[3], [9, 10, 11, 20, 21]), (prefixes[1], [6, 7, 22])]):
-        alone = Continuation(replica.decoder, [prefix], room=6).extend([run])
-        assert relative_error(logits[number], alone[0]) < 1e-5
-
-
-def test_a_state_that_goes_on_keeps_all_its_sequences_in_step(llama: Replica) -> None:
-    """A conversation's next turn counts on it: only `leave` lets sequences drop out."""
-    prefixes = prefixes_of(llama, 6)
-    first = [prefix.first_token for prefix in prefixes]
-    free = generate(llama.decoder, prefixes, 8)
-    stop = free[0][1]
-    state = Continuation(llama.decoder, prefixes, room=8)
-    answers = state.answer(first, 8, [stop])
-    assert answers == generate(llama.decoder, prefixes, 8, [stop])
-    steps = max(map(len, answers)) - 1
-    assert state.lengths == [prefix.length + steps for prefix in prefixes]
 
 
 def test_the_bundled_models_answers_in_one_batch_are_those_alone() -> None:
@@ -164,39 +98,6 @@ def test_continuing_a_prompt_equals_prefilling_it_with_the_tokens_behind(llama: 
     (truth,) = llama.prefill([longer], whole, Trio(), top_k=40)
     ours = logits.log_softmax(-1)[truth.top_ids.long()]
     assert relative_error(ours, truth.top_logprobs) < 1e-5
-
-
-def test_an_answer_ends_with_its_stop_token_and_the_others_go_on(llama: Replica) -> None:
-    prefixes = prefixes_of(llama, 10)
-    free = generate(llama.decoder, prefixes, 10)
-    stop = free[0][3]
-    stopped = generate(llama.decoder, prefixes, 10, stop_tokens=[stop])
-    for answer, full in zip(stopped, free, strict=True):
-        assert answer == (full[: full.index(stop) + 1] if stop in full else full)
-    assert {len(answer) for answer in stopped} != {10}
-
-
-@pytest.mark.parametrize("tokens", [0, 1, 2])
-def test_few_new_tokens(llama: Replica, tokens: int) -> None:
-    prefixes = prefixes_of(llama, 2)
-    answers = generate(llama.decoder, prefixes, tokens)
-    assert [len(answer) for answer in answers] == [tokens, tokens]
-    assert answers == [answer[:tokens] for answer in generate(llama.decoder, prefixes, 5)]
-
-
-def test_tokens_taken_back_leave_no_trace(replica: Replica) -> None:
-    """Each sequence by another number; the room grows when it is asked for."""
-    prefixes = prefixes_of(replica, 3)
-    state = Continuation(replica.decoder, prefixes, room=0)
-    state.reserve(6)
-    state.extend([[5, 6, 7, 8, 9, 10], [11, 12], [13]])
-    state.rewind([4, 0, 1])
-    state.reserve(9)
-    assert state.lengths == [prefixes[0].length + 2, prefixes[1].length + 2, prefixes[2].length]
-    logits = state.extend([[20], [21, 22, 23], [24] * 9])
-    for number, run in enumerate([[5, 6, 20], [11, 12, 21, 22, 23], [24] * 9]):
-        alone = Continuation(replica.decoder, [prefixes[number]], room=9).extend([run])
-        assert relative_error(logits[number], alone[0]) < 1e-5
 
 
 def test_the_best_entries_are_those_of_all_scores(llama: Replica) -> None:

@@ -11,6 +11,7 @@ from tests.model.test_image_scope import INSTRUCTION, SCHEDULE, image_prefixes, 
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.trio import Trio
 from trio_ray.model.conversation import Conversation
+from trio_ray.model.decode.engine import Engine
 from trio_ray.model.known import KnownMethod
 from trio_ray.model.prompt import PromptError, PromptWriter
 from trio_ray.model.replica import Replica
@@ -59,7 +60,7 @@ def test_every_turn_equals_the_whole_conversation_from_scratch(replica: Replica,
 
 
 def test_an_answer_that_ends_early_is_followed_by_what_the_template_writes_behind_it(llama: Replica) -> None:
-    """The others go on meanwhile; what the ended one has read on the way is taken back."""
+    """The others go on meanwhile."""
     samples = samples_of_all_grids(4)
     prepared = prepare(llama, samples)
     prefixes = llama.prefill(prepared, SCHEDULE, Trio())
@@ -92,7 +93,7 @@ def test_a_prompt_template_has_no_second_turn_and_another_one_is_refused(llama: 
     (sample,) = prepare(llama, samples_of_all_grids(1))
     prefixes = llama.prefill([sample], SCHEDULE, Trio())
     plain = PromptWriter(llama.writer._processor, llama.image_token_id, "USER: {prompt} ASSISTANT:")
-    conversation = Conversation(llama.decoder, plain, llama.stop_tokens, prefixes, [sample.prompt])
+    conversation = Conversation(Engine(llama.decoder), plain, llama.stop_tokens, prefixes, [sample.prompt])
     conversation.answer(3)
     with pytest.raises(PromptError, match="chat template"):
         conversation.ask(["red"], 3)
@@ -100,7 +101,7 @@ def test_a_prompt_template_has_no_second_turn_and_another_one_is_refused(llama: 
     assert image_only.image_part is not None
     other = PromptWriter(llama.writer._processor, llama.image_token_id, "please {prompt} ASSISTANT:")
     ask = Conversation(
-        llama.decoder, other, (), image_prefixes(llama, [image_only], Trio()), [image_only.image_part.prompt]
+        Engine(llama.decoder), other, (), image_prefixes(llama, [image_only], Trio()), [image_only.image_part.prompt]
     ).ask
     with pytest.raises(PromptError, match="in another way"):
         ask([INSTRUCTION], 3)

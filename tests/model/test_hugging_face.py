@@ -8,7 +8,7 @@ from tests.model.corpus import prepare, samples_of_all_grids
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.trio import Trio
-from trio_ray.model.continuation import generate
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.hugging_face import generate_inputs
 from trio_ray.model.replica import Replica
 

@@ -41,8 +41,10 @@ def prepare_images(replica: Replica, samples: list[Sample]) -> list[PreparedSamp
     return prepared  # type: ignore[return-value]
 
 
-def image_prefixes(replica: Replica, prepared: list[PreparedSample], selector: Selector) -> list[Prefix]:
-    return replica.prefill_batch(prepared, SCHEDULE, selector, scope="image").split()
+def image_prefixes(
+    replica: Replica, prepared: list[PreparedSample], selector: Selector, schedule: Schedule = SCHEDULE
+) -> list[Prefix]:
+    return replica.prefill_batch(prepared, schedule, selector, scope="image").split()
 
 
 def asked(samples: list[Sample], question: str) -> list[Sample]:

@@ -15,7 +15,7 @@ from tests.model.corpus import hugging_face_inputs, make_sample, prepare, sample
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.trio import Trio
-from trio_ray.model.continuation import generate
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.replica import Replica
 
 PRUNED = Schedule(8, (1, 3, 5), retention=0.3)

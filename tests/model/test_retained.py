@@ -13,7 +13,7 @@ from trio_ray.kv.embeds import read_embeds, write_embeds
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.trio import Trio
 from trio_ray.method.visionzip import VisionZip
-from trio_ray.model.continuation import generate
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.known import KnownMethod
 from trio_ray.model.replica import Replica
 

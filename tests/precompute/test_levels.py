@@ -20,7 +20,8 @@ from trio_ray.cache.input_samples import read_again
 from trio_ray.cache.pruned_cache import OtherLevel, PrunedCache
 from trio_ray.config import S3Config
 from trio_ray.errors import PrefixError
-from trio_ray.model.continuation import Continuation, generate
+from trio_ray.model.continuation import Continuation
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.store.opening import open_store

@@ -19,6 +19,7 @@ from trio_ray.kv.container import ContainerError, read_containers, write_contain
 from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.decoder import Decoder
 
 IN_MEMORY = "16 bit, never stored"
@@ -133,7 +134,7 @@ def predict(
         Of each (following tokens, vocabulary) fp32 log-probabilities.
     """
     tokens = [[*tail, *after[:-1]] for tail, after in zip(recomputed, following, strict=True)]
-    logits = _continue(decoder, prefixes, recomputed, room=max(map(len, tokens))).score(tokens)
+    logits = Continuation(decoder, _earlier(prefixes, recomputed), room=max(map(len, tokens))).score(tokens)
     return [rows[len(tail) - 1 :].log_softmax(-1) for rows, tail in zip(logits, recomputed, strict=True)]
 
 
@@ -145,8 +146,7 @@ def greedy(
     stop_tokens: Sequence[int],
 ) -> list[list[int]]:
     """Greedy answers whose first token, too, is predicted from the stored rows; `recomputed` as in `predict`."""
-    state = _continue(decoder, prefixes, recomputed, room=max(map(len, recomputed)) + max_new_tokens)
-    return state.answer(state.extend(recomputed).argmax(-1).tolist(), max_new_tokens, stop_tokens)
+    return generate(decoder, _earlier(prefixes, recomputed), max_new_tokens, stop_tokens, recomputed)
 
 
 def agreement(reference: Tensor, coded: Tensor) -> Agreement:
@@ -155,8 +155,5 @@ def agreement(reference: Tensor, coded: Tensor) -> Agreement:
     return Agreement(tuple(kl.tolist()), tuple((reference.argmax(-1) == coded.argmax(-1)).tolist()))
 
 
-def _continue(
-    decoder: Decoder, prefixes: Sequence[Prefix], recomputed: Sequence[Sequence[int]], room: int
-) -> Continuation:
-    earlier = [without_last_rows(prefix, len(tail)) for prefix, tail in zip(prefixes, recomputed, strict=True)]
-    return Continuation(decoder, earlier, room)
+def _earlier(prefixes: Sequence[Prefix], recomputed: Sequence[Sequence[int]]) -> list[Prefix]:
+    return [without_last_rows(prefix, len(tail)) for prefix, tail in zip(prefixes, recomputed, strict=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trio_ray.calibration.sensitivity import gradients
 from trio_ray.kv.prefix import Prefix, Segment
-from trio_ray.model.continuation import Continuation
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.decoder import Decoder
 
 ANSWER_TOKENS = 3
@@ -54,9 +54,8 @@ def channel_information(
 
 def _answer(decoder: Decoder, prefix: Prefix, tail: Sequence[int], stop_tokens: Sequence[int]) -> list[int]:
     """The model's greedy answer behind a prompt, as far as it counts, without its end."""
-    state = Continuation(decoder, [prefix], room=len(tail) + ANSWER_TOKENS)
-    first = int(state.extend([tail]).argmax())
-    return [token for token in state.answer([first], ANSWER_TOKENS, stop_tokens)[0] if token not in stop_tokens]
+    (answer,) = generate(decoder, [prefix], ANSWER_TOKENS, stop_tokens, [tail])
+    return [token for token in answer if token not in stop_tokens]
 
 
 def _over_pairs(key: Tensor) -> Tensor:

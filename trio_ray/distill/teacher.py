@@ -12,7 +12,8 @@ from trio_ray.cache.fetched import Row
 from trio_ray.distill.examples import Example, Targets
 from trio_ray.distill.stream import CachedSample
 from trio_ray.kv.prefix import Prefix
-from trio_ray.model.continuation import Continuation, generate
+from trio_ray.model.continuation import Continuation
+from trio_ray.model.decode.engine import generate
 from trio_ray.model.prompt import PromptError, up_to_stop
 from trio_ray.model.replica import Replica
 from trio_ray.source.sample import Turn

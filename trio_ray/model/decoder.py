@@ -21,7 +21,7 @@ FAMILIES = ("llama", "mistral", "qwen2")
 
 @dataclass(frozen=True)
 class Decoder:
-    """Views into a causal language model of the Llama family; nothing is copied.
+    """The parts of a causal language model of the Llama family. Weights are shared with it, never held twice.
 
     Attributes:
         layers: the decoder layers, as Hugging Face has them.
@@ -114,16 +114,17 @@ class Decoder:
 
     def proxy(self, number: int, tables: tuple[Tensor, Tensor]) -> ProxyLayer:
         """Layer `number` as TRIO's layer-local proxy, with the rotary tables of the packed rows."""
-        weights = LayerWeights.of(self.layers[number])
+        layer: Any = self.layers[number]
+        block, weights = layer.self_attn, LayerWeights.of(layer)
         return ProxyLayer(
             norm_weight=weights.input_norm,
             norm_eps=weights.eps,
-            q_weight=weights.query.weight,
-            k_weight=weights.key.weight,
-            v_weight=weights.value.weight,
-            q_bias=weights.query.bias,
-            k_bias=weights.key.bias,
-            v_bias=weights.value.bias,
+            q_weight=block.q_proj.weight,
+            k_weight=block.k_proj.weight,
+            v_weight=block.v_proj.weight,
+            q_bias=block.q_proj.bias,
+            k_bias=block.k_proj.bias,
+            v_bias=block.v_proj.bias,
             head_dim=self.head_dim,
             scaling=weights.scaling,
             cos=tables[0],
@@ -142,33 +143,31 @@ class LayerWeights(NamedTuple):
     """What one decoder layer computes with.
 
     A tuple of tensors rather than the module: a compiled function can check it in no time at every call.
+
+    Attributes:
+        qkv: the query, key and value projections, one below the other: one matrix product instead of three.
+        gate_up: the gate and up projections, likewise.
     """
 
     input_norm: Tensor
-    query: Matrix
-    key: Matrix
-    value: Matrix
+    qkv: Matrix
     output: Matrix
     mlp_norm: Tensor
-    gate: Matrix
-    up: Matrix
+    gate_up: Matrix
     down: Matrix
     eps: float
     scaling: float
 
     @classmethod
     def of(cls, layer: Any) -> LayerWeights:
-        """Views into a Hugging Face layer of the Llama family."""
+        """The weights of a Hugging Face layer of the Llama family, shared with it (see `Matrix.joined`)."""
         block, mlp = layer.self_attn, layer.mlp
         return cls(
             input_norm=layer.input_layernorm.weight,
-            query=Matrix.of(block.q_proj),
-            key=Matrix.of(block.k_proj),
-            value=Matrix.of(block.v_proj),
+            qkv=Matrix.joined((block.q_proj, block.k_proj, block.v_proj)),
             output=Matrix.of(block.o_proj),
             mlp_norm=layer.post_attention_layernorm.weight,
-            gate=Matrix.of(mlp.gate_proj),
-            up=Matrix.of(mlp.up_proj),
+            gate_up=Matrix.joined((mlp.gate_proj, mlp.up_proj)),
             down=Matrix.of(mlp.down_proj),
             eps=layer.input_layernorm.variance_epsilon,
             scaling=block.scaling,
@@ -177,13 +176,7 @@ class LayerWeights(NamedTuple):
     def in_fp8(self) -> LayerWeights:
         """The same with its matrices in 8 bit floats."""
         return self._replace(
-            query=self.query.in_fp8(),
-            key=self.key.in_fp8(),
-            value=self.value.in_fp8(),
-            output=self.output.in_fp8(),
-            gate=self.gate.in_fp8(),
-            up=self.up.in_fp8(),
-            down=self.down.in_fp8(),
+            qkv=self.qkv.in_fp8(), output=self.output.in_fp8(), gate_up=self.gate_up.in_fp8(), down=self.down.in_fp8()
         )
 
 
@@ -192,19 +185,20 @@ def _enter_layer(
     hidden: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, weights: LayerWeights
 ) -> Tensor:
     """(n, heads, D) rotated queries of (n, d) rows; writes keys and values where they are to be kept."""
-    dim = keys.shape[-1]
-    normed = rms_norm(hidden, weights.input_norm, weights.eps)
-    keys.copy_(rotate(apply(normed, weights.key).unflatten(1, (-1, dim)), cos, sin))
-    values.copy_(apply(normed, weights.value).unflatten(1, (-1, dim)))
-    return rotate(apply(normed, weights.query).unflatten(1, (-1, dim)), cos, sin)
+    kv_heads, dim = keys.shape[-2:]
+    projected = apply(rms_norm(hidden, weights.input_norm, weights.eps), weights.qkv).unflatten(1, (-1, dim))
+    query, key, value = projected.split([projected.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
+    keys.copy_(rotate(key, cos, sin))
+    values.copy_(value)
+    return rotate(query, cos, sin)
 
 
 @fused(out=(0,), residual=(0,))
 def _finish_layer(out: Tensor, residual: Tensor, weights: LayerWeights) -> Tensor:
     """(n, d) output of a layer from its attention's (n, heads * D) output."""
     hidden = residual + apply(out, weights.output)
-    normed = rms_norm(hidden, weights.mlp_norm, weights.eps)
-    return hidden + apply(F.silu(apply(normed, weights.gate)) * apply(normed, weights.up), weights.down)
+    gate, up = apply(rms_norm(hidden, weights.mlp_norm, weights.eps), weights.gate_up).chunk(2, 1)
+    return hidden + apply(F.silu(gate) * up, weights.down)
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from trio_ray.errors import ModelError
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
@@ -24,10 +27,43 @@ class Matrix(NamedTuple):
         """A layer's weight as it is; nothing is copied."""
         return cls(linear.weight, linear.bias, None)
 
+    @classmethod
+    def joined(cls, linears: Sequence[nn.Linear]) -> Matrix:
+        """The weights of layers that read the same input as one matrix, one below the other.
+
+        The layers' own weights become views of it, so that nothing is held twice and the layers compute as before.
+        Where they are such views already, nothing is copied.
+        """
+        weight = _joined([linear.weight for linear in linears])
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        if not biases:
+            return cls(weight, None, None)
+        if len(biases) < len(linears):
+            raise ModelError("some of the projections of a layer have a bias and some have none")
+        return cls(weight, _joined(biases), None)
+
     def in_fp8(self) -> Matrix:
         """The same in 8 bit floats, each output's row with a scale of its own."""
         values, scale = row_scaled(self.weight)
         return Matrix(values, self.bias, scale)
+
+
+@torch.no_grad()
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parameters as one tensor along their first dimension, of which they become views."""
+    first = parts[0]
+    sizes, place = [len(part) for part in parts], first.storage_offset()
+    for part in parts:
+        shares = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not shares or part.storage_offset() != place or not part.is_contiguous():
+            break
+        place += part.numel()
+    else:
+        return first.detach().as_strided((sum(sizes), *first.shape[1:]), first.stride(), first.storage_offset())
+    whole = torch.cat([part.detach() for part in parts])
+    for part, view in zip(parts, whole.split(sizes), strict=True):
+        part.data = view
+    return whole
 
 
 def row_scaled(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,8 @@ from trio_ray.method.selector import Positions, Selector
 from trio_ray.method.selectors import selector_named
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
-from trio_ray.model.continuation import generate
 from trio_ray.model.conversation import Conversation
+from trio_ray.model.decode.engine import Engine, generate
 from trio_ray.model.decoder import Decoder, default_device
 from trio_ray.model.image_scope import up_to_images
 from trio_ray.model.known import KnownMethod, Scope, check_reduction
@@ -264,7 +264,7 @@ class Replica:
 
         Load the replica with the cache's own `PromptConfig`: another template is refused when something is asked.
         """
-        return Conversation(self.decoder, self.writer, self.stop_tokens, prefixes, prompts)
+        return Conversation(Engine(self.decoder), self.writer, self.stop_tokens, prefixes, prompts)
 
     def ask(
         self,

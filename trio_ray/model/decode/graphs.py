@@ -1,0 +1,70 @@
+"""The decode step as CUDA graphs, one for each of a few batch sizes: a replay costs the host one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trio_ray.model.decode.rows import NewRows
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
+
+Step = Callable[[NewRows], Tensor]
+"""One new row of each of B sequences -> (B, vocabulary) logits."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    slot: Tensor
+    logits: Tensor
+
+
+class StepGraphs:
+    """Replays `step` at any lengths of the sequences; a batch is padded to the next captured size with idle rows.
+
+    Args:
+        step: reads and writes the same memory at every call.
+        idle: slot of the padding.
+        device: a GPU.
+    """
+
+    def __init__(self, step: Step, idle: int, device: torch.device) -> None:
+        self._step, self._idle, self._device = step, idle, device
+        self._captured: dict[int, _Captured] = {}
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def run(self, slots: Tensor) -> Tensor:
+        """One step for the sequences in these slots, (B,) int32 on the device -> (B, vocabulary) logits, which the
+        next call overwrites.
+        """
+        size = padded_size(len(slots))
+        if size not in self._captured:
+            self._captured[size] = self._capture(size)
+        captured = self._captured[size]
+        captured.slot[: len(slots)].copy_(slots)
+        captured.slot[len(slots) :].fill_(self._idle)
+        captured.graph.replay()
+        return captured.logits[: len(slots)]
+
+    def _capture(self, size: int) -> _Captured:
+        slot = torch.full((size,), self._idle, dtype=torch.int32, device=self._device)
+        rows = NewRows.one_each(slot)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            self._step(rows)  # compiles kernels and makes cuBLAS choose; neither may happen while recording
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may pin memory meanwhile; that must not spoil the recording.
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            logits = self._step(rows)
+        return _Captured(graph, slot, logits)
+
+
+def padded_size(batch: int, sizes: Sequence[int] = BATCH_SIZES) -> int:
+    """The smallest captured size that holds a batch, or the next multiple of the largest."""
+    return next((size for size in sizes if size >= batch), -(-batch // sizes[-1]) * sizes[-1])

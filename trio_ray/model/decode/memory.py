@@ -1,0 +1,129 @@
+"""The pool of an engine, which grows as it is needed, and what has to be made anew when it moves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from trio_ray.kv.prefix import Prefix
+from trio_ray.model.decode.forward import Forward
+from trio_ray.model.decode.graphs import StepGraphs
+from trio_ray.model.decode.pool import KVPool, PoolPrefix, PoolShape
+from trio_ray.model.decode.rows import NewRows, SlotTable
+from trio_ray.model.decoder import Decoder
+from trio_ray.tensors import has_triton, on_device
+
+MEMORY_SHARE = 0.6
+"""Of the GPU memory that is free when the engine is made, what keys and values may take."""
+GROWTH = 0.25
+"""Least share of its rows that a pool grows by: every growth copies it and records the decode steps anew."""
+
+
+class DecodeMemory:
+    """Prefixes in a pool, and passes over them.
+
+    Args:
+        decoder: the model.
+        shape: of the pool.
+        slots: most sequences at a time.
+        limit: bytes that the pool may take.
+    """
+
+    def __init__(self, decoder: Decoder, shape: PoolShape, slots: int, limit: int) -> None:
+        device = next(decoder.embed.parameters()).device
+        self.pool = KVPool(shape, device)
+        self.table = SlotTable(len(shape.layers), slots, device)
+        self.forward = Forward(decoder, self.pool, self.table)
+        self._decoder, self._device, self._limit = decoder, device, limit
+        self._longest = [1] * len(shape.layers)
+        self._graphs: StepGraphs | None = None
+        self._added: dict[int, tuple[Prefix, PoolPrefix]] = {}
+
+    def add(self, prefix: Prefix) -> PoolPrefix:
+        """Hold a prefix: the rows it was restored into, those of the same object before, or a copy. Raises
+        `OutOfRows`.
+        """
+        held = self.pool.find(prefix)
+        if held is None and id(prefix) in self._added:
+            held = self._added[id(prefix)][1]
+        if held is not None:
+            return self.pool.hold(held)
+        held = self.pool.add(prefix)
+        self._added[id(prefix)] = prefix, held
+        return held
+
+    def release(self, held: PoolPrefix) -> None:
+        """Take back one hold of a prefix."""
+        self.pool.release(held)
+        if not held.holders:
+            self._added = {key: entry for key, entry in self._added.items() if entry[1] is not held}
+
+    def grow(self, wanted: Sequence[int]) -> bool:
+        """Make so many rows of each run free, as far as the limit allows; whether anything changed."""
+        rows, free, size = self.pool.rows, self.pool.free_rows, self.pool.shape.bytes_per_row
+        missing = [max(0, want - has) for want, has in zip(wanted, free, strict=True)]
+        more = [max(lack, int(GROWTH * has)) if lack else 0 for lack, has in zip(missing, rows, strict=True)]
+        asked = sum(count * unit for count, unit in zip(more, size, strict=True))
+        left = self._limit - sum(count * unit for count, unit in zip(rows, size, strict=True))
+        if asked > left:
+            more = [int(count * max(0, left) / asked) for count in more]
+        if not any(more):
+            return False
+        try:
+            self.pool.grow(more)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self._forget_graphs()
+        return True
+
+    def note_longest(self, rows: Sequence[int]) -> None:
+        """Learn how long a sequence gets in each run of layers. Powers of 2, so that this seldom changes."""
+        longest = [max(was, 1 << (now - 1).bit_length()) for was, now in zip(self._longest, rows, strict=True)]
+        if longest != self._longest:
+            self._longest = longest
+            self._forget_graphs()
+
+    @torch.no_grad()
+    def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Append tokens to sequences in one pass -> (B, vocabulary) logits for what follows them."""
+        counts = [len(run) for run in tokens]
+        rows = self.forward.new_rows(slots, counts)
+        ids = on_device([token for run in tokens for token in run], self._device)
+        hidden = self.forward.hidden(ids, rows, self._longest)
+        last = on_device([stop - 1 for stop in accumulate(counts)], self._device)
+        return self._decoder.logits(hidden[last])
+
+    def step(self, slots: Tensor) -> Tensor:
+        """Append the next token of the sequences in these slots, (B,) int32 -> (B, vocabulary) logits for what follows.
+        The next call may overwrite them.
+        """
+        if not has_triton(self._device):
+            return self._step(NewRows.one_each(slots))
+        if self._graphs is None:
+            self._graphs = StepGraphs(self._step, self.table.idle, self._device)
+        return self._graphs.run(slots)
+
+    def _forget_graphs(self) -> None:
+        """The recorded steps read other memory, or split it in another way."""
+        if self._graphs is not None:
+            torch.cuda.synchronize(self._device)  # one may be running
+            self._graphs = None
+
+    @torch.no_grad()
+    def _step(self, rows: NewRows) -> Tensor:
+        hidden = self.forward.hidden(self.table.token[rows.slot], rows, self._longest)
+        return self._decoder.logits(hidden)
+
+
+def free_memory(device: torch.device) -> int:
+    """The default limit of a pool, in bytes."""
+    if device.type != "cuda":
+        return sys.maxsize
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(MEMORY_SHARE * (free + unused))
