@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 
@@ -51,7 +52,36 @@ def test_a_reader_that_goes_away_ends_it_quietly(lines: int) -> None:
     assert process.returncode == 141
 
 
-COMMANDS = ["calibrate", "demo", "estimate", "gc", "generate", "inspect", "precompute", "verify"]
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+@pytest.mark.parametrize("with_ray", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "in Ray's session"])
+def test_a_signal_ends_a_command_with_a_sentence_and_what_is_open_is_closed(
+    number: signal.Signals, code: int, word: str, with_ray: bool
+) -> None:
+    """Ray has a handler of its own for SIGTERM, which would end the process on the spot."""
+    program = (
+        "import sys, time, contextlib; from trio_ray.cli import main; from trio_ray.commands import gc\n"
+        "from trio_ray.cluster.session import ray_session\n"
+        "def run(arguments):\n"
+        f"    with ray_session(1) if {with_ray} else contextlib.nullcontext():\n"
+        "        try: print('running', flush=True); time.sleep(60)\n"
+        "        finally: print('closed', flush=True)\n"
+        "gc.run = run\n"
+        "sys.exit(main(['gc', 'cache']))"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(number)
+        shown, said = process.communicate(timeout=60)
+    assert shown == "closed\n"
+    assert said.splitlines()[-1] == f"trio-ray: {word}; what is committed stays, the same command goes on from there"
+    assert process.returncode == code
+
+
+COMMANDS = ["calibrate", "demo", "distill", "estimate", "evaluate", "gc", "generate", "inspect", "precompute", "verify"]
 LAB = ["accuracy", "agreement", "codecs", "conformance", "fidelity", "job", "prefill"]
 
 

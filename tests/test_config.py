@@ -16,7 +16,7 @@ model: {name: llava-hf/llava-v1.6-vicuna-7b-hf, dtype: bfloat16}
 method: {retention: 0.111, supervised_rows: [-2, -5, -4, -3]}
 source: {turns: each, text_column: question}
 s3: {endpoint_url: "http://127.0.0.1:8333", part_mib: 64}
-pipeline: {replicas_min: 2, replicas_max: 8, shard_timeout_s: 600}
+replicas: {min: 2, max: 8, silence_limit_s: 600}
 """
 JOB_FILES = sorted((Path(__file__).parents[1] / "jobs").glob("precompute*.yaml"))
 
@@ -38,7 +38,7 @@ def test_a_small_file_and_overrides_make_a_configuration(tmp_path: Path) -> None
     assert (config.method.retention, config.method.threshold) == (0.25, 0.7)
     assert config.method.supervised_rows == (-5, -4, -3, -2)
     assert config.prompt.template == "Q: {prompt}"
-    assert (config.pipeline.replicas_min, config.pipeline.replicas_max) == (2, 8)
+    assert (config.replicas.min, config.replicas.max) == (2, 8)
 
 
 def test_one_input_need_not_be_a_list(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_job_files_are_shipped() -> None:
         ("cache={scope: image, instruction: 'see <image>'}", "cache.instruction", "without <image>"),
         ("model.dtype=int8", "model.dtype", "bfloat16"),
         ("pipeline.max_bad_fraction=1.5", "pipeline.max_bad_fraction", "1"),
-        ("pipeline={replicas_min: 3, replicas_max: 2}", "pipeline", "replicas_min 3 is above"),
+        ("replicas={min: 3, max: 2}", "replicas", "min 3 is above"),
         ("pipeline=fast", "pipeline", "fast"),
         ("output.bucket=x", "output.bucket", "not a section"),
         ("retention", "--set", "key=value"),

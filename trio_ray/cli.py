@@ -17,14 +17,8 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from trio_ray import commands
+from trio_ray.commands._frame import EXIT_CODES, run_in_frame
 from trio_ray.errors import TrioRayError
-
-EXIT_CODES = """exit codes:
-  0  done, all is well
-  1  something was found or failed, as the message says
-  2  the command or its configuration cannot be run; nothing was done
-  3  the cache was made with other settings (the message names the field)
-  4  the job ended, but not all of its input is in the cache"""
 
 
 class WrongUsage(TrioRayError):
@@ -42,29 +36,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. Typed errors become one sentence on standard error."""
+    """Run a command; returns its exit code. What stopped it is one sentence on standard error."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     given = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def run() -> int:
         chosen = make_parser(given).parse_args(given)
         status: int = chosen.run(chosen)
-        sys.stdout.flush()  # here, where it can still be told that nobody reads any more
         return status
-    except TrioRayError as error:
-        print(f"trio-ray: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "trio-ray: interrupted; what is committed stays, the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 130
-    except BrokenPipeError:  # `trio-ray inspect CACHE | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes as it ends
-        return 141
-    except OSError as error:
-        print(f"trio-ray: {_in_one_line(error)}", file=sys.stderr)
-        return 1
+
+    return run_in_frame(run)
 
 
 def make_parser(given: Sequence[str]) -> Parser:
@@ -119,12 +100,6 @@ class _ShowVersion(argparse.Action):
 
         print(f"trio-ray {__version__}")
         parser.exit()
-
-
-def _in_one_line(error: OSError) -> str:
-    if error.strerror is None:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -307,22 +307,45 @@ class S3Config(Section):
     upload_threads: int = Field(16, ge=1, le=128, description="Pieces in flight for each object being written.")
 
 
-class PipelineConfig(Section):
-    """How the work is spread."""
+class ActorConfig(Section):
+    """What every actor of a job reserves, and how long the job waits for it. The settings are the same in every job."""
 
-    replicas_min: int = Field(1, ge=1, description="The job fails if fewer replicas than this can be started.")
-    replicas_max: int = Field(1, ge=1, description="Replicas that the job asks the cluster for.")
-    gpus_per_replica: float | None = Field(
+    gpus: float | None = Field(
         None, ge=0.0, description="GPUs a replica reserves; by default 1 where the cluster has any, else 0."
     )
-    cpus_per_replica: float = Field(1.0, gt=0.0, description="CPUs a replica reserves.")
-    start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for the first replicas_min replicas.")
-    shard_timeout_s: float | None = Field(
-        None,
-        gt=0.0,
-        description="A replica that commits nothing for this long is killed and its shard tried again.",
+    cpus: float = Field(1.0, gt=0.0, description="CPUs a replica reserves.")
+    attempts: int = Field(
+        3, ge=1, description="Times that a piece of work may fail or kill its replica before it is given up."
     )
-    shard_attempts: int = Field(3, ge=1, description="Times a shard may kill its replica before it is given up.")
+    start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for the first replicas.")
+    silence_limit_s: float = Field(
+        1800.0,
+        gt=0.0,
+        description="A replica that loads or works and is silent for this long is killed; its work is tried again.",
+    )
+
+    @property
+    def torch_threads(self) -> int:
+        """Threads that torch computes with in a replica: one for each whole CPU that it reserves, at least one."""
+        return max(1, math.floor(self.cpus))
+
+
+class ReplicasConfig(ActorConfig):
+    """How many replicas share the work of a job. Each is a Ray actor that hosts one model."""
+
+    min: int = Field(1, ge=1, description="The job fails if fewer replicas than this can be started in time.")
+    max: int = Field(1, ge=1, description="Replicas that the job asks the cluster for.")
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> ReplicasConfig:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class PipelineConfig(Section):
+    """How a replica goes through its shards."""
+
     token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         DEFAULT_TOKEN_BUDGET,
         description="Prompt rows packed into one batch; one larger sample runs alone. 'auto': each replica tries on "
@@ -351,11 +374,6 @@ class PipelineConfig(Section):
         """Prompt rows packed into one batch as long as nothing has been tried: what is set, for 'auto' the default."""
         return DEFAULT_TOKEN_BUDGET if self.token_budget == "auto" else self.token_budget
 
-    @property
-    def torch_threads(self) -> int:
-        """Threads that torch computes with in a replica: one for each whole CPU that it reserves, at least one."""
-        return max(1, math.floor(self.cpus_per_replica))
-
     def decoders(self, cpus: int) -> int:
         """`decode_threads` of a replica with so many CPUs."""
         return self.decode_threads or max(2, cpus // 4)
@@ -363,12 +381,6 @@ class PipelineConfig(Section):
     def encoders(self, cpus: int) -> int:
         """`encode_threads` of a replica with so many CPUs."""
         return self.encode_threads or max(2, cpus // 2)
-
-    @model_validator(mode="after")
-    def _min_is_not_above_max(self) -> PipelineConfig:
-        if self.replicas_min > self.replicas_max:
-            raise ValueError(f"replicas_min {self.replicas_min} is above replicas_max {self.replicas_max}")
-        return self
 
 
 class JobConfig(Section):
@@ -384,6 +396,7 @@ class JobConfig(Section):
     cache: CacheConfig = CacheConfig()
     source: SourceConfig = SourceConfig()
     s3: S3Config = S3Config()
+    replicas: ReplicasConfig = ReplicasConfig()
     pipeline: PipelineConfig = PipelineConfig()
 
     @field_validator("input", mode="before")

@@ -23,8 +23,8 @@ YAML the dots are levels; on the command line any of them is `--set name=value`.
 
 JOBS: tuple[tuple[str, str, type[Section]], ...] = (
     ("Precompute", "`jobs/precompute.py`, `trio-ray precompute`", JobConfig),
-    ("Evaluate", "`jobs/evaluate.py`", EvaluateConfig),
-    ("Distill", "`jobs/distill.py`", DistillConfig),
+    ("Evaluate", "`jobs/evaluate.py`, `trio-ray evaluate`", EvaluateConfig),
+    ("Distill", "`jobs/distill.py`, `trio-ray distill`", DistillConfig),
 )
 
 

@@ -26,7 +26,7 @@ def test_the_share_of_the_cpus_is_that_of_the_gpus_or_what_is_reserved(
 
 
 def test_outside_ray_it_is_what_a_replica_reserves() -> None:
-    assert cpus_to_count_on(load_config(values={"pipeline.cpus_per_replica": 5}).pipeline) == 5
+    assert cpus_to_count_on(load_config(values={"replicas.cpus": 5}).replicas) == 5
 
 
 def test_threads_are_those_that_are_set_or_follow_the_cpus() -> None:

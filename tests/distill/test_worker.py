@@ -150,7 +150,7 @@ def test_from_a_kv_cache_the_teacher_computes_what_another_cache_stores(
         ({"cache": ""}, "cache: is missing"),
         ({"output": ""}, "output: is missing"),
         ({"student": {"layers": 9}}, r"student\.layers: 9 are more than the teacher's 8"),
-        ({"workers": {"count": 5}}, r"workers\.count: 5 share batches of 4"),
+        ({"replicas": {"max": 5}}, r"replicas\.max: 5 replicas cannot share batches of 4"),
         ({"test": {"cache": "kv"}}, r"test\.cache: .* stores kv; students read input embeddings"),
         ({"cache": "kv"}, "cache: .* stores kv"),
         ({"cache": "image"}, r"cache: .* ends with the image; students read whole prompts"),

@@ -83,9 +83,9 @@ def test_workers_are_spot_machines_with_the_role_of_the_policy_and_the_head_is_n
     assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in head["node_config"]
     assert head["resources"] == {"CPU": 0}
-    pipeline = load_config(REPOSITORY / "jobs" / "precompute.yaml").pipeline
+    replicas = load_config(REPOSITORY / "jobs" / "precompute.yaml").replicas
     assert gpu["min_workers"] == 0
-    assert gpu["max_workers"] == CLUSTER["max_workers"] >= pipeline.replicas_max
+    assert gpu["max_workers"] == CLUSTER["max_workers"] >= replicas.max
     for node in NODES.values():
         assert node["node_config"]["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::111122223333:instance-profile")
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"

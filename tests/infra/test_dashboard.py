@@ -12,7 +12,8 @@ import pytest
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
 from tests.infra.files import INFRA
-from trio_ray.cluster.metrics import METRICS, OUTPUT, REASON
+from trio_ray.cluster.metrics import OUTPUT
+from trio_ray.precompute.metrics import METRICS, REASON
 
 DASHBOARD = json.loads((INFRA / "grafana" / "dashboard.json").read_text())
 PANELS = DASHBOARD["panels"]

@@ -129,13 +129,13 @@ def test_a_resumed_job_ends_by_itself_and_leaves_no_machines() -> None:
 
 
 def test_the_replicas_of_the_configured_job_fit_the_gpu_group() -> None:
-    pipeline = load_config(REPOSITORY / "jobs" / "precompute.yaml").pipeline
+    replicas = load_config(REPOSITORY / "jobs" / "precompute.yaml").replicas
     resources = container(WORKERS["gpu"])["resources"]
     assert resources["requests"] == resources["limits"]  # Ray takes the limits for what the node has
     # A cluster that has scaled to nothing shows no GPU, so the job must ask for one by name.
-    assert pipeline.gpus_per_replica == int(resources["limits"]["nvidia.com/gpu"]) == 1
-    assert pipeline.cpus_per_replica <= int(resources["limits"]["cpu"])
-    assert WORKERS["gpu"]["maxReplicas"] >= pipeline.replicas_max
+    assert replicas.gpus == int(resources["limits"]["nvidia.com/gpu"]) == 1
+    assert replicas.cpus <= int(resources["limits"]["cpu"])
+    assert WORKERS["gpu"]["maxReplicas"] >= replicas.max
     assert any(
         toleration["key"] == "nvidia.com/gpu" for toleration in WORKERS["gpu"]["template"]["spec"]["tolerations"]
     )

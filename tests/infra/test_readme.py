@@ -6,7 +6,7 @@ import re
 
 from tests.infra.files import INFRA, REPOSITORY
 from trio_ray.cli import EXIT_CODES
-from trio_ray.cluster.metrics import METRICS
+from trio_ray.precompute.metrics import METRICS
 
 TEXT = (INFRA / "README.md").read_text()
 
@@ -31,5 +31,5 @@ def test_files_that_it_names_exist() -> None:
 
 
 def test_every_exit_code_of_the_command_line_is_explained() -> None:
-    codes = re.findall(r"^  (\d+)  ", EXIT_CODES, flags=re.MULTILINE)
-    assert codes == re.findall(r"^\| (\d) \|", TEXT, flags=re.MULTILINE)
+    codes = re.findall(r"^  (\d+) +", EXIT_CODES, flags=re.MULTILINE)
+    assert codes == re.findall(r"^\| (\d+) \|", TEXT, flags=re.MULTILINE)

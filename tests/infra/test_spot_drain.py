@@ -18,8 +18,9 @@ from ray.cluster_utils import Cluster
 from tests.corpora import samples, write_tar
 from tests.precompute.ray_cluster import REPOSITORY, TRAPS
 from tests.precompute.runs import account, job_config
-from trio_ray.cluster.pool import PoolEvent
+from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent
 from trio_ray.precompute.job import JobSummary, run_job
+from trio_ray.precompute.plan import Task
 from trio_ray.store.local import LocalStore
 
 pytestmark = pytest.mark.slow
@@ -63,18 +64,18 @@ def worker(address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Reclaim:
-    """A progress display that takes the machine back while its replica is at work, and brings another afterwards."""
+    """An observer that takes the machine back while its replica is at work, and brings another afterwards."""
 
     def __init__(self, machine: subprocess.Popen[bytes], bring_another: Callable[[], object]) -> None:
         self.machine, self.bring_another = machine, bring_another
         self.lost: list[str] = []
 
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
-        """See `Progress`."""
-        if event.replica_lost:
-            self.lost.append(event.replica_lost)
+    def note(self, event: PoolEvent[Task], summary: JobSummary) -> None:
+        """See `Observer`."""
+        if isinstance(event, ActorLost):
+            self.lost.append(event.why)
             self.bring_another()
-        elif event.replica_ready and not self.lost:
+        elif isinstance(event, ActorReady) and not self.lost:
             self.machine.send_signal(signal.SIGTERM)
 
 
@@ -84,7 +85,7 @@ def test_a_drained_machine_costs_its_shard_no_attempt(
     shard = write_tar(tmp_path / "0.waits.tar", samples(6))
     trap = shard.with_name(shard.name + ".armed")
     trap.touch()  # the replica stays in this shard until the machine is gone
-    config = job_config(model_folders["llama"], shard, tmp_path / "cache", pipeline__shard_attempts=1)
+    config = job_config(model_folders["llama"], shard, tmp_path / "cache", replicas__attempts=1)
     with ExitStack() as machines:
 
         def bring_another() -> None:
@@ -97,7 +98,7 @@ def test_a_drained_machine_costs_its_shard_no_attempt(
             assert time.monotonic() < deadline, (tmp_path / "first.log").read_text()
             time.sleep(0.2)
         reclaim = Reclaim(first, bring_another)
-        summary = run_job(config, reclaim)
+        summary = run_job(config, observer=reclaim.note)
     assert len(reclaim.lost) == 1
     assert summary.ok, summary
     assert summary.stored == 6

@@ -1,4 +1,4 @@
-"""`jobs/evaluate.py` as people run it, from a cache on S3 and on Ray, beside a pruned run in this process."""
+"""`trio-ray evaluate` and `jobs/evaluate.py` as people run them, on S3 and Ray, beside a pruned run in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 import yaml
 from ray.util.state import list_actors
 
-from jobs.evaluate import main
 from tests.precompute.ray_cluster import REPOSITORY, SmallCluster, small_cluster
 from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
 from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cli import main
+from trio_ray.cluster.progress import NoProgress
 from trio_ray.config import BUNDLED_MODEL, JobConfig, ModelConfig, load_section, parse_section
 from trio_ray.errors import JobFailed
 from trio_ray.evaluate.config import EvaluateConfig
@@ -102,8 +103,8 @@ def test_a_submitted_job_answers_from_s3_as_the_pruned_run_in_one_process_does(
     output = s3_server.fresh_uri()
     settings = {
         "cache": job.output, "input": list(job.input), "output": output, "on_missing": "skip",
-        "answering": {"max_new_tokens": NEW_TOKENS, "batch_tokens": 3000},
-        "replicas": {"count": 2, "chunk_questions": 5},
+        "answering": {"max_new_tokens": NEW_TOKENS, "batch_tokens": 3000, "chunk_questions": 5},
+        "replicas": {"max": 2},
     }  # fmt: skip
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings))
     submitted = cluster.submit("evaluate.py", "--config", str(tmp_path / "evaluate.yaml"))
@@ -137,7 +138,11 @@ def options(config: EvaluateConfig) -> list[str]:
     """The same on a command line."""
     tree = config.model_dump(mode="json", exclude={"cache", "input", "output"})
     named = ["--cache", config.cache, "--output", config.output, *(["--input", *config.input] if config.input else [])]
-    return [*named, *(word for name, value in tree.items() for word in ("--set", f"{name}={json.dumps(value)}"))]
+    return [
+        "evaluate",
+        *named,
+        *(word for name, value in tree.items() for word in ("--set", f"{name}={json.dumps(value)}")),
+    ]
 
 
 def test_a_dead_replicas_questions_are_answered_by_another(
@@ -146,15 +151,18 @@ def test_a_dead_replicas_questions_are_answered_by_another(
     """Without question files all stored samples are asked, and the answers stand in the cache's order."""
     killed: list[int] = []
 
-    def kill_one(done: int, questions: int) -> None:
-        if not killed:
-            alive = [("class_name", "=", "AnswerActor"), ("state", "=", "ALIVE")]
-            killed.append(list_actors(address=cluster.dashboard, filters=alive)[0].pid)
-            os.kill(killed[0], signal.SIGKILL)
+    class KillOne(NoProgress):
+        def update(self, counts: Mapping[str, int], note: str = "") -> None:
+            if not killed and counts["questions"]:
+                alive = [("class_name", "=", "AnswerActor"), ("state", "=", "ALIVE")]
+                killed.append(list_actors(address=cluster.dashboard, filters=alive)[0].pid)
+                os.kill(killed[0], signal.SIGKILL)
 
     output = s3_server.fresh_uri()
-    config = evaluation(job, output, replicas={"count": 2, "chunk_questions": 2})
-    found = run_evaluation(config, kill_one)
+    config = evaluation(job, output, replicas={"max": 2})
+    answering = config.answering.model_copy(update={"chunk_questions": 2})
+    config = config.model_copy(update={"answering": answering})
+    found = run_evaluation(config, KillOne())
     assert killed
     cache = PrunedCache(job.output, job.s3)
     answers = lines(output, job, "answers.jsonl")
@@ -180,9 +188,9 @@ def test_a_question_without_a_prefix_ends_the_job_unless_it_may_be_skipped(
     config = evaluation(job, output, input=[str(file)])
     assert main(options(config)) == 4
     shown = capsys.readouterr()
-    assert shown.err.startswith("evaluate: question 404 (missing): ")
+    assert shown.err.startswith("checking\n")
+    assert "trio-ray: question 404 (missing): " in shown.err
     assert "on_missing: skip" in shown.err
-    assert len(shown.err.splitlines()) == 1
     assert list(open_store(output, job.s3).list()) == []
 
     assert main(options(config.model_copy(update={"on_missing": "skip"}))) == 0
@@ -228,7 +236,7 @@ def test_a_store_that_keeps_failing_ends_the_job_with_its_sentence(
     file = tmp_path / "cache" / row["kv_object"]
     file.unlink()
     file.symlink_to(file)
-    config = evaluation(local, str(tmp_path / "out"), on_missing="skip", replicas={"chunk_attempts": 2})
+    config = evaluation(local, str(tmp_path / "out"), on_missing="skip", replicas={"attempts": 2})
     with pytest.raises(JobFailed, match=rf"failed 2 times; the last: StoreError: .*{file.name}"):
         run_evaluation(config)
     assert not (tmp_path / "out" / "answers.jsonl").exists()
@@ -251,14 +259,14 @@ def test_what_cannot_run_ends_in_one_line_before_anything_is_loaded(
     job: JobConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], code: int, message: str
 ) -> None:
     base = ["--cache", job.output, "--output", str(tmp_path / "out")]
-    assert main([*base, *settings]) == code
+    assert main(["evaluate", *base, *settings]) == code
     shown = capsys.readouterr()
-    assert message in shown.err
-    assert len(shown.err.splitlines()) == 1
+    (sentence,) = (line for line in shown.err.splitlines() if line != "checking")
+    assert message in sentence
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_cluster_without_room_for_a_replica_is_said(cluster: SmallCluster, job: JobConfig, tmp_path: Path) -> None:
     config = evaluation(job, str(tmp_path / "out"), replicas={"cpus": 64, "start_timeout_s": 2})
-    with pytest.raises(JobFailed, match=r"no replica started in 2 s; each wants 64 CPUs .*replicas\.cpus"):
+    with pytest.raises(JobFailed, match=r"0 of at least 1 replicas started in 2 s; .* 64 CPUs .*replicas\.cpus"):
         run_evaluation(config)

@@ -17,7 +17,7 @@ from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.plan import JobPlan, plan_job
 from trio_ray.precompute.shard_run import InputRead, ShardRunner
-from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringOrder
+from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
 from trio_ray.store.commits import read_commits
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.objects import ObjectStore
@@ -61,9 +61,9 @@ def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunn
     )
 
 
-def storing_order(config: JobConfig, plan: JobPlan) -> StoringOrder:
+def storing_order(config: JobConfig, plan: JobPlan) -> StoringSpec:
     """What storing the plan's shards takes."""
-    return StoringOrder.of(config, plan.dataset, codec_of(plan.dataset.identity, plan.store), plan.run_id, cpus=1)
+    return StoringSpec.of(config, plan.dataset, codec_of(plan.dataset.identity, plan.store), plan.run_id, cpus=1)
 
 
 def run_here(config: JobConfig, replica: Replica, /, **changed: Any) -> list[PartReport]:

@@ -14,7 +14,7 @@ from trio_ray.model.replica import Replica
 from trio_ray.precompute import auto_budget
 from trio_ray.precompute.auto_budget import suit_budget
 from trio_ray.precompute.plan import plan_job
-from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaOrder
+from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaSpec
 from trio_ray.precompute.shard_writer import PartReport
 from trio_ray.precompute.token_budget import find_budget
 
@@ -41,8 +41,9 @@ def test_a_replica_tries_budgets_once_and_stores_every_sample(
     tars = [str(write_tar(tmp_path / f"{name}.tar", samples(6))) for name in "ab"]
     config = job_config(tiny_model, tars, tmp_path / "cache", pipeline__token_budget="auto")
     plan = plan_job(config, with_gpu=False)
-    actor = ReplicaActor(ReplicaOrder(config, plan.schedule, plan.dataset, plan.run_id, 1))
-    reports = [report for task in plan.tasks for report in actor.run_shard(task)]
+    actor = ReplicaActor(ReplicaSpec(config, plan.schedule, plan.dataset, plan.run_id))
+    actor.load()
+    reports = [report for task in plan.tasks for report in actor.run(task)]
     assert sum(report.stored for report in reports if isinstance(report, PartReport)) == 12
     assert len(account(plan.store).stored) == 12
     assert len(found) == 1

@@ -12,6 +12,7 @@ from tests.corpora import samples, write_tar
 from tests.precompute.ray_cluster import REPOSITORY, TRAPS
 from tests.precompute.runs import job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cluster.progress import NoProgress
 from trio_ray.cluster.session import ray_session
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, IdentityMismatch, JobFailed
@@ -19,7 +20,7 @@ from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.model.replica import Replica
 from trio_ray.precompute import calibration_task
 from trio_ray.precompute.calibration_task import calibrate_on_ray
-from trio_ray.precompute.codec_choice import CalibrationOrder, CodecChoice
+from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
 from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import plan_job
 from trio_ray.store.bases import store_basis
@@ -42,7 +43,7 @@ def auto_job(model: Path, corpus: Path, output: Path | str, **settings: object) 
     return job_config(model, f"{corpus}/*.tar", output, cache__codec="auto", **{"cache__part_samples": 100, **settings})
 
 
-def never(order: CalibrationOrder) -> CodecChoice:
+def never(order: CalibrationSpec) -> CodecChoice:
     raise AssertionError("nothing is to be calibrated")
 
 
@@ -156,7 +157,7 @@ def test_of_two_racing_runs_the_second_takes_the_codec_of_the_first(
 ) -> None:
     """The other run makes the cache while this one calibrates."""
 
-    def late(order: CalibrationOrder) -> CodecChoice:
+    def late(order: CalibrationSpec) -> CodecChoice:
         first = plan_job(order.config, with_gpu=False, calibrate=lambda _: CodecChoice(full_spec("int8"), "first"))
         assert first.codec_choice == "first"
         store_basis(open_store(order.config.output, order.config.s3), b"a basis of its own")
@@ -173,7 +174,7 @@ def test_a_job_in_8_bit_products_is_calibrated_in_those_of_its_dtype(
     """Calibration needs gradients."""
     orders = []
 
-    def keep(order: CalibrationOrder) -> CodecChoice:
+    def keep(order: CalibrationSpec) -> CodecChoice:
         orders.append(order)
         return CodecChoice(full_spec("raw"), "")
 
@@ -202,12 +203,9 @@ def test_a_job_calibrates_in_a_task_of_ray_and_says_what_it_chose(
     monkeypatch.setattr(calibration_task, "calibrate_here", never)  # here; Ray's processes have their own
     said: list[str] = []
 
-    class Listener:
-        def say(self, what: str) -> None:
-            said.append(what)
-
-        def update(self, event: object, summary: object) -> None:
-            pass
+    class Listener(NoProgress):
+        def say(self, line: str) -> None:
+            said.append(line)
 
     summary = run_job(auto_job(tiny_model, corpus, tmp_path / "cache"), Listener())
     assert summary.ok
@@ -228,7 +226,7 @@ def test_a_calibration_that_is_killed_is_tried_again_and_then_says_what_to_do(
     Path(f"{shard}.armed").touch()
     config = job_config(tiny_model, shard, tmp_path / "cache", cache__codec="auto")
     with pytest.raises(JobFailed, match=r"killed 2 times.*--set cache\.codec"):
-        calibrate_on_ray(CalibrationOrder(config, {}), 0)
+        calibrate_on_ray(CalibrationSpec(config, {}), 0)
 
 
 @pytest.mark.slow
@@ -237,7 +235,7 @@ def test_what_the_model_cannot_do_is_named_and_a_lack_of_room_is_not_waited_for(
 ) -> None:
     config = auto_job(tiny_model, corpus, tmp_path, model__attention="fa3")
     with pytest.raises(ConfigError, match=r"model\.attention"):
-        calibrate_on_ray(CalibrationOrder(config, {}), 0)
-    config = auto_job(tiny_model, corpus, tmp_path, pipeline__cpus_per_replica=999, pipeline__start_timeout_s=2)
+        calibrate_on_ray(CalibrationSpec(config, {}), 0)
+    config = auto_job(tiny_model, corpus, tmp_path, replicas__cpus=999, replicas__start_timeout_s=2)
     with pytest.raises(JobFailed, match=r"999 CPUs.*pipeline\.start_timeout_s"):
-        calibrate_on_ray(CalibrationOrder(config, {}), 0)
+        calibrate_on_ray(CalibrationSpec(config, {}), 0)

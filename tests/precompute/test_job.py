@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,12 @@ from tests.precompute.ray_cluster import REPOSITORY, SmallCluster, small_cluster
 from tests.precompute.runs import account, job_config
 from tests.seaweed import S3Server
 from trio_ray.cli import main
-from trio_ray.cluster.pool import PoolEvent
-from trio_ray.cluster.progress import Tally
+from trio_ray.cluster.events import ActorEnded, ActorLost, PoolEvent, Report
+from trio_ray.cluster.progress import NoProgress
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
 from trio_ray.precompute.job import JobSummary, run_job
+from trio_ray.precompute.plan import Task
 from trio_ray.store.commits import read_commits, read_failures
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
@@ -70,7 +71,7 @@ def corpus(s3_server: S3Server) -> str:
 
 
 def s3_job(model: Path, corpus: str, output: str, replicas: int = 2) -> JobConfig:
-    return job_config(model, corpus, output, cache__part_samples=3, pipeline__replicas_max=replicas)
+    return job_config(model, corpus, output, cache__part_samples=3, replicas__max=replicas)
 
 
 def command(config: JobConfig) -> list[str]:
@@ -79,9 +80,9 @@ def command(config: JobConfig) -> list[str]:
         "model.dtype": config.model.dtype,
         "cache.part_samples": config.cache.part_samples,
         "cache.codec": config.cache.codec,
-        "pipeline.replicas_max": config.pipeline.replicas_max,
-        "pipeline.shard_attempts": config.pipeline.shard_attempts,
-        "pipeline.shard_timeout_s": config.pipeline.shard_timeout_s or "null",
+        "replicas.max": config.replicas.max,
+        "replicas.attempts": config.replicas.attempts,
+        "replicas.silence_limit_s": config.replicas.silence_limit_s or "null",
     }
     named = ["--output", config.output, "--model", config.model.name, "--retention", str(config.method.retention)]
     sets = [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")]
@@ -128,16 +129,16 @@ def assert_each_sample_once(store: ObjectStore) -> None:
 
 
 class Saboteur:
-    """A progress display that does something at a given number of committed parts."""
+    """An observer that does something at a given number of committed parts."""
 
     def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
         self.acts = acts
         self.lost: list[str] = []
 
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
-        """See `Progress`."""
-        if event.replica_lost:
-            self.lost.append(event.replica_lost)
+    def note(self, event: PoolEvent[Task], summary: JobSummary) -> None:
+        """See `Observer`."""
+        if isinstance(event, ActorLost):
+            self.lost.append(event.why)
         for parts in [parts for parts in self.acts if summary.parts >= parts]:
             self.acts.pop(parts)()
 
@@ -156,7 +157,7 @@ def test_the_same_command_finishes_after_driver_replica_and_node_were_killed(
 
     saboteur = Saboteur({1: lambda: cluster.kill_replica(on_second=False), 4: cluster.lose_second_node})
     try:
-        summary = run_job(config, saboteur)
+        summary = run_job(config, observer=saboteur.note)
     finally:
         cluster.replace_second_node()
     assert summary.ok, summary
@@ -208,14 +209,14 @@ def test_a_shard_that_kills_its_replica_is_given_up_and_a_silent_replica_is_kill
         trap.with_name(trap.name + ".armed").touch()
     config = job_config(
         tiny_model, folder / "*.tar", s3_server.fresh_uri(),
-        pipeline__replicas_max=2, pipeline__shard_attempts=2, pipeline__shard_timeout_s=12,
+        replicas__max=2, replicas__attempts=2, replicas__silence_limit_s=12,
     )  # fmt: skip
     store = open_store(config.output, config.s3)
 
     assert main(command(config)) == 4
     shown = capsys.readouterr()
     assert f"FAILED {kills}: given up after 2 attempts" in shown.out
-    assert "no part was done for 12 s" in shown.err
+    assert "it sent nothing for 12 s" in shown.err
     assert [(record.shard.uri, record.attempts) for record in read_failures(store).values()] == [(str(kills), 2)]
     found = account(store)
     assert len(found.stored) == len(set(found.stored)) == 8
@@ -245,9 +246,7 @@ def test_a_replica_at_which_all_work_fails_is_replaced_and_no_other_shard_pays_f
     sickens.with_name(sickens.name + ".armed").touch()
     for number, name in enumerate("acdef"):
         write_tar(folder / f"{name}.tar", samples(4, first=10 * (number + 1)))
-    config = job_config(
-        tiny_model, folder / "*.tar", tmp_path / "cache", pipeline__replicas_max=1, pipeline__shard_attempts=2
-    )
+    config = job_config(tiny_model, folder / "*.tar", tmp_path / "cache", replicas__max=1, replicas__attempts=2)
     assert main(command(config)) == 0
     assert "CUDA error" in capsys.readouterr().err
     assert len(account(open_store(config.output, config.s3)).stored) == 24
@@ -265,26 +264,26 @@ def test_without_a_cluster_ray_is_started_for_the_job_and_ended_with_it(
     shown = (tmp_path / "log").read_text()
     assert driver.returncode == 0, shown
     assert "6 samples stored, 0 quarantined, in 2 parts" in shown
-    assert "replica ready: " in shown
+    assert "replica 0 ready: " in shown
     assert replicas == set(), "it joined a cluster that nobody had named"
 
 
-class Recorder:
-    """A progress display that keeps the events, and the count of replicas behind each."""
+class Recorder(NoProgress):
+    """Keeps the events of a job, and the number of replicas that is shown behind each."""
 
     def __init__(self) -> None:
-        self.events: list[PoolEvent] = []
+        self.events: list[PoolEvent[Task]] = []
         self.counts: list[int] = []
-        self._tally = Tally()
+        self._replicas = 0
 
-    def say(self, what: str) -> None:
+    def update(self, counts: Mapping[str, int], note: str = "") -> None:
         """See `Progress`."""
+        self._replicas = counts["replicas"]
 
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
-        """See `Progress`."""
-        self._tally.note(event)
+    def note(self, event: PoolEvent[Task], summary: JobSummary) -> None:
+        """See `Observer`."""
         self.events.append(event)
-        self.counts.append(int(self._tally.describe(summary).partition(" replicas")[0].rpartition(" ")[2]))
+        self.counts.append(self._replicas)
 
 
 def test_a_replica_without_work_left_is_ended_and_no_longer_counted(
@@ -294,14 +293,14 @@ def test_a_replica_without_work_left_is_ended_and_no_longer_counted(
     inputs = [write_tar(tmp_path / "long.tar", samples(400)), write_tar(tmp_path / "short.tar", samples(2))]
     config = job_config(
         tiny_model, [str(file) for file in inputs], tmp_path / "cache",
-        pipeline__replicas_max=2, cache__part_samples=40,
+        replicas__max=2, cache__part_samples=40,
     )  # fmt: skip
     recorder = Recorder()
-    assert run_job(config, recorder).stored == 402
-    (at,) = (place for place, event in enumerate(recorder.events) if event.replica_ended)
-    assert {event.replica for event in recorder.events[at:] if event.report} == {1 - (recorder.events[at].replica or 0)}
+    assert run_job(config, recorder, recorder.note).stored == 402
+    ((at, ended),) = ((at, event) for at, event in enumerate(recorder.events) if isinstance(event, ActorEnded))
+    assert {event.actor for event in recorder.events[at:] if isinstance(event, Report)} == {1 - ended.actor}
     assert set(recorder.counts[at:]) == {1}
-    assert [event for event in recorder.events if event.replica_lost] == []
+    assert [event for event in recorder.events if isinstance(event, ActorLost)] == []
 
 
 def test_too_many_bad_samples_stop_the_job(
@@ -316,11 +315,11 @@ def test_too_many_bad_samples_stop_the_job(
 def test_a_cluster_without_room_for_a_replica_is_said(cluster: SmallCluster, tiny_model: Path, tmp_path: Path) -> None:
     config = job_config(
         tiny_model, write_tar(tmp_path / "a.tar", samples(1)), tmp_path / "cache",
-        pipeline__cpus_per_replica=64, pipeline__start_timeout_s=2,
+        replicas__cpus=64, replicas__start_timeout_s=2,
     )  # fmt: skip
     with pytest.raises(JobFailed, match=r"0 of at least 1 replicas started in 2 s; each wants 64 CPUs") as caught:
         run_job(config)
-    assert "pipeline.cpus_per_replica" in str(caught.value)
+    assert "replicas.cpus" in str(caught.value)
 
 
 def test_a_model_that_no_replica_can_load_ends_the_job_with_the_cause(
@@ -329,8 +328,8 @@ def test_a_model_that_no_replica_can_load_ends_the_job_with_the_cause(
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"no weights")
     shards = [write_tar(tmp_path / f"{number}.tar", samples(1)) for number in range(3)]
-    config = job_config(broken, [str(shard) for shard in shards], tmp_path / "cache", pipeline__replicas_max=2)
-    with pytest.raises(JobFailed, match=r"3 replicas in a row failed to load: .*SafetensorError: .+"):
+    config = job_config(broken, [str(shard) for shard in shards], tmp_path / "cache", replicas__max=2)
+    with pytest.raises(JobFailed, match=r"fail to start on every host of the cluster; the last: .*SafetensorError: .+"):
         run_job(config)
 
 

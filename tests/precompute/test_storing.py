@@ -19,6 +19,7 @@ from trio_ray.config import JobConfig
 from trio_ray.errors import StoreError
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.host_memory import HostMemory
+from trio_ray.precompute.model_stage import StoredGroup
 from trio_ray.precompute.plan import JobPlan, plan_job
 from trio_ray.precompute.shard_run import ShardRunner
 from trio_ray.precompute.shard_writer import ShardSink
@@ -135,11 +136,59 @@ def test_what_the_store_refuses_is_raised_here_as_the_same_error(
     assert elsewhere.run(0) == 9  # the process lives on
 
 
+def test_a_shard_that_cannot_be_given_up_costs_a_process_and_raises_nothing(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere]
+) -> None:
+    """The process answers with an error: it is ended and not used again, and none is left behind."""
+    elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
+    opened.append(elsewhere)
+    (process,) = elsewhere.processes._idle
+    sink = elsewhere.processes.open(elsewhere.plan.tasks[0].shard)
+    process.ask = lambda message: (_ for _ in ()).throw(RuntimeError(f"no answer to {message}"))  # type: ignore
+    sink.abort()
+    sink.abort()
+    assert process._running.returncode == 0
+    assert elsewhere.processes._idle == []
+    assert elsewhere.run(0) == 9
+
+
+def test_no_memory_stays_lent_when_a_batch_does_not_arrive(
+    tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two groups of a batch fails to arrive: the blocks of both can be used again."""
+    elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
+    opened.append(elsewhere)
+    arrive, arrivals = StoredGroup.arrived, []
+
+    def fail_the_second_time(group: StoredGroup) -> StoredGroup:
+        arrivals.append(group)
+        if len(arrivals) == 2:
+            raise RuntimeError("CUDA error")
+        return arrive(group)
+
+    monkeypatch.setattr(StoredGroup, "arrived", fail_the_second_time)
+    stage = elsewhere.runner.stage
+    run = stage.run
+
+    def run_one_by_one(prepared: Any) -> Any:
+        stage.token_budget = 1  # as if the device had run out of memory since the batch was packed
+        return run(prepared)
+
+    monkeypatch.setattr(stage, "run", run_one_by_one)
+    task = elsewhere.plan.tasks[0]
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        list(elsewhere.runner.run(task.shard, task.committed))
+    assert len(arrivals) >= 2
+    assert elsewhere.memory.alive == {block.number for block in elsewhere.memory._free}
+    assert len(elsewhere.memory.alive) == len(elsewhere.memory._free)
+
+
 def test_processes_end_with_the_replica(
     tmp_path: Path, tiny_model: Path, llama: Replica, opened: list[Elsewhere]
 ) -> None:
     elsewhere = Elsewhere(config_of(tmp_path, tiny_model, "cache"), llama)
     (process,) = elsewhere.processes._idle
+    elsewhere.processes.open(elsewhere.plan.tasks[0].shard).abort()  # it has started
     elsewhere.processes.close()
     assert process._running.returncode == 0
 
@@ -155,6 +204,8 @@ def test_blocks_are_used_again_and_replaced_by_larger_ones() -> None:
     other = memory.lease(500)
     assert other.block is not again.block
     again.release()
+    again.release()  # the second time nothing happens
+    assert memory._free == [again.block]
     large = memory.lease(3 << 20)
     assert again.block.number not in memory.alive
     assert memory.alive == {other.block.number, large.block.number}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import ray
 
-from trio_ray.config import PipelineConfig
+from trio_ray.config import ActorConfig
 
 
-def cpus_to_count_on(settings: PipelineConfig) -> int:
+def cpus_to_count_on(settings: ActorConfig) -> int:
     """Those that a replica reserves, or of its node's as large a share as it has of the GPUs, whichever is more.
 
     To be asked in the replica's own actor; elsewhere it is what a replica would reserve.
@@ -20,7 +20,7 @@ def cpus_to_count_on(settings: PipelineConfig) -> int:
         here = ray.get_runtime_context()
         gpus = float(here.get_assigned_resources().get("GPU", 0))
         node = next((n["Resources"] for n in ray.nodes() if n["NodeID"] == here.get_node_id()), {})
-    return share_of(settings.cpus_per_replica, gpus, node)
+    return share_of(settings.cpus, gpus, node)
 
 
 def share_of(reserved: float, gpus: float, node: Mapping[str, float]) -> int:

@@ -1,241 +1,267 @@
-"""Replicas on Ray: started as the cluster has room, given one shard at a time, replaced when they die."""
+"""One pool of actors for every job: a factory of actors, and a queue of work."""
 
 from __future__ import annotations
 
+import random
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from trio_ray.cluster.actors import ActorFactory, Placed, WantsMore, no_room
+from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
+from trio_ray.cluster.hosts import HostRecord
 from trio_ray.cluster.session import in_one_line
-from trio_ray.config import PipelineConfig
+from trio_ray.config import ReplicasConfig
 from trio_ray.errors import JobFailed, TrioRayError
-from trio_ray.precompute.plan import Task
-from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaOrder
-from trio_ray.precompute.shard_run import SHARDS_AT_ONCE, InputRead
-from trio_ray.precompute.shard_writer import PartReport
+
+W = TypeVar("W")
 
 POLL_S = 0.5
-MAX_FAILED_STARTS = 3
-"""Replicas in a row that may fail to load, while none works, before the job gives up: the next would fail as well."""
-
-
-@dataclass
-class PoolEvent:
-    """Something the job wants to know: exactly one of the fields is set, beside the number of the `replica`.
-
-    A replica without work left is ended, whether it was ready or still starting; it is not lost.
-    """
-
-    report: PartReport | None = None
-    shard_done: Task | None = None
-    shard_failed: tuple[Task, int, str] | None = None
-    replica_ready: str | None = None
-    replica_lost: str | None = None
-    replica_ended: bool = False
-    replica: int | None = None
+LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(eq=False)
-class _Run:
-    """A shard on a replica. `stream` brings its reports; `reading` until all of its input is read."""
+class _Item(Generic[W]):
+    """A piece of work, how often it has failed, and when it may be tried again."""
 
-    task: Task
+    work: W
+    failures: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(eq=False)
+class _Run(Generic[W]):
+    """A piece of work on an actor. `stream` brings its reports; until it is `overlapping`, the actor takes no other."""
+
+    item: _Item[W]
     stream: Any
-    reading: bool = True
+    overlapping: bool = False
 
 
 @dataclass(eq=False)
-class _Replica:
-    """An actor and what it is at: its `start` until that is over, then up to two shards, of which one is being stored
-    while the next is read.
-    """
+class _Actor(Generic[W]):
+    """An actor and what it does: `start` until it is ready, then its runs."""
 
     number: int
-    actor: Any
+    handle: Any
     start: Any
-    runs: list[_Run] = field(default_factory=list)
+    node: str | None = None
+    runs: list[_Run[W]] = field(default_factory=list)
     last_seen: float = field(default_factory=time.monotonic)
 
     @property
-    def wants_work(self) -> bool:
-        """Whether the model would soon be idle."""
-        return self.start is None and len(self.runs) < SHARDS_AT_ONCE and not any(run.reading for run in self.runs)
+    def ready(self) -> bool:
+        return self.start is None
 
 
-class ReplicaPool:
-    """Runs tasks on between `replicas_min` and `replicas_max` replicas.
+class ActorPool(Generic[W]):
+    """Runs work on between `settings.min` and `settings.max` actors.
 
-    All of the wanted replicas are asked for at once: those that the cluster has room for start, the others wait in
-    Ray's queue, where a cluster autoscaler sees them; work begins with the first that is ready. A replica that dies is
-    replaced while there is work, and one without work is ended, so that its GPU is free for others.
+    - All wanted actors are asked for at once. Those that the cluster has room for start; the others wait in Ray's
+      queue, where a cluster autoscaler sees them. Work begins with the first that is ready.
+    - An actor that dies is replaced while there is work. So is a sick one, which raised anything but a `TrioRayError`:
+      a lost device fails at every piece of work, sooner than others are done with one. An actor without work left is
+      ended, so that its GPU is free for others.
+    - An actor that sends nothing for `settings.silence_limit_s` is killed, while it loads and while it works.
+    - Work that fails is tried again after a pause, and given up after `settings.attempts`. A machine that was taken
+      back (preemption) costs no attempt.
+    - Actors are started again without limit while others work. Hosts on which they keep failing are avoided. The pool
+      gives up when it has no actor at all and either every host has failed several times, or `start_timeout_s` is over.
 
-    Ray Data's actor pool retries a killed actor's shard without end and reports once a shard; here a shard that kills
-    its replica is given up after `shard_attempts`, a silent replica is killed, and each part is reported as it is
-    committed.
+    Ray Data's actor pool retries a killed actor's work without end, and reports only once it is done.
+
+    Args:
+        factory: makes the actors, whose class is a `PooledActor`.
+        settings: how many, and with which resources and limits.
+        overlap: pieces of work on an actor at the same time, after a `WantsMore`.
     """
 
-    def __init__(self, order: ReplicaOrder, settings: PipelineConfig, gpus: float) -> None:
-        self._order = order
+    def __init__(self, factory: ActorFactory, settings: ReplicasConfig, overlap: int = 1) -> None:
+        self._factory = factory
         self._settings = settings
-        self._gpus = gpus
-        self._replicas: list[_Replica] = []
+        self._overlap = overlap
+        self._hosts = HostRecord(settings)
+        self._actors: list[_Actor[W]] = []
+        self._waiting: deque[_Item[W]] = deque()
+        self._asked_for = 0
+        self._became_ready = 0
         self._failed_starts = 0
-        self._ever_ready = 0
-        self._started_so_far = 0
+        self._next_start = 0.0
+        self._last_ready = time.monotonic()
+        self._last_error: str | None = None
 
-    def run(self, tasks: list[Task]) -> Generator[PoolEvent, None, None]:
-        """Work through `tasks`; events come as they happen. Closing the generator ends the replicas.
+    def run(self, work: Iterable[W]) -> Generator[PoolEvent[W], None, None]:
+        """Do all work; events come as they happen. Closing the generator ends the actors.
 
         Raises:
-            JobFailed: fewer than `replicas_min` replicas could be started in `start_timeout_s`, or replicas fail to
-            load.
+            JobFailed: fewer than `settings.min` actors could be started in time, or none can be started any more.
         """
-        waiting = deque(tasks)
-        attempts: dict[str, int] = {}
-        deadline = time.monotonic() + self._settings.start_timeout_s
-        needed = min(self._settings.replicas_min, len(tasks))  # more than one a shard are never started
+        self._waiting.extend(_Item(one) for one in work)
+        needed = min(self._settings.min, len(self._waiting))  # there is never more than one actor a piece of work
+        deadline = self._last_ready = time.monotonic()
+        deadline += self._settings.start_timeout_s
         try:
-            while waiting or any(replica.runs for replica in self._replicas):
-                yield from self._match_size(len(waiting))
-                self._hand_out(waiting)
-                for replica, run in self._changed():
-                    if replica in self._replicas:  # an event before may have shown that it died
-                        yield from self._advance(replica, run, waiting, attempts)
-                yield from self._kill_silent(waiting, attempts)
-                if self._ever_ready < needed and time.monotonic() > deadline:
-                    raise JobFailed(self._start_problem())
+            while self._waiting or any(actor.runs for actor in self._actors):
+                yield from self._match_size()
+                self._hand_out()
+                for actor, run in self._changed():
+                    if actor in self._actors:  # an event before may have shown that it died
+                        yield from self._started(actor) if run is None else self._advance(actor, run)
+                yield from self._kill_silent()
+                self._give_up_when_hopeless(needed, deadline)
         finally:
-            for replica in self._replicas:
-                ray.kill(replica.actor)
-            self._replicas = []
+            for actor in self._actors:
+                ray.kill(actor.handle)
+            self._actors = []
 
-    def _match_size(self, waiting: int) -> Iterator[PoolEvent]:
-        """Start replicas that are missing; end those that have no work left."""
-        busy = sum(bool(replica.runs) for replica in self._replicas)
-        wanted = min(self._settings.replicas_max, busy + waiting)
-        for replica in [r for r in self._replicas if not r.runs][max(0, wanted - busy) :]:
-            self._replicas.remove(replica)
-            ray.kill(replica.actor)
-            yield PoolEvent(replica_ended=True, replica=replica.number)
-        while len(self._replicas) < wanted:
-            actor_class = ray.remote(ReplicaActor)
-            actor = actor_class.options(
-                num_cpus=self._settings.cpus_per_replica,
-                num_gpus=self._gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=SHARDS_AT_ONCE,
-            ).remote(self._order)
-            self._replicas.append(_Replica(self._started_so_far, actor, actor.ready.remote()))
-            self._started_so_far += 1
+    def _match_size(self) -> Iterator[PoolEvent[W]]:
+        """Start actors that are missing; end those that have no work left."""
+        busy = sum(bool(actor.runs) for actor in self._actors)
+        wanted = min(self._settings.max, busy + len(self._waiting))
+        idle = sorted((a for a in self._actors if not a.runs), key=lambda a: (not a.ready, a.node is None))
+        for actor in idle[max(0, wanted - busy) :]:
+            self._remove(actor)
+            yield ActorEnded(actor.number)
+        if len(self._actors) < wanted and time.monotonic() >= self._next_start:
+            avoided = self._hosts.avoided()
+            while len(self._actors) < wanted:
+                handle = self._factory.start(self._settings, avoided)
+                start = handle.start.options(num_returns="streaming").remote()
+                self._actors.append(_Actor(self._asked_for, handle, start))
+                self._asked_for += 1
 
-    def _hand_out(self, waiting: deque[Task]) -> None:
-        # Idle replicas first: a second shard for a busy one is worth less than a first one.
-        for replica in sorted(self._replicas, key=lambda replica: len(replica.runs)):
-            if replica.wants_work and waiting:
-                task = waiting.popleft()
-                stream = replica.actor.run_shard.options(num_returns="streaming").remote(task)
-                replica.runs.append(_Run(task, stream))
-                replica.last_seen = time.monotonic()
+    def _hand_out(self) -> None:
+        # Idle actors first: a second piece of work for a busy one is worth less than a first one.
+        for actor in sorted(self._actors, key=lambda actor: len(actor.runs)):
+            free = actor.ready and len(actor.runs) < self._overlap and all(run.overlapping for run in actor.runs)
+            now = time.monotonic()
+            item = next((item for item in self._waiting if item.not_before <= now), None) if free else None
+            if item is not None:
+                self._waiting.remove(item)
+                stream = actor.handle.run.options(num_returns="streaming").remote(item.work)
+                actor.runs.append(_Run(item, stream))
+                actor.last_seen = now
 
-    def _changed(self) -> list[tuple[_Replica, _Run | None]]:
-        pending: dict[Any, tuple[_Replica, _Run | None]] = {}
-        for replica in self._replicas:
-            if replica.start is not None:
-                pending[replica.start] = (replica, None)
-            pending.update({run.stream: (replica, run) for run in replica.runs})
+    def _changed(self) -> list[tuple[_Actor[W], _Run[W] | None]]:
+        """The actors from which there is news, each with the run that it is about, or None for its start."""
+        pending: dict[Any, tuple[_Actor[W], _Run[W] | None]] = {}
+        for actor in self._actors:
+            if actor.start is not None:
+                pending[actor.start] = (actor, None)
+            pending.update({run.stream: (actor, run) for run in actor.runs})
         if not pending:
             time.sleep(POLL_S)
             return []
-        # The first to have news ends the wait: a replica that is done reading must not wait for the others' parts.
+        # The first to have news ends the wait: an actor that wants more must not wait for the others' reports.
         first, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S, fetch_local=False)
         if not first:
             return []
         changed, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=False)
         return [pending[reference] for reference in changed]
 
-    def _advance(
-        self, replica: _Replica, run: _Run | None, waiting: deque[Task], attempts: dict[str, int]
-    ) -> Iterator[PoolEvent]:
-        replica.last_seen = time.monotonic()
-        if run is None:
-            yield from self._started(replica)
-            return
+    def _started(self, actor: _Actor[W]) -> Iterator[PoolEvent[W]]:
+        actor.last_seen = time.monotonic()
         try:
-            report = ray.get(next(run.stream))
-            if isinstance(report, InputRead):
-                run.reading = False
-            else:
-                yield PoolEvent(report=report, replica=replica.number)
-        except StopIteration:
-            replica.runs.remove(run)
-            yield PoolEvent(shard_done=run.task, replica=replica.number)
-        except RayTaskError as error:  # the actor lives; the shard raised
-            replica.runs.remove(run)
-            yield from self._attempt_failed(run.task, waiting, attempts, in_one_line(error))
-            if not isinstance(error.cause, TrioRayError):
-                # A device that is lost, or memory: it would fail at every shard, sooner than others are done with one.
-                ray.kill(replica.actor)
-                yield from self._lost(replica, waiting, attempts, in_one_line(error), innocent=True)
+            news = ray.get(next(actor.start))
         except RayError as error:
-            # A spot machine that was taken back is no shard's doing.
-            innocent = bool(getattr(error, "preempted", False))
-            yield from self._lost(replica, waiting, attempts, in_one_line(error), innocent)
-
-    def _started(self, replica: _Replica) -> Iterator[PoolEvent]:
-        try:
-            where = ray.get(replica.start)
-        except RayError as error:
-            self._replicas.remove(replica)
-            self._failed_starts += not getattr(error, "preempted", False)
-            yield PoolEvent(replica_lost=in_one_line(error), replica=replica.number)
-            if self._failed_starts >= MAX_FAILED_STARTS and not any(other.start is None for other in self._replicas):
-                raise JobFailed(f"{MAX_FAILED_STARTS} replicas in a row failed to load: {in_one_line(error)}") from None
+            yield from self._start_failed(actor, in_one_line(error), bool(getattr(error, "preempted", False)))
             return
-        replica.start = None
+        if isinstance(news, Placed):
+            actor.node = news.node
+            return
+        actor.start = None
+        self._became_ready += 1
         self._failed_starts = 0
-        self._ever_ready += 1
-        yield PoolEvent(replica_ready=where, replica=replica.number)
+        self._last_error = None
+        yield ActorReady(actor.number, news)
 
-    def _lost(
-        self, replica: _Replica, waiting: deque[Task], attempts: dict[str, int], why: str, innocent: bool = False
-    ) -> Iterator[PoolEvent]:
-        """A replica is gone. The shard that its model was at is to blame; one that was only being stored is not."""
-        self._replicas.remove(replica)
-        yield PoolEvent(replica_lost=why, replica=replica.number)
-        reading = [run for run in replica.runs if run.reading]
-        for run in replica.runs:
-            if innocent or (reading and run not in reading):
-                waiting.appendleft(run.task)
+    def _start_failed(self, actor: _Actor[W], why: str, preempted: bool = False) -> Iterator[PoolEvent[W]]:
+        self._remove(actor)
+        if not preempted:
+            self._hosts.failed(actor.node)
+            self._failed_starts += 1
+            self._next_start = time.monotonic() + _pause_s(self._failed_starts)
+            self._last_error = why
+        yield ActorLost(actor.number, why)
+
+    def _advance(self, actor: _Actor[W], run: _Run[W]) -> Iterator[PoolEvent[W]]:
+        actor.last_seen = time.monotonic()
+        try:
+            news = ray.get(next(run.stream))
+            if isinstance(news, WantsMore):
+                run.overlapping = True
             else:
-                yield from self._attempt_failed(run.task, waiting, attempts, f"its replica died: {why}")
+                yield Report(actor.number, run.item.work, news)
+        except StopIteration:
+            actor.runs.remove(run)
+            self._hosts.worked(actor.node)
+            yield WorkDone(actor.number, run.item.work)
+        except RayTaskError as error:  # the actor lives; the work raised
+            actor.runs.remove(run)
+            yield from self._attempt_failed(run.item, in_one_line(error))
+            if not isinstance(error.cause, TrioRayError):
+                self._hosts.failed(actor.node)
+                yield from self._lost(actor, in_one_line(error), innocent=True)
+        except RayError as error:
+            # A spot machine that was taken back is not the work's doing.
+            yield from self._lost(actor, in_one_line(error), innocent=bool(getattr(error, "preempted", False)))
 
-    def _attempt_failed(
-        self, task: Task, waiting: deque[Task], attempts: dict[str, int], why: str
-    ) -> Iterator[PoolEvent]:
-        attempts[task.shard.name] = attempts.get(task.shard.name, 0) + 1
-        if attempts[task.shard.name] >= self._settings.shard_attempts:
-            yield PoolEvent(shard_failed=(task, attempts[task.shard.name], why))
+    def _lost(self, actor: _Actor[W], why: str, innocent: bool = False) -> Iterator[PoolEvent[W]]:
+        """An actor is gone. The work that it was in the middle of is to blame; work that was only being finished is
+        not.
+        """
+        self._remove(actor)
+        yield ActorLost(actor.number, why)
+        all_overlap = all(run.overlapping for run in actor.runs)
+        for run in actor.runs:
+            if innocent or (run.overlapping and not all_overlap):
+                self._waiting.appendleft(run.item)
+            else:
+                yield from self._attempt_failed(run.item, f"its replica died: {why}")
+
+    def _attempt_failed(self, item: _Item[W], why: str) -> Iterator[PoolEvent[W]]:
+        item.failures += 1
+        if item.failures >= self._settings.attempts:
+            yield WorkFailed(item.work, item.failures, why)
         else:
-            waiting.append(task)  # last, so that what is sound is done before it kills again
+            item.not_before = time.monotonic() + _pause_s(item.failures)
+            self._waiting.append(item)  # last, so that what is sound is done before it fails again
 
-    def _kill_silent(self, waiting: deque[Task], attempts: dict[str, int]) -> Iterator[PoolEvent]:
-        limit = self._settings.shard_timeout_s
-        for replica in list(self._replicas):
-            if limit is not None and replica.runs and time.monotonic() - replica.last_seen > limit:
-                ray.kill(replica.actor)
-                yield from self._lost(replica, waiting, attempts, f"no part was done for {limit:g} s")
+    def _kill_silent(self) -> Iterator[PoolEvent[W]]:
+        limit = self._settings.silence_limit_s
+        for actor in list(self._actors):
+            if time.monotonic() - actor.last_seen <= limit:
+                continue
+            why = f"it sent nothing for {limit:g} s (replicas.silence_limit_s)"
+            if actor.runs:
+                yield from self._lost(actor, why)
+            elif not actor.ready and actor.node is not None:
+                yield from self._start_failed(actor, f"while it loaded, {why}")
 
-    def _start_problem(self) -> str:
-        settings, cluster = self._settings, ray.cluster_resources()
-        return (
-            f"{self._ever_ready} of at least {settings.replicas_min} replicas started in "
-            f"{settings.start_timeout_s:g} s; each wants {settings.cpus_per_replica:g} CPUs and {self._gpus:g} GPUs, "
-            f"and the cluster has {cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}: see "
-            "pipeline.cpus_per_replica, pipeline.gpus_per_replica and pipeline.start_timeout_s"
-        )
+    def _give_up_when_hopeless(self, needed: int, deadline: float) -> None:
+        now = time.monotonic()
+        if any(actor.ready for actor in self._actors):
+            self._last_ready = now
+        elif self._last_error is not None and self._failed_starts:
+            if self._hosts.hopeless():
+                raise JobFailed(f"replicas fail to start on every host of the cluster; the last: {self._last_error}")
+            if now - self._last_ready > self._settings.start_timeout_s:
+                limit = self._settings.start_timeout_s
+                raise JobFailed(f"no replica could be started for {limit:g} s; the last error: {self._last_error}")
+        if self._became_ready < needed and now > deadline:
+            because = f"; the last error: {self._last_error}" if self._last_error else ""
+            raise JobFailed(no_room(self._settings, self._became_ready, needed) + because)
+
+    def _remove(self, actor: _Actor[W]) -> None:
+        self._actors.remove(actor)
+        ray.kill(actor.handle)
+
+
+def _pause_s(failures: int) -> float:
+    """Seconds until the next try after so many failures. They double; chance keeps tries from coming all at once."""
+    return min(LONGEST_PAUSE_S, 2.0 ** (failures - 1)) * random.uniform(0.5, 1.5)

@@ -1,143 +1,185 @@
-"""What a person sees of a running job: a bar on a terminal, a line now and then in a log."""
+"""What a person sees of a long command: a bar on a terminal, a line now and then in a log.
+
+A command goes through phases. Within a phase it reports counts, such as samples, of which one may have a known total.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from trio_ray.cluster.pool import PoolEvent
+LOG_EVERY_S = 30.0
 
-if TYPE_CHECKING:
-    from trio_ray.precompute.job import JobSummary
 
-LOG_EVERY_S = 10.0
+@dataclass(frozen=True)
+class Phase:
+    """What a command is doing.
+
+    Attributes:
+        name: such as 'loading', 'answering'.
+        unit: the count whose end is known, such as 'shards'.
+        total: how many of the unit there are in all; None where nobody knows.
+        before: how many of them an earlier run has done, which say nothing about the speed.
+        rate_of: the count whose rate is shown.
+    """
+
+    name: str
+    unit: str = ""
+    total: int | None = None
+    before: int = 0
+    rate_of: str = ""
 
 
 class Progress(Protocol):
-    """Told of every event, with the summary so far, and of what happens before the first."""
+    """Shows what a command is doing."""
 
-    def say(self, what: str) -> None:
-        """A line for people."""
+    def begin(self, phase: Phase) -> None:
+        """A phase begins, and the one before is over."""
         ...
 
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
-        """An event happened."""
+    def update(self, counts: Mapping[str, int], note: str = "") -> None:
+        """What the phase has done so far, by unit, and a remark that stands behind it."""
+        ...
+
+    def say(self, line: str) -> None:
+        """A line that stays, for people."""
         ...
 
 
+class NoProgress:
+    """A `Progress` that shows nothing."""
+
+    def begin(self, phase: Phase) -> None:
+        """See `Progress`."""
+
+    def update(self, counts: Mapping[str, int], note: str = "") -> None:
+        """See `Progress`."""
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+
+
+@dataclass
 class Tally:
-    """Counts shards and words the state of a job; both displays share it."""
+    """The state of a phase, in words. Both displays show it."""
 
-    def __init__(self) -> None:
-        self.finished = 0
-        self._ready: set[int | None] = set()
-        self._began: float | None = None
+    phase: Phase
+    counts: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+    began: float = field(default_factory=time.monotonic)
 
-    def note(self, event: PoolEvent) -> None:
-        """Count an event."""
-        if event.replica_ready:
-            self._ready.add(event.replica)
-            self._began = self._began or time.monotonic()
-        if event.replica_lost or event.replica_ended:
-            self._ready.discard(event.replica)  # one that never loaded its model was not counted
-        self.finished += bool(event.shard_done or event.shard_failed)
+    @property
+    def done(self) -> int:
+        """How many of the unit are done, those of earlier runs among them."""
+        return self.phase.before + self.counts.get(self.phase.unit, 0)
 
-    def describe(self, summary: JobSummary) -> str:
-        """`312 samples (41.2/s), 3 bad, shards 5/12, 2 replicas, 0:01:10 left`."""
-        seen = summary.stored + summary.quarantined
-        elapsed = time.monotonic() - self._began if self._began else 0.0
-        rate = seen / elapsed if elapsed > 0 else 0.0
-        done = summary.shards_before + self.finished
-        text = (
-            f"{summary.stored} samples ({rate:.1f}/s), {summary.quarantined} bad, shards {done}/{summary.shards}, "
-            f"{len(self._ready)} replicas"
-        )
-        if summary.failed:
-            text += f", {len(summary.failed)} FAILED"
-        return text + f", {self._left(summary, elapsed)} left"
+    def __str__(self) -> str:
+        """`running: shards 5/12, 312 samples (41.2/s), 3 bad, 2 replicas, 0:00:30, 0:01:10 left`."""
+        elapsed = time.monotonic() - self.began
+        parts = [f"{self.phase.unit} {self.done}/{self.phase.total}"] if self.phase.total is not None else []
+        for unit, count in self.counts.items():
+            rate = f" ({count / elapsed:.1f}/s)" if unit == self.phase.rate_of and elapsed > 0 else ""
+            if unit != self.phase.unit or self.phase.total is None:
+                parts.append(f"{count} {unit}{rate}")
+            else:
+                parts[0] += rate
+        parts += [self.note] if self.note else []
+        parts.append(_clock(elapsed))
+        if self.phase.total is not None:
+            parts.append(f"{self._left(elapsed)} left")
+        return f"{self.phase.name}: {', '.join(parts)}"
 
-    def _left(self, summary: JobSummary, elapsed: float) -> str:
-        todo = summary.shards - summary.shards_before - self.finished
-        if not self.finished or not elapsed:
-            return "?"
-        seconds = int(todo * elapsed / self.finished)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    def _left(self, elapsed: float) -> str:
+        done = self.counts.get(self.phase.unit, 0)
+        return _clock(((self.phase.total or 0) - self.done) * elapsed / done) if done else "?"
 
 
-class BarProgress:
+class TerminalProgress:
     """A bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._tally = Tally()
-        self._bars = Bars(BarColumn(), TextColumn("{task.description}"), console=console, transient=False)
-        self._task = self._bars.add_task("starting replicas", total=None)
+        self._tally = Tally(Phase("starting"))
+        self._bars = Bars(BarColumn(), TextColumn("{task.fields[tally]}"), console=console, redirect_stdout=False)
+        self._task = self._bars.add_task("", total=None, tally=self._tally)
         self._bars.start()
 
-    def say(self, what: str) -> None:
+    def begin(self, phase: Phase) -> None:
         """See `Progress`."""
-        self._bars.console.print(escape(what), highlight=False)
+        self._tally = Tally(phase)
+        self._bars.reset(self._task, total=phase.total, completed=phase.before, tally=self._tally)
 
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
+    def update(self, counts: Mapping[str, int], note: str = "") -> None:
         """See `Progress`."""
-        self._tally.note(event)
-        if event.replica_lost:
-            self._bars.console.print(f"[yellow]replica lost:[/yellow] {escape(event.replica_lost)}", highlight=False)
-        if event.shard_failed:
-            failure = f"{event.shard_failed[0].shard.uri}: {event.shard_failed[2]}"
-            self._bars.console.print(f"[red]shard failed:[/red] {escape(failure)}", highlight=False)
-        done = summary.shards_before + self._tally.finished
-        self._bars.update(
-            self._task,
-            description=self._tally.describe(summary),
-            completed=done,
-            total=max(1, summary.shards),
-        )
+        self._tally.counts, self._tally.note = dict(counts), note
+        self._bars.update(self._task, completed=self._tally.done)
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        self._bars.console.print(escape(line), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it is."""
         self._bars.stop()
 
 
 class LogProgress:
-    """A line every few seconds, for logs that are no terminal."""
+    """Lines on standard error: one when a phase begins, and one every `every_s` seconds while it lasts."""
 
-    def __init__(self) -> None:
-        self._tally = Tally()
-        self._last = 0.0
+    def __init__(self, every_s: float = LOG_EVERY_S) -> None:
+        self._tally: Tally | None = None
+        self._every_s = every_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+        self._thread.start()
 
-    def say(self, what: str) -> None:
+    def begin(self, phase: Phase) -> None:
         """See `Progress`."""
-        print(what, file=sys.stderr, flush=True)
+        self._tally = Tally(phase)
+        self.say(phase.name)
 
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
+    def update(self, counts: Mapping[str, int], note: str = "") -> None:
         """See `Progress`."""
-        self._tally.note(event)
-        loud = event.replica_ready or event.replica_lost or event.replica_ended or event.shard_failed
-        if event.replica_ready:
-            print(f"replica ready: {event.replica_ready}", file=sys.stderr, flush=True)
-        if event.replica_lost:
-            print(f"replica lost: {event.replica_lost}", file=sys.stderr, flush=True)
-        if event.shard_failed:
-            print(
-                f"shard failed: {event.shard_failed[0].shard.uri}: {event.shard_failed[2]}",
-                file=sys.stderr,
-                flush=True,
-            )
-        if loud or time.monotonic() - self._last > LOG_EVERY_S:
-            self._last = time.monotonic()
-            print(self._tally.describe(summary), file=sys.stderr, flush=True)
+        if self._tally is not None:
+            self._tally.counts, self._tally.note = dict(counts), note
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Nothing to clean up."""
+        """Write the last state, if there are counts in it, and end."""
+        self._closed.set()
+        self._thread.join()
+        if self._tally is not None and self._tally.counts:
+            self.say(str(self._tally))
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(self._every_s):
+            if self._tally is not None:
+                self.say(str(self._tally))
 
 
-def make_progress() -> BarProgress | LogProgress:
+@contextmanager
+def progress_display() -> Iterator[Progress]:
     """A bar where standard error is a terminal, lines where it is not."""
     console = Console(stderr=True)
-    return BarProgress(console) if console.is_terminal else LogProgress()
+    display = TerminalProgress(console) if console.is_terminal else LogProgress()
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

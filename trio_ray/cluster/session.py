@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +42,8 @@ def ray_session(cpus: float) -> Iterator[None]:
     else:
         # Named, because Ray would otherwise join whatever was last started here with `ray start`.
         number = max(math.ceil(cpus), os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=number, include_dashboard=False, **_QUIET)
+        with _own_sigterm():
+            ray.init(address="local", num_cpus=number, include_dashboard=False, **_QUIET)
     try:
         yield
     finally:
@@ -49,13 +52,25 @@ def ray_session(cpus: float) -> Iterator[None]:
 
 def _join(address: str) -> None:
     try:
-        ray.init(**_QUIET)
+        with _own_sigterm():
+            ray.init(**_QUIET)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:  # of other versions, a wrong token
         raise ConfigError(
             "RAY_ADDRESS",
             f"{address!r} cannot be joined: {' '.join(str(error).split())}; give a running cluster's address, or unset "
             "it to start Ray here",
         ) from None
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray replaces the handler of SIGTERM by one that ends the process at once; afterwards it is what it was before."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def gpus_per_replica(setting: float | None) -> float:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from trio_ray.config import JobConfig, S3Config, load_config
+from trio_ray.config import JobConfig, S3Config, Section, load_section
 from trio_ray.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -45,11 +48,33 @@ SHARE = number(above=0, most=1)
 """The type of an option that takes a share of something."""
 
 
+def add_settings_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """`--config` and `--set`, which give the settings of a job; `example` is one of them."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; the options override it")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help=f"any setting by its dotted name, e.g. {example} (repeatable; jobs/CONFIGURATION.md lists them all)",
+    )  # fmt: skip
+
+
+def settings(kind: type[S], arguments: argparse.Namespace, options: Mapping[str, str] | Sequence[str]) -> S:
+    """The settings that the command line gives. Raises `ConfigError` that names the setting at fault.
+
+    Args:
+        kind: what is configured.
+        arguments: the command line.
+        options: those that are settings, or a mapping from such options to the dotted names of the settings.
+    """
+    names = options if isinstance(options, Mapping) else dict(zip(options, options, strict=True))
+    given = {name: getattr(arguments, option, None) for option, name in names.items()}
+    values = {name: value for name, value in given.items() if value is not None}
+    return load_section(kind, arguments.config, arguments.set, values)
+
+
 def add_job_options(parser: argparse.ArgumentParser, *, output: bool = True) -> None:
     """Options that give the settings of a precompute job, with those that are changed most often by a name of their
     own.
     """
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; the options below override it")
     parser.add_argument(
         "--input", metavar="URI", nargs="+", help="shards: paths or s3:// URIs, with globs and {a..b} ranges"
     )
@@ -59,21 +84,13 @@ def add_job_options(parser: argparse.ArgumentParser, *, output: bool = True) -> 
     parser.add_argument(
         "--retention", type=float, metavar="R", help="image tokens kept, mean over all layers, 0 < R <= 1"
     )
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted name, e.g. "
-        "pipeline.token_budget=32768 (repeatable; jobs/CONFIGURATION.md lists them all)",
-    )  # fmt: skip
+    add_settings_options(parser, "pipeline.token_budget=32768")
 
 
 def job_config(arguments: argparse.Namespace) -> JobConfig:
     """The settings that these options give. Raises `ConfigError` that names the setting at fault."""
-    named = {
-        "input": arguments.input,
-        "output": getattr(arguments, "output", None),
-        "model.name": arguments.model,
-        "method.retention": arguments.retention,
-    }
-    return load_config(arguments.config, arguments.set, {name: v for name, v in named.items() if v is not None})
+    options = {"input": "input", "output": "output", "model": "model.name", "retention": "method.retention"}
+    return settings(JobConfig, arguments, options)
 
 
 def add_s3_options(parser: argparse.ArgumentParser) -> None:

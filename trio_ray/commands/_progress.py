@@ -1,29 +1,23 @@
-"""What a long command is at, on standard error, for the person who waits."""
+"""The one progress display, as the callbacks that studies and measurements take."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from trio_ray.cluster.progress import Phase, progress_display
 
 
-def timed_steps() -> Callable[[str], None]:
-    """A function that tells a step, behind the seconds since now."""
-    started = time.monotonic()
-
-    def show(what: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
-
-    return show
+@contextmanager
+def shown_steps() -> Iterator[Callable[[str], None]]:
+    """A function that shows the step that begins, until the end."""
+    with progress_display() as progress:
+        yield lambda what: progress.begin(Phase(what))
 
 
-def counted(what: str, total: int) -> Callable[[int], None]:
-    """A function that tells how many of `total` are done, and how long the others will take, in one line."""
-    started = time.monotonic()
-
-    def show(done: int) -> None:
-        left = (time.monotonic() - started) * (total - done) / done
-        end = "\n" if done == total else ""
-        print(f"\r{done} of {total} {what}, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
-
-    return show
+@contextmanager
+def shown_count(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many of `total` are done, until the end."""
+    with progress_display() as progress:
+        progress.begin(Phase("running", what, total, rate_of=what))
+        yield lambda done: progress.update({what: done})

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trio_ray.commands._options import add_job_options, check_file, job_config, number, whole
-from trio_ray.commands._progress import counted
+from trio_ray.commands._progress import shown_count
 from trio_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,15 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     if len(samples) < MIN_SAMPLES:
         raise ConfigError("input", f"holds {len(samples)} samples that could be used; {MIN_SAMPLES} are needed")
     steps = count()
-    show = counted("steps", 2 * len(samples))
-
-    def advance() -> None:
-        show(next(steps) + 1)
-
-    drawn = list(prefixes_of(samples, config, replica, advance))
     fingerprint, notes = model_fingerprint(model_folder(config.model)), {"input": list(config.input)}
     rank = arguments.rank or DEFAULT_RANK
-    fitted = fit(replica, drawn, fingerprint, notes, rank, arguments.group_layers, advance)
+    with shown_count("steps", 2 * len(samples)) as show:
+
+        def advance() -> None:
+            show(next(steps) + 1)
+
+        drawn = list(prefixes_of(samples, config, replica, advance))
+        fitted = fit(replica, drawn, fingerprint, notes, rank, arguments.group_layers, advance)
     chosen = _choose(arguments, fitted)
     print(f"step {chosen.step:.3g}, fitted to {fitted.calibration.samples} samples\n{chosen.measured}")
     try:

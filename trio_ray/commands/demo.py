@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         unfinished = folder / "corpus.unfinished"
         write_corpus(unfinished, scenes=arguments.scenes, samples_per_shard=100, broken=True, seed=0)
         unfinished.rename(corpus)
-    options = ["--input", str(corpus / "*.tar"), "--output", str(cache), "--set", "pipeline.replicas_max=2"]
+    options = ["--input", str(corpus / "*.tar"), "--output", str(cache), "--set", "replicas.max=2"]
     options += ["--set", "cache.codec=int4"]  # which needs no calibration first
     print("== precompute: two replicas of the bundled model; the broken samples go to quarantine", flush=True)
     status = _step(precompute, options)

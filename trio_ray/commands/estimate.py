@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_ray.commands._options import SHARE, add_job_options, check_file, job_config, number, whole
-from trio_ray.commands._progress import timed_steps
+from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import ConfigError
 
 CODECS = ("raw", "fp8", "int8", "int4", "int2")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=number(above=0), default=5.0, metavar="S", help="least time to measure (default 5)"
     )
-    parser.add_argument("--replicas", type=whole(1), metavar="R", help="replicas (default: the job's replicas_max)")
+    parser.add_argument("--replicas", type=whole(1), metavar="R", help="replicas (default: the job's replicas.max)")
     parser.add_argument(
         "--bandwidth", type=number(above=0), metavar="GB/S", help="what one replica reads and writes the cache with"
     )
@@ -71,11 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
         codecs=codecs,
         flop_per_s=None if arguments.measure else 1e12 * arguments.gpu_tflops * arguments.efficiency,
         seconds=arguments.seconds,
-        replicas=arguments.replicas or config.pipeline.replicas_max,
+        replicas=arguments.replicas or config.replicas.max,
         bandwidth_gb_per_s=arguments.bandwidth,
         prices=Prices(arguments.gpu_price, arguments.storage_price, arguments.months),
     )
-    estimate = make_estimate(settings, timed_steps())
+    with shown_steps() as show:
+        estimate = make_estimate(settings, show)
     print(text(estimate))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(asdict(estimate), indent=1) + "\n", encoding="utf-8")

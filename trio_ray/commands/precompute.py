@@ -5,7 +5,7 @@ seconds. Ray is started on this machine, or joined where RAY_ADDRESS names a clu
 
 example:
   trio-ray precompute --input 's3://corpus/{00000..00099}.tar' --output s3://bucket/cache \\
-      --model llava-hf/llava-v1.6-vicuna-7b-hf --retention 0.111 --set pipeline.replicas_max=8
+      --model llava-hf/llava-v1.6-vicuna-7b-hf --retention 0.111 --set replicas.max=8
 """
 
 from __future__ import annotations
@@ -23,13 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the job; 0 if all input is in the cache or in quarantine, 4 if not."""
     config = job_config(arguments)
-    from trio_ray.cluster.progress import make_progress
+    from trio_ray.cluster.progress import progress_display
     from trio_ray.precompute.job import run_job
 
-    progress = make_progress()
-    try:
+    with progress_display() as progress:
         summary = run_job(config, progress)
-    finally:
-        progress.close()
     print(summary)
     return 0 if summary.ok else 4

@@ -1,4 +1,4 @@
-"""The configuration of a distillation (jobs/distill.py)."""
+"""The configuration of a distillation (`trio-ray distill`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from trio_ray.config import ModelConfig, S3Config, Section
+from trio_ray.config import ActorConfig, ModelConfig, S3Config, Section
 
 
 class StudentConfig(Section):
@@ -69,17 +69,12 @@ class HeldOutConfig(Section):
     batch_size: int = Field(64, ge=1, description="Samples answered together.")
 
 
-class WorkersConfig(Section):
-    """Data-parallel training: each worker reads its share of the samples, gradients are added up."""
+class GangConfig(ActorConfig):
+    """Data-parallel training: each replica of the student reads its share of the samples, gradients are added up."""
 
-    count: int = Field(
-        1, ge=1, description="Workers, each a Ray actor with a model of its own; 1 has no gradients to share."
+    max: int = Field(
+        1, ge=1, description="Replicas, each a Ray actor. All train together, so the job waits until all have started."
     )
-    gpus: float | None = Field(
-        None, ge=0.0, description="GPUs a worker reserves; by default 1 where the cluster has any, else 0."
-    )
-    cpus: float = Field(1.0, gt=0.0, description="CPUs a worker reserves.")
-    start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for all workers.")
 
 
 class DistillConfig(Section):
@@ -99,7 +94,7 @@ class DistillConfig(Section):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     test: HeldOutConfig = HeldOutConfig()
-    workers: WorkersConfig = WorkersConfig()
+    replicas: GangConfig = GangConfig()
     on_bad: Literal["error", "skip"] = Field(
         "error", description="For a sample that is gone or damaged: the job ends, or it is counted and left out."
     )

@@ -1,10 +1,15 @@
-"""The workers of a distillation as Ray actors."""
+"""The workers of a distillation as Ray actors: a gang, which is not a queue of work.
+
+A pool (`cluster.pool`) gives independent pieces of work to whichever actor is free, and replaces one actor alone. Here
+every step needs the gradients of all workers, so all must start before the first step, and if one is lost the others
+would wait for it for ever: the whole gang is then started again, and goes on from the last checkpoint. What a gang
+shares with a pool is the session, the actors' resources, how they are started, and the sentences of errors.
+"""
 
 from __future__ import annotations
 
-import math
 import socket
-from collections.abc import Callable
+import time
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -14,9 +19,11 @@ import torch
 from ray.exceptions import RayError
 from torch import distributed
 
-from trio_ray.cluster.session import gpus_per_replica, in_one_line, ray_session
+from trio_ray.cluster.actors import ActorFactory, no_room
+from trio_ray.cluster.progress import Phase, Progress
+from trio_ray.cluster.session import in_one_line, ray_session
 from trio_ray.distill.training import StepReport
-from trio_ray.distill.worker import Worker, WorkOrder
+from trio_ray.distill.worker import Worker, WorkerSpec
 from trio_ray.errors import JobFailed, TrioRayError
 
 POLL_S = 2.0
@@ -30,23 +37,23 @@ class WorkerActor:
         self._latest: StepReport | None = None
 
     def address(self) -> str:
-        """Where this actor, as the first of a group, can be met by the others."""
+        """Where the others can meet this actor, if it is the first of the gang."""
         with closing(socket.socket()) as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def latest(self) -> StepReport | None:
-        """What the latest step did; answered while `run` is under way."""
+        """What the latest step did; can be asked while `run` is under way."""
         return self._latest
 
-    def run(self, order: WorkOrder, address: str) -> dict[str, Any]:
-        """Train, as one of a group if there are several. Returns as `Worker.run` does."""
-        if order.world_size == 1:
-            return Worker(order).run(self._note)
+    def run(self, spec: WorkerSpec, address: str) -> dict[str, Any]:
+        """Train, together with the others if there are several. Returns what `Worker.run` returns."""
+        if spec.world_size == 1:
+            return Worker(spec).run(self._note)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, init_method=address, rank=order.rank, world_size=order.world_size)
+        distributed.init_process_group(backend, init_method=address, rank=spec.rank, world_size=spec.world_size)
         try:
-            return Worker(order).run(self._note)
+            return Worker(spec).run(self._note)
         finally:
             distributed.destroy_process_group()
 
@@ -54,72 +61,86 @@ class WorkerActor:
         self._latest = report
 
 
-def run_group(order: WorkOrder, on_step: Callable[[StepReport], None]) -> dict[str, Any]:
-    """Run as many workers as the configuration wants; returns the first one's metrics.
+class _GangLost(Exception):
+    """A worker died or fell silent; the message says which and why."""
+
+
+def run_group(spec: WorkerSpec, progress: Progress) -> dict[str, Any]:
+    """Run as many workers as the configuration wants; returns the metrics of the first one.
 
     Raises:
-        JobFailed: they cannot all be started, or one of them died.
+        JobFailed: they cannot all be started, or workers were lost `replicas.attempts` times.
         TrioRayError: what a worker raised.
     """
-    workers = order.config.workers
-    with ray_session(workers.count * workers.cpus):
-        options = {
-            "num_cpus": workers.cpus,
-            "num_gpus": gpus_per_replica(workers.gpus),
-            "max_restarts": 0,
-            "max_concurrency": 2,
-        }
-        actors = [
-            ray.remote(WorkerActor).options(**options).remote(max(1, math.floor(workers.cpus)))
-            for _ in range(workers.count)
-        ]
-        try:
-            address = _address(actors, order)
-            runs = [
-                actor.run.remote(replace(order, rank=rank, world_size=workers.count), address)
-                for rank, actor in enumerate(actors)
-            ]
-            return _results(actors[0], runs, on_step)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+    replicas = spec.config.replicas
+    with ray_session(replicas.max * replicas.cpus):
+        for attempt in range(1, replicas.attempts + 1):
+            try:
+                return _run_once(spec, progress)
+            except _GangLost as lost:
+                why = str(lost)
+                if attempt < replicas.attempts:
+                    progress.say(f"{why}; the workers start again from the last checkpoint")
+    raise JobFailed(f"{why}; this was attempt {replicas.attempts}, the same command goes on from the last checkpoint")
 
 
-def _address(actors: list[Any], order: WorkOrder) -> str:
-    """The first worker's address, once all have started."""
-    asked = [actor.address.remote() for actor in actors]
-    workers = order.config.workers
+def _run_once(spec: WorkerSpec, progress: Progress) -> dict[str, Any]:
+    replicas = spec.config.replicas
+    progress.begin(Phase("starting workers"))
+    factory = ActorFactory(WorkerActor, (replicas.torch_threads,), calls_at_once=2)
+    actors = [factory.start(replicas) for _ in range(replicas.max)]
     try:
-        addresses: list[str] = ray.get(asked, timeout=workers.start_timeout_s)
-    except ray.exceptions.GetTimeoutError:
-        cluster = ray.cluster_resources()
-        raise JobFailed(
-            f"{workers.count} workers did not start in {workers.start_timeout_s:g} s; each wants {workers.cpus:g} CPUs "
-            f"and {gpus_per_replica(workers.gpus):g} GPUs, and the cluster has {cluster.get('CPU', 0):g} and "
-            f"{cluster.get('GPU', 0):g}: see workers.cpus, workers.gpus and workers.start_timeout_s"
-        ) from None
+        address = _address(actors, spec)
+        progress.begin(Phase("training", "steps", spec.config.training.steps, rate_of="steps"))
+        runs = [
+            actor.run.remote(replace(spec, rank=rank, world_size=replicas.max), address)
+            for rank, actor in enumerate(actors)
+        ]
+        return _results(actors[0], runs, progress, replicas.silence_limit_s)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _address(actors: list[Any], spec: WorkerSpec) -> str:
+    """The address of the first worker, once all have started."""
+    asked = [actor.address.remote() for actor in actors]
+    replicas = spec.config.replicas
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=replicas.start_timeout_s)
+    if len(ready) < len(asked):
+        raise JobFailed(no_room(replicas, len(ready), len(asked)))
+    try:
+        addresses: list[str] = ray.get(asked)
     except RayError as error:
-        raise JobFailed(f"a worker did not start: {in_one_line(error)}") from None
+        raise _GangLost(f"a worker did not start: {in_one_line(error)}") from None
     return addresses[0]
 
 
-def _results(first: Any, runs: list[Any], on_step: Callable[[StepReport], None]) -> dict[str, Any]:
+def _results(first: Any, runs: list[Any], progress: Progress, silence_limit_s: float) -> dict[str, Any]:
+    """The results of all runs. The first failure ends all: the others would wait for the lost one's gradients."""
     waiting = list(runs)
-    shown = 0
+    shown, last_seen = 0, time.monotonic()
+    asked = first.latest.remote()
     try:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=POLL_S)
-            ray.get(done)  # the first failure ends all: the others would wait for the lost one's gradients
-            report: StepReport | None = ray.get(first.latest.remote())
-            if report is not None and report.step > shown:
-                shown = report.step
-                on_step(report)
+            ray.get(done)
+            answered, _ = ray.wait([asked], timeout=0)  # a worker that hangs does not answer
+            if answered:
+                report: StepReport | None = ray.get(asked)
+                asked = first.latest.remote()
+                if report is not None and report.step > shown:
+                    shown, last_seen = report.step, time.monotonic()
+                    note = f"truth {report.truth:.4f}, teacher {report.teacher:.4f}"
+                    progress.update({"steps": report.step}, note)
+            if done:
+                last_seen = time.monotonic()
+            if time.monotonic() - last_seen > silence_limit_s:
+                raise _GangLost(f"the workers took no step for {silence_limit_s:g} s (replicas.silence_limit_s)")
         metrics: list[dict[str, Any]] = ray.get(runs)
     except RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, TrioRayError):
             raise cause from None
-        raise JobFailed(
-            f"a worker failed: {in_one_line(error)}; the same command goes on from the last checkpoint"
-        ) from None
+        raise _GangLost(f"a worker failed: {in_one_line(error)}") from None
     return {**metrics[0], "skipped": sum(part["skipped"] for part in metrics)}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import xxhash
 
 from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.distill.config import DistillConfig
 from trio_ray.distill.group import run_group
 from trio_ray.distill.student import layer_numbers
-from trio_ray.distill.training import StepReport
-from trio_ray.distill.worker import WorkOrder
+from trio_ray.distill.worker import WorkerSpec
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.model.loading import model_fingerprint, model_folder, read_model_config
 from trio_ray.store.opening import open_store
@@ -22,16 +21,14 @@ from trio_ray.store.record import canonical_json
 METRICS = "metrics.json"
 
 
-def run_distillation(
-    config: DistillConfig, on_step: Callable[[StepReport], None] = lambda report: None
-) -> dict[str, Any]:
+def run_distillation(config: DistillConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Train a student and store it; returns what `metrics.json` says. The same call again goes on where it stopped.
 
     Below the output are `student/`, a model folder; `checkpoint.safetensors`; `losses.jsonl` and `metrics.json`.
 
     Args:
         config: the distillation.
-        on_step: told now and then what the latest step did.
+        progress: shows the latest step.
 
     Raises:
         ConfigError: it cannot be run; nothing was loaded.
@@ -40,25 +37,28 @@ def run_distillation(
         PrefixError: a sample is gone or damaged, and `on_bad` is 'error'.
         StoreError: a cache or the output failed.
     """
-    order = plan_distillation(config)
-    metrics = run_group(order, on_step)
+    progress = progress or NoProgress()
+    progress.begin(Phase("checking"))
+    spec = plan_distillation(config)
+    metrics = run_group(spec, progress)
     open_store(config.output, config.s3).put(METRICS, json.dumps(metrics, indent=1).encode() + b"\n")
     return metrics
 
 
-def plan_distillation(config: DistillConfig) -> WorkOrder:
+def plan_distillation(config: DistillConfig) -> WorkerSpec:
     """Check all that can be checked without loading a model; what the first worker is told. Raises as above."""
     for name in ("cache", "output"):
         if not getattr(config, name):
             raise ConfigError(name, "is missing; give a folder or s3://bucket/prefix")
-    if config.workers.count > config.training.batch_size:
-        raise ConfigError("workers.count", f"{config.workers.count} share batches of {config.training.batch_size}")
+    replicas = config.replicas.max
+    if replicas > config.training.batch_size:
+        raise ConfigError("replicas.max", f"{replicas} replicas cannot share batches of {config.training.batch_size}")
     folder = model_folder(config.teacher)
     layer_numbers(config.student, read_model_config(folder).get_text_config().num_hidden_layers)
     cache = _embeds_cache(config, "cache", config.cache)
     cache.check_model(folder, cache.dataset.identity["model"]["dtype"])
-    if not len(cache):
-        raise ConfigError("cache", f"{config.cache} holds no sample")
+    if len(cache) < replicas:
+        raise ConfigError("cache", f"{config.cache} holds {len(cache)} samples; each of {replicas} replicas needs one")
     prefixes = _prefix_cache(config, cache)
     if prefixes is not None:
         prefixes.check_model(folder, prefixes.dataset.identity["model"]["dtype"])
@@ -68,7 +68,7 @@ def plan_distillation(config: DistillConfig) -> WorkOrder:
         open_store(config.output, config.s3).check_writable()
     except StoreError as error:
         raise ConfigError("output", str(error)) from None
-    return WorkOrder(config, _identity(config, cache, prefixes, model_fingerprint(folder)))
+    return WorkerSpec(config, _identity(config, cache, prefixes, model_fingerprint(folder)))
 
 
 def _embeds_cache(config: DistillConfig, field: str, uri: str) -> PrunedCache:
@@ -107,5 +107,5 @@ def _identity(
         "student": config.student.model_dump(mode="json"),
         "loss": config.loss.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=free),
-        "workers": config.workers.count,
+        "workers": config.replicas.max,
     }

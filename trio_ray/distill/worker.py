@@ -34,7 +34,7 @@ LOSSES, STUDENT = "losses.jsonl", "student"
 
 
 @dataclass(frozen=True)
-class WorkOrder:
+class WorkerSpec:
     """What a worker is told: the job, its settings that a checkpoint must share, and which of how many it is."""
 
     config: DistillConfig
@@ -45,10 +45,10 @@ class WorkOrder:
 
 @dataclass
 class Worker:
-    """A student in training, one of `order.world_size` equal ones.
+    """A student in training, one of `spec.world_size` equal ones.
 
     Args:
-        order: the job.
+        spec: the job.
         device: where it trains; by default the first GPU, else the CPU.
 
     Raises:
@@ -56,11 +56,11 @@ class Worker:
         StoreError: a cache or the output failed.
     """
 
-    order: WorkOrder
+    spec: WorkerSpec
     device: torch.device = field(default_factory=default_device)
 
     def __post_init__(self) -> None:
-        config = self.order.config
+        config = self.spec.config
         self._folder = model_folder(config.teacher)
         self._cache = PrunedCache(config.cache, config.s3)
         self._prefixes = None if config.prefixes is None else PrunedCache(config.prefixes, config.s3)
@@ -68,7 +68,7 @@ class Worker:
         self._store = open_store(config.output, config.s3)
         model = build_student(self._folder, config.student, config.training.seed)
         self._trainer = Trainer(model, config, self._cache.method.positions, self.device)
-        self._resumed = load_checkpoint(self._store, self._trainer, self.order.identity)
+        self._resumed = load_checkpoint(self._store, self._trainer, self.spec.identity)
         self._stream = self._open_stream()
         self._losses: list[dict[str, Any]] = self._earlier_losses()
 
@@ -79,27 +79,27 @@ class Worker:
             The first worker what there is to say of the job; the others only how many samples they skipped.
         """
         started, first = time.monotonic(), self._trainer.step
-        training = self.order.config.training
+        training = self.spec.config.training
         with closing(self._batches()) as batches:
             while self._trainer.step < training.steps:
                 following = (self._trainer.step // training.checkpoint_every + 1) * training.checkpoint_every
                 self._trainer.run(batches, min(following, training.steps), lambda report: self._note(report, on_step))
-                if self.order.rank == 0:
+                if self.spec.rank == 0:
                     self._checkpoint()
         seconds = time.monotonic() - started
         skipped = {"skipped": self._stream.skipped}
-        return skipped if self.order.rank else self._finished(self._trainer.step - first, seconds) | skipped
+        return skipped if self.spec.rank else self._finished(self._trainer.step - first, seconds) | skipped
 
     def _load_teacher(self) -> Teacher:
         if self._prefixes is None:
             return StoredTeacher()
         identity = self._prefixes.dataset.identity
-        config = self.order.config.teacher.model_copy(update={"dtype": identity["model"]["dtype"]})
+        config = self.spec.config.teacher.model_copy(update={"dtype": identity["model"]["dtype"]})
         replica = Replica.load(config, PromptConfig.model_validate(identity["prompt"]), self.device)
-        return PrefixTeacher(replica, self.order.config.test.max_new_tokens)
+        return PrefixTeacher(replica, self.spec.config.test.max_new_tokens)
 
     def _open_stream(self) -> SampleStream:
-        config, rank, world = self.order.config, self.order.rank, self.order.world_size
+        config, rank, world = self.spec.config, self.spec.rank, self.spec.world_size
         training, size = config.training, config.training.batch_size
         share = size * (rank + 1) // world - size * rank // world
         return SampleStream(
@@ -112,14 +112,14 @@ class Worker:
                 yield self._teacher.examples(samples)
 
     def _note(self, report: StepReport, on_step: Callable[[StepReport], None]) -> None:
-        if report.step % self.order.config.training.log_every == 0:
+        if report.step % self.spec.config.training.log_every == 0:
             self._losses.append(asdict(report))
         on_step(report)
 
     def _checkpoint(self) -> None:
         # First the losses: a run that goes on from the checkpoint wants all those before it, and leaves out later ones.
         self._store.put(LOSSES, "".join(json.dumps(line) + "\n" for line in self._losses).encode())
-        save_checkpoint(self._store, self._trainer, self.order.identity)
+        save_checkpoint(self._store, self._trainer, self.spec.identity)
 
     def _earlier_losses(self) -> list[dict[str, Any]]:
         if not self._resumed:
@@ -132,13 +132,13 @@ class Worker:
         return [line for line in lines if line["step"] <= self._trainer.step]
 
     def _finished(self, steps: int, seconds: float) -> dict[str, Any]:
-        config = self.order.config
+        config = self.spec.config
         metrics: dict[str, Any] = {
             "cache": config.cache,
             "samples": len(self._cache),
             "student_layers": config.student.layers,
             "trained_parameters": sum(parameter.numel() for parameter in self._trainer.parameters.values()),
-            "workers": self.order.world_size,
+            "workers": self.spec.world_size,
             "steps": {"all": self._trainer.step, "this_run": steps},
             "seconds": seconds,
             "losses": self._losses[-1] if self._losses else None,
@@ -155,7 +155,7 @@ class Worker:
 
     def _measured(self, cache: str, folder: Path) -> dict[str, Any]:
         """Of the student as it is stored, in the arithmetic that the cache was made in."""
-        config = self.order.config
+        config = self.spec.config
         held_out = PrunedCache(cache, config.s3)
         model = ModelConfig(name=str(folder), dtype=held_out.dataset.identity["model"]["dtype"])
         prompt = PromptConfig.model_validate(held_out.dataset.identity["prompt"])

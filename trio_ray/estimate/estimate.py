@@ -157,7 +157,7 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
         if isinstance(own.codec, Transform):
             codecs.setdefault(_own_name(config), own.codec)
         machine = Machine(config, replica, schedule, own.codec, load_s)
-        with torch_threads(config.pipeline.torch_threads):
+        with torch_threads(config.replicas.torch_threads):
             measured = machine.measure(corpus, workload, codecs, settings.seconds, on_step)
         model = SizeModel(config, model_config, schedule, dtype, workload)
         times, sizes = measured.times, _measured_sizes(config, measured, model)

@@ -34,7 +34,7 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.shard_run import ShardRunner
-from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringOrder
+from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
 from trio_ray.precompute.token_budget import as_of_new_images
 from trio_ray.store.commits import read_commits
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
@@ -141,7 +141,7 @@ class Machine:
     def _pass(self, items: Sequence[Item], corpus: DrawnCorpus, output: str) -> tuple[int, int, PartShares]:
         store = open_store(output, self.config.s3)
         dataset = Dataset({}, SAMPLE_HASH, max(1, len(items)), utc_now(), package_version(), SCHEMA_VERSION)
-        pipeline, cpus = self.config.pipeline, cpus_to_count_on(self.config.pipeline)
+        pipeline, cpus = self.config.pipeline, cpus_to_count_on(self.config.replicas)
         runner = ShardRunner(
             stage=self._stage(),
             config=self.config,
@@ -149,7 +149,7 @@ class Machine:
             dataset=dataset,
             opener=StoreOpener(self.config.s3),
             decode_threads=pipeline.decoders(cpus),
-            open_sink=partial(ShardWriter, StoringOrder.of(self.config, dataset, self.codec, "estimate", cpus), store),
+            open_sink=partial(ShardWriter, StoringSpec.of(self.config, dataset, self.codec, "estimate", cpus), store),
         )
         numbered = [replace(item, index=index) for index, item in enumerate(items)]
         reports = [report for report in runner.run_items(numbered, corpus.shards[0]) if isinstance(report, PartReport)]

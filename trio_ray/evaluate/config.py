@@ -1,4 +1,4 @@
-"""The configuration of an evaluation from a cache (jobs/evaluate.py)."""
+"""The configuration of an evaluation from a cache (`trio-ray evaluate`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from trio_ray.config import ModelConfig, S3Config, Section
+from trio_ray.config import ModelConfig, ReplicasConfig, S3Config, Section
 from trio_ray.evaluate.scoring.scorers import ScorerName
 
 
@@ -37,19 +37,7 @@ class AnsweringConfig(Section):
         65536, ge=1, description="Prompt tokens (before pruning) of the prefixes decoded together, padding included."
     )
     read_threads: int = Field(8, ge=1, le=256, description="Range reads in flight ahead of the model.")
-
-
-class ReplicasConfig(Section):
-    """How the questions are spread over Ray actors, one model each."""
-
-    count: int = Field(1, ge=1, description="Replicas that the job asks the cluster for.")
-    gpus: float | None = Field(
-        None, ge=0.0, description="GPUs a replica reserves; by default 1 where the cluster has any, else 0."
-    )
-    cpus: float = Field(1.0, gt=0.0, description="CPUs a replica reserves.")
     chunk_questions: int = Field(512, ge=1, description="Questions that a replica is given at a time.")
-    chunk_attempts: int = Field(3, ge=1, description="Times a chunk may kill its replica or fail before the job does.")
-    start_timeout_s: float = Field(1800.0, gt=0.0, description="Longest wait for the first replica.")
 
 
 class EvaluateConfig(Section):

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cluster.actors import ActorFactory
+from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent, Report, WorkFailed
+from trio_ray.cluster.pool import ActorPool
+from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
-from trio_ray.errors import ConfigError, StoreError
+from trio_ray.errors import ConfigError, JobFailed, StoreError
+from trio_ray.evaluate.actor import AnswerActor, Chunk
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.decode import Decoded
 from trio_ray.evaluate.join import Answerable, Task, join, questions_of
-from trio_ray.evaluate.pool import AnswerPool
 from trio_ray.evaluate.question import NoAnswer, Unanswered
 from trio_ray.evaluate.question_files import question_source, read_questions
 from trio_ray.evaluate.scoring.scorers import scorer_named
@@ -42,16 +46,14 @@ class _Totals:
     decoded_s: float = 0.0
 
 
-def run_evaluation(
-    config: EvaluateConfig, on_chunk: Callable[[int, int], None] = lambda done, all: None
-) -> dict[str, Any]:
+def run_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Answer and score; returns what `metrics.json` says.
 
     Writes `answers.jsonl` in the questions' order, `unanswered.jsonl` and `metrics.json` below the output.
 
     Args:
         config: the evaluation.
-        on_chunk: told the number of questions done, and of all that can be answered.
+        progress: shows how many questions are answered.
 
     Raises:
         ConfigError: it cannot be run; nothing was loaded.
@@ -61,6 +63,8 @@ def run_evaluation(
         StoreError: the cache or the output failed.
     """
     started = time.monotonic()
+    progress = progress or NoProgress()
+    progress.begin(Phase("checking"))
     config, cache = _open_cache(config)
     questions = (
         list(read_questions(config, question_source(cache.dataset.identity, config)))
@@ -74,9 +78,9 @@ def run_evaluation(
         raise NoAnswer(unanswered[0], len(unanswered) - 1)
     output = _open_output(config)
     totals = _Totals()
-    session = ray_session(config.replicas.count * config.replicas.cpus) if found else nullcontext()
+    session = ray_session(config.replicas.max * config.replicas.cpus) if found else nullcontext()
     with session, output.writer(ANSWERS) as file:
-        for line in _answer(config, found, unanswered, totals, on_chunk):
+        for line in _answer(config, found, unanswered, totals, progress):
             file.write(line)
     output.put(UNANSWERED, b"".join(map(unanswered_line, unanswered)))
     metrics = _metrics(config, totals, unanswered, time.monotonic() - started)
@@ -110,15 +114,19 @@ def _answer(
     found: list[Answerable],
     unanswered: list[Unanswered],
     totals: _Totals,
-    on_chunk: Callable[[int, int], None],
+    progress: Progress,
 ) -> Iterator[bytes]:
     """The lines of the answer file, in the questions' order, while the chunks come in as they are done."""
-    size = config.replicas.chunk_questions
+    size = config.answering.chunk_questions
     tasks = [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
-    chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    chunks = [
+        Chunk(number, tuple(tasks[start : start + size])) for number, start in enumerate(range(0, len(tasks), size))
+    ]
+    pool = ActorPool[Chunk](ActorFactory(AnswerActor, (config,)), config.replicas)
     done = 0
-    with closing(AnswerPool(config).run(chunks)) as results:
-        for number, decoded in _in_order(results):
+    progress.begin(Phase("answering", "questions", len(tasks), rate_of="questions"))
+    with closing(pool.run(chunks)) as events:
+        for chunk, decoded in _in_order(_decoded(events, progress)):
             faults = [
                 Unanswered(found[task].question.question_id, found[task].question.key, fault.outcome, fault.detail)
                 for task, fault in sorted(decoded.faults.items())
@@ -127,18 +135,35 @@ def _answer(
                 raise NoAnswer(faults[0], len(faults) - 1)
             unanswered += faults
             yield from _lines(config, found, decoded, totals)
-            done += len(chunks[number])
-            on_chunk(done, len(tasks))
+            done += len(chunk.tasks)
+            progress.update({"questions": done, "without an answer": len(unanswered)})
 
 
-def _in_order(results: Iterable[tuple[int, Decoded]]) -> Iterator[tuple[int, Decoded]]:
+def _decoded(events: Iterable[PoolEvent[Chunk]], progress: Progress) -> Iterator[tuple[Chunk, Decoded]]:
+    """What came of each chunk, as they are done.
+
+    Raises:
+        JobFailed: a chunk was given up.
+    """
+    for event in events:
+        if isinstance(event, Report) and isinstance(event.content, Decoded):
+            yield event.work, event.content
+        elif isinstance(event, WorkFailed):
+            raise JobFailed(f"the questions {event.work} failed {event.attempts} times; the last: {event.why}")
+        elif isinstance(event, ActorReady):
+            progress.say(f"replica {event.actor} ready: {event.where}")
+        elif isinstance(event, ActorLost):
+            progress.say(f"replica {event.actor} lost: {event.why}")
+
+
+def _in_order(results: Iterable[tuple[Chunk, Decoded]]) -> Iterator[tuple[Chunk, Decoded]]:
     """Chunks by number: one that is done early waits for those before it."""
-    early: dict[int, Decoded] = {}
+    early: dict[int, tuple[Chunk, Decoded]] = {}
     following = 0
-    for number, decoded in results:
-        early[number] = decoded
+    for chunk, decoded in results:
+        early[chunk.number] = chunk, decoded
         while following in early:
-            yield following, early.pop(following)
+            yield early.pop(following)
             following += 1
 
 

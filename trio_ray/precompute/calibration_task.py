@@ -12,10 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 from trio_ray.calibration.auto import calibrate_for
 from trio_ray.calibration.choice import FittedCodec
 from trio_ray.cluster.session import in_one_line
-from trio_ray.config import PipelineConfig
+from trio_ray.config import ReplicasConfig
 from trio_ray.errors import JobFailed, TrioRayError
 from trio_ray.model.replica import Replica
-from trio_ray.precompute.codec_choice import CalibrationOrder, CodecChoice
+from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
 from trio_ray.store.bases import store_basis
 from trio_ray.store.opening import open_store
 
@@ -25,16 +25,16 @@ ATTEMPTS = 3
 WAY_OUT = "name a codec instead, such as --set cache.codec=int4, or raw, or a basis made by `trio-ray calibrate`"
 
 
-def calibrate_here(order: CalibrationOrder) -> CodecChoice:
+def calibrate_here(spec: CalibrationSpec) -> CodecChoice:
     """Load the model, calibrate, and put the basis into the cache. A `Calibrator`."""
-    config = order.config
-    made = calibrate_for(config, Replica.load(config.model, config.prompt), order.model)
+    config = spec.config
+    made = calibrate_for(config, Replica.load(config.model, config.prompt), spec.model)
     if isinstance(made, FittedCodec):
         store_basis(open_store(config.output, config.s3), made.basis)
     return CodecChoice.of(made)
 
 
-def calibrate_on_ray(order: CalibrationOrder, gpus: float) -> CodecChoice:
+def calibrate_on_ray(spec: CalibrationSpec, gpus: float) -> CodecChoice:
     """The same elsewhere on the cluster, given the resources of a replica; the basis does not come back by Ray.
 
     Raises:
@@ -44,7 +44,7 @@ def calibrate_on_ray(order: CalibrationOrder, gpus: float) -> CodecChoice:
     why = ""
     for _ in range(ATTEMPTS):
         try:
-            return _attempt(order, order.config.pipeline, gpus)
+            return _attempt(spec, spec.config.replicas, gpus)
         except RayTaskError as error:
             if isinstance(error.cause, TrioRayError):
                 raise error.cause from None
@@ -54,18 +54,18 @@ def calibrate_on_ray(order: CalibrationOrder, gpus: float) -> CodecChoice:
     raise JobFailed(f"calibrating the codec's basis was killed {ATTEMPTS} times, at last: {why}; {WAY_OUT}")
 
 
-def _attempt(order: CalibrationOrder, settings: PipelineConfig, gpus: float) -> CodecChoice:
+def _attempt(spec: CalibrationSpec, settings: ReplicasConfig, gpus: float) -> CodecChoice:
     # One call a process, so that the replicas find its memory free.
     task = ray.remote(max_calls=1)(_calibrate).options(
-        num_cpus=settings.cpus_per_replica, num_gpus=gpus, max_retries=0, num_returns="streaming"
+        num_cpus=settings.cpus, num_gpus=gpus, max_retries=0, num_returns="streaming"
     )
-    answers = task.remote(order)
+    answers = task.remote(spec)
     started, _ = ray.wait([answers], timeout=settings.start_timeout_s, fetch_local=False)
     if not started:
         ray.cancel(answers)
         raise JobFailed(
-            f"calibrating the codec's basis wants {settings.cpus_per_replica:g} CPUs and {gpus:g} GPUs like a replica, "
-            f"and the cluster had no room for it in {settings.start_timeout_s:g} s (pipeline.start_timeout_s)"
+            f"calibrating the codec's basis wants {settings.cpus:g} CPUs and {gpus:g} GPUs like a replica, "
+            f"and the cluster had no room for it in {settings.start_timeout_s:g} s (replicas.start_timeout_s)"
         )
     ray.get(next(answers))
     choice = ray.get(next(answers))
@@ -73,8 +73,8 @@ def _attempt(order: CalibrationOrder, settings: PipelineConfig, gpus: float) -> 
     return choice
 
 
-def _calibrate(order: CalibrationOrder) -> Iterator[str | CodecChoice]:
+def _calibrate(spec: CalibrationSpec) -> Iterator[str | CodecChoice]:
     """Says where it runs as soon as it does, then what it chose."""
     yield socket.gethostname()
-    torch.set_num_threads(order.config.pipeline.torch_threads)
-    yield calibrate_here(order)
+    torch.set_num_threads(spec.config.replicas.torch_threads)
+    yield calibrate_here(spec)

@@ -19,7 +19,7 @@ CODEC = "cache.codec"
 
 
 @dataclass(frozen=True)
-class CalibrationOrder:
+class CalibrationSpec:
     """What calibrating for a job needs; small, and free of credentials.
 
     Attributes:
@@ -59,7 +59,7 @@ class CodecChoice:
         )
 
 
-Calibrator = Callable[[CalibrationOrder], CodecChoice]
+Calibrator = Callable[[CalibrationSpec], CodecChoice]
 """Calibrates for a job, and puts the basis into its cache."""
 
 
@@ -67,7 +67,7 @@ def make_or_join(
     store: ObjectStore,
     identity: Mapping[str, Any],
     part_samples: Callable[[float], int],
-    order: CalibrationOrder,
+    spec: CalibrationSpec,
     calibrate: Calibrator,
 ) -> tuple[Dataset, str | None]:
     """Join a cache, whatever its codec, or make one with a codec of its own (`cache.codec: auto`).
@@ -75,7 +75,7 @@ def make_or_join(
     Args:
         store, identity: of the cache.
         part_samples: samples of a part, by how many times smaller than 16 bit they are.
-        order, calibrate: how a codec is found.
+        spec, calibrate: how a codec is found.
 
     Returns:
         The cache, and why it has this codec where that was decided here.
@@ -86,7 +86,7 @@ def make_or_join(
     try:
         return _join(store, identity), None
     except NotACacheError:
-        choice = _choose(order, calibrate)
+        choice = _choose(spec, calibrate)
     try:
         size = part_samples(choice.times_smaller)
         return create_or_check(store, with_codec(identity, choice.spec), size), choice.why
@@ -97,11 +97,11 @@ def make_or_join(
         return _join(store, identity), None
 
 
-def _choose(order: CalibrationOrder, calibrate: Calibrator) -> CodecChoice:
-    if order.config.cache.scope == "image":
+def _choose(spec: CalibrationSpec, calibrate: Calibrator) -> CodecChoice:
+    if spec.config.cache.scope == "image":
         reason = "a basis is chosen by the answers behind a prompt, and with scope image the question is still to come"
         return CodecChoice.of(Uncalibrated(reason))
-    return calibrate(order)
+    return calibrate(spec)
 
 
 def _join(store: ObjectStore, identity: Mapping[str, Any]) -> Dataset:

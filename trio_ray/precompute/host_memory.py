@@ -72,6 +72,7 @@ class Lease:
         self.block = block
         self._give_back = give_back
         self._used = 0
+        self._released = False
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor in the block, contents undefined."""
@@ -80,8 +81,10 @@ class Lease:
         return self.block.data[start : start + size].view(dtype).view(shape)
 
     def release(self) -> None:
-        """Nobody reads the tensors any more."""
-        self._give_back(self.block)
+        """Nobody reads the tensors any more. Does nothing the second time, when another batch may have the block."""
+        if not self._released:
+            self._released = True
+            self._give_back(self.block)
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
-from trio_ray.cluster.metrics import JobMetrics
-from trio_ray.cluster.pool import PoolEvent, ReplicaPool
-from trio_ray.cluster.progress import Progress
+from trio_ray.cluster.actors import ActorFactory
+from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
+from trio_ray.cluster.pool import ActorPool
+from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import cluster_given, gpus_per_replica, ray_session
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed, StoreError
 from trio_ray.precompute.calibration_task import calibrate_on_ray
-from trio_ray.precompute.codec_choice import CalibrationOrder, CodecChoice
-from trio_ray.precompute.plan import LISTING_THREADS, JobPlan, plan_job
-from trio_ray.precompute.replica_actor import ReplicaOrder
+from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
+from trio_ray.precompute.metrics import JobMetrics
+from trio_ray.precompute.plan import LISTING_THREADS, JobPlan, Task, plan_job
+from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaSpec
 from trio_ray.precompute.rows import shard_input
+from trio_ray.precompute.shard_run import SHARDS_AT_ONCE
+from trio_ray.precompute.shard_writer import PartReport
 from trio_ray.source.sample import Shard
 from trio_ray.store.commit_index import update_index
 from trio_ray.store.commits import (
@@ -79,12 +83,17 @@ class JobSummary:
         return "\n".join(lines)
 
 
-def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
+Observer = Callable[[PoolEvent[Task], JobSummary], None]
+"""Is told every event of the pool, with the summary so far."""
+
+
+def run_job(config: JobConfig, progress: Progress | None = None, observer: Observer | None = None) -> JobSummary:
     """Run a precompute job to its end; the same call again resumes it.
 
     Args:
         config: the job.
         progress: shows what happens; nothing is shown without it.
+        observer: is told every event.
 
     Raises:
         ConfigError: it cannot be run; nothing was loaded.
@@ -93,96 +102,122 @@ def run_job(config: JobConfig, progress: Progress | None = None) -> JobSummary:
             committed stays.
     """
     started = time.monotonic()
-    cpus = config.pipeline.replicas_max * config.pipeline.cpus_per_replica
+    progress = progress or NoProgress()
+    replicas = config.replicas
     with ExitStack() as session:
+        progress.begin(Phase("checking"))
         # On a cluster, whether there are GPUs decides what is stored, so Ray is asked first; alone, this machine is.
         if cluster_given():
-            session.enter_context(ray_session(cpus))
-        with_gpu = gpus_per_replica(config.pipeline.gpus_per_replica) > 0
+            session.enter_context(ray_session(replicas.max * replicas.cpus))
 
-        def calibrate(order: CalibrationOrder) -> CodecChoice:
-            if progress is not None:
-                progress.say("cache.codec auto: calibrating a basis on samples of the input")
-            session.enter_context(ray_session(cpus))
-            return calibrate_on_ray(order, gpus_per_replica(config.pipeline.gpus_per_replica))
+        def calibrate(spec: CalibrationSpec) -> CodecChoice:
+            progress.begin(Phase("cache.codec auto: calibrating a basis on samples of the input"))
+            session.enter_context(ray_session(replicas.max * replicas.cpus))
+            return calibrate_on_ray(spec, gpus_per_replica(replicas.gpus))
 
-        plan = plan_job(config, with_gpu, calibrate)
+        plan = plan_job(config, gpus_per_replica(replicas.gpus) > 0, calibrate)
         summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete), codec=plan.codec_choice)
-        if progress is not None and plan.codec_choice is not None:
+        if plan.codec_choice is not None:
             progress.say(f"cache.codec auto: {plan.codec_choice}")
         run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
-        _clear_settled(plan)
+        _clear_mended_failures(plan)
         for shard, reason in plan.lost:
             summary.failed[_label(shard)] = reason
             _record_failure(plan, run, shard, 1, reason)
         if plan.tasks:
-            session.enter_context(ray_session(cpus))
-            _work(config, plan, run, summary, progress, started)
-        with _told("there is no index of the commit records"):
+            progress.begin(Phase("starting replicas"))
+            session.enter_context(ray_session(replicas.max * replicas.cpus))
+            _Work(config, plan, run, summary, progress, observer).do(started)
+        with _logged("there is no index of the commit records"):
             update_index(plan.store, LISTING_THREADS)
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def _work(
-    config: JobConfig,
-    plan: JobPlan,
-    run: RunRecord,
-    summary: JobSummary,
-    progress: Progress | None,
-    started: float,
-) -> None:
-    # The cache's identity names the arithmetic, so a replica must not choose another on the device that it happens on.
-    model = config.model.model_copy(update={"dtype": str(plan.dtype).removeprefix("torch.")})
-    order = ReplicaOrder(
-        config.model_copy(update={"model": model}),
-        plan.schedule,
-        plan.dataset,
-        plan.run_id,
-        config.pipeline.torch_threads,
-    )
-    pool = ReplicaPool(order, config.pipeline, gpus_per_replica(config.pipeline.gpus_per_replica))
-    # Two runs on one cache begin at different shards, so that they rarely do the same work.
-    turn = int(plan.run_id, 16) % len(plan.tasks)
-    metrics = JobMetrics(config.output, len(plan.tasks), len(plan.lost))
-    done: set[str] = set()
-    with metrics, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
-        for event in events:
-            _account(event, summary)
-            metrics.update(event)
-            if event.shard_done:
-                done.add(event.shard_done.shard.name)
-            if event.shard_failed:
-                task, attempts, why = event.shard_failed
-                with _told("that a shard was given up is not recorded"):
-                    _record_failure(plan, run, task.shard, attempts, why)
-            summary.seconds = time.monotonic() - started
-            if progress is not None:
-                progress.update(event, summary)
-            _check_limit(config, summary)
-    with _told("failures of shards that are done now are still recorded"):
-        for name in done.intersection(read_failures(plan.store)):
-            clear_failure(plan.store, name)
+@dataclass
+class _Work:
+    """The shards of a plan that are left, on replicas."""
+
+    config: JobConfig
+    plan: JobPlan
+    run: RunRecord
+    summary: JobSummary
+    progress: Progress
+    observer: Observer | None
+    _ready: set[int] = field(default_factory=set)
+    _finished: int = 0
+    _began: bool = False
+
+    def do(self, started: float) -> None:
+        """Until all of them are done or given up."""
+        config, plan, summary = self.config, self.plan, self.summary
+        # The cache's identity names the arithmetic, so a replica must not choose another on the device that it gets.
+        model = config.model.model_copy(update={"dtype": str(plan.dtype).removeprefix("torch.")})
+        spec = ReplicaSpec(config.model_copy(update={"model": model}), plan.schedule, plan.dataset, plan.run_id)
+        factory = ActorFactory(ReplicaActor, (spec,), calls_at_once=SHARDS_AT_ONCE)
+        pool = ActorPool[Task](factory, config.replicas, overlap=SHARDS_AT_ONCE)
+        # Two runs on one cache begin at different shards, so that they rarely do the same work.
+        turn = int(plan.run_id, 16) % len(plan.tasks)
+        done: set[str] = set()
+        metrics = JobMetrics(config.output, len(plan.tasks), len(plan.lost))
+        with metrics, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
+            for event in events:
+                metrics.update(event)
+                if isinstance(event, WorkDone):
+                    done.add(event.work.shard.name)
+                self._account(event)
+                summary.seconds = time.monotonic() - started
+                self._show(event)
+                if self.observer is not None:
+                    self.observer(event, summary)
+                _check_limit(config, summary)
+        with _logged("failures of shards that are done now are still recorded"):
+            for name in done.intersection(read_failures(plan.store)):
+                clear_failure(plan.store, name)
+
+    def _account(self, event: PoolEvent[Task]) -> None:
+        summary = self.summary
+        if isinstance(event, Report) and isinstance(part := event.content, PartReport):
+            summary.parts += bool(part.stored + part.quarantined)
+            summary.stored += part.stored
+            summary.quarantined += part.quarantined
+            summary.bytes += part.bytes
+        elif isinstance(event, WorkFailed):
+            shard = event.work.shard
+            summary.failed[_label(shard)] = f"given up after {event.attempts} attempts: {event.why}"
+            with _logged("that a shard was given up is not recorded"):
+                _record_failure(self.plan, self.run, shard, event.attempts, event.why)
+
+    def _show(self, event: PoolEvent[Task]) -> None:
+        progress, summary = self.progress, self.summary
+        if isinstance(event, ActorReady):
+            if not self._began:
+                before = summary.shards_before + len(self.plan.lost)
+                progress.begin(Phase("running", "shards", summary.shards, before, rate_of="samples"))
+                self._began = True
+            self._ready.add(event.actor)
+            progress.say(f"replica {event.actor} ready: {event.where}")
+        elif isinstance(event, ActorLost):
+            progress.say(f"replica {event.actor} lost: {event.why}")
+            self._ready.discard(event.actor)  # one that never loaded its model was not counted
+        elif isinstance(event, ActorEnded):
+            self._ready.discard(event.actor)
+        elif isinstance(event, WorkFailed):
+            progress.say(f"shard failed: {_label(event.work.shard)}: {event.why}")
+        self._finished += isinstance(event, WorkDone | WorkFailed)
+        if self._began:
+            counts = {"shards": self._finished, "samples": summary.stored, "bad": summary.quarantined}
+            counts["replicas"] = len(self._ready)
+            progress.update(counts, f"{len(summary.failed)} shards FAILED" if summary.failed else "")
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """The cache is whole without the work inside: if the store fails at it, that is logged, and the job goes on."""
+def _logged(what: str) -> Iterator[None]:
+    """The cache is whole without the work inside: if the store fails, that is logged, and the job goes on."""
     try:
         yield
     except StoreError as error:
         log.warning("%s: %s", what, error)
-
-
-def _account(event: PoolEvent, summary: JobSummary) -> None:
-    if event.report is not None and event.report.stored + event.report.quarantined:
-        summary.parts += 1
-        summary.stored += event.report.stored
-        summary.quarantined += event.report.quarantined
-        summary.bytes += event.report.bytes
-    if event.shard_failed is not None:
-        task, attempts, why = event.shard_failed
-        summary.failed[_label(task.shard)] = f"given up after {attempts} attempts: {why}"
 
 
 def _check_limit(config: JobConfig, summary: JobSummary) -> None:
@@ -200,7 +235,7 @@ def _label(shard: Shard) -> str:
     return shard.uri if shard.rows is None else f"{shard.uri} rows {shard.rows[0]}..{shard.rows[1] - 1}"
 
 
-def _clear_settled(plan: JobPlan) -> None:
+def _clear_mended_failures(plan: JobPlan) -> None:
     """Forget failures of shards that are complete, and of files that could not be read and now can."""
     complete = {shard.name for shard in plan.complete}
     planned = complete | {task.shard.name for task in plan.tasks} | {shard.name for shard, _ in plan.lost}

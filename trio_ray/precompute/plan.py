@@ -18,7 +18,7 @@ from trio_ray.model.loading import model_folder, read_model_config, resolve_dtyp
 from trio_ray.model.replica import make_schedule
 from trio_ray.precompute.calibration_task import calibrate_here
 from trio_ray.precompute.codec_basis import named_codec
-from trio_ray.precompute.codec_choice import CalibrationOrder, Calibrator, make_or_join
+from trio_ray.precompute.codec_choice import CalibrationSpec, Calibrator, make_or_join
 from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
@@ -98,8 +98,8 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     size = PartSize(config, schedule, model_config, dtype)
     why = None
     if config.cache.chooses_codec:
-        order = _calibration_order(config, identity, dtype)
-        dataset, why = make_or_join(store, identity, size.samples_made_smaller, order, calibrate)
+        spec = _calibration_spec(config, identity, dtype)
+        dataset, why = make_or_join(store, identity, size.samples_made_smaller, spec, calibrate)
     else:
         dataset = create_or_check(store, identity, size.samples(named.codec if named else None))
     if named is not None and named.basis is not None:
@@ -109,11 +109,11 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     return plan
 
 
-def _calibration_order(config: JobConfig, identity: dict[str, Any], dtype: torch.dtype) -> CalibrationOrder:
+def _calibration_spec(config: JobConfig, identity: dict[str, Any], dtype: torch.dtype) -> CalibrationSpec:
     arithmetic = {"dtype": str(dtype).removeprefix("torch."), "matmul": "dtype"}  # gradients are needed
     model = config.model.model_copy(update=arithmetic)
     fingerprint = {name: value for name, value in identity["model"].items() if name not in arithmetic}
-    return CalibrationOrder(config.model_copy(update={"model": model}), fingerprint)
+    return CalibrationSpec(config.model_copy(update={"model": model}), fingerprint)
 
 
 def _open_output(config: JobConfig) -> ObjectStore:

@@ -1,4 +1,4 @@
-"""The Ray actor: one replica, asked for one shard at a time."""
+"""The Ray actor: one replica, which is given one shard after the other."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from functools import partial
 import torch
 
 from trio_ray.cache.identity import codec_of
+from trio_ray.cluster.actors import PooledActor, WantsMore
 from trio_ray.cluster.host_share import cpus_to_count_on
-from trio_ray.cluster.metrics import ReplicaMetrics
 from trio_ray.config import JobConfig
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.decoder import default_device
 from trio_ray.model.replica import Replica, make_selector, make_zipper
 from trio_ray.precompute.auto_budget import suit_budget
 from trio_ray.precompute.host_memory import HostMemory
+from trio_ray.precompute.metrics import ReplicaMetrics
 from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_run import SHARDS_AT_ONCE, InputRead, ShardRunner
-from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringOrder
+from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
 from trio_ray.precompute.storing import StoringProcesses
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.inputs import StoreOpener
@@ -29,27 +30,30 @@ from trio_ray.store.opening import open_store
 
 
 @dataclass(frozen=True)
-class ReplicaOrder:
-    """What an actor needs to make itself a replica; small, and free of credentials."""
+class ReplicaSpec:
+    """What an actor needs to become a replica; small, and free of credentials."""
 
     config: JobConfig
     schedule: Schedule
     dataset: Dataset
     run_id: str
-    threads: int
 
 
-class ReplicaActor:
+class ReplicaActor(PooledActor[Task]):
     """Hosts a LLaVA-NeXT replica. Pixels and KV never leave it by Ray: only shards come in and small reports go out."""
 
-    def __init__(self, order: ReplicaOrder) -> None:
-        started = time.monotonic()
-        torch.set_num_threads(order.threads)
-        config = order.config
+    def __init__(self, spec: ReplicaSpec) -> None:
+        self._spec = spec
+
+    def load(self) -> str:
+        """Load the model, and start the processes that store its results. See `PooledActor`."""
+        started, spec = time.monotonic(), self._spec
+        torch.set_num_threads(spec.config.replicas.torch_threads)
+        config = spec.config
         store = open_store(config.output, config.s3)
-        codec = codec_of(order.dataset.identity, store)
-        cpus = cpus_to_count_on(config.pipeline)
-        storing = StoringOrder.of(config, order.dataset, codec, order.run_id, cpus)
+        codec = codec_of(spec.dataset.identity, store)
+        cpus = cpus_to_count_on(config.replicas)
+        storing = StoringSpec.of(config, spec.dataset, codec, spec.run_id, cpus)
         # On a CPU the model leaves nothing idle that another process could use.
         memory = HostMemory(pinned=True) if default_device().type == "cuda" else None
         open_sink = (
@@ -58,7 +62,7 @@ class ReplicaActor:
         self._runner = ShardRunner(
             stage=ModelStage(
                 replica=Replica.load(config.model, config.prompt),
-                schedule=order.schedule,
+                schedule=spec.schedule,
                 selector=make_selector(config.method),
                 zipper=make_zipper(config.method),
                 codec=codec,
@@ -68,31 +72,27 @@ class ReplicaActor:
             ),
             config=config,
             store=store,
-            dataset=order.dataset,
+            dataset=spec.dataset,
             opener=StoreOpener(config.s3),
             decode_threads=config.pipeline.decoders(cpus),
             open_sink=open_sink,
         )
         self._finds_budget = config.pipeline.token_budget == "auto"
         self._metrics = ReplicaMetrics(config.output, time.monotonic() - started)
-
-    def ready(self) -> str:
-        """Returns, once the model is loaded, what it runs on."""
         replica = self._runner.stage.replica
         return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
 
-    def run_shard(self, task: Task) -> Iterator[PartReport | InputRead]:
-        """Process a shard; a report comes as each part is done, and a word when its input is read.
-
-        Then the next shard may be given: it fills the device while this one is still being stored.
+    def run(self, work: Task) -> Iterator[PartReport | WantsMore]:
+        """Process a shard. A report comes as each part is done, and a `WantsMore` when all of its input is read: the
+        next shard can fill the device while this one is still being stored.
         """
         if self._finds_budget:
-            suit_budget(self._runner.stage, self._runner.config, task.shard, self._runner.opener)
+            suit_budget(self._runner.stage, self._runner.config, work.shard, self._runner.opener)
             self._finds_budget = False
         started = time.monotonic()
         # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
-        for report in self._runner.run(task.shard, task.committed):
+        for report in self._runner.run(work.shard, work.committed):
             if isinstance(report, PartReport):
                 self._metrics.part_done(time.monotonic() - started)
                 started = time.monotonic()
-            yield report
+            yield WantsMore() if isinstance(report, InputRead) else report

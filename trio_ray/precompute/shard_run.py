@@ -129,8 +129,10 @@ class ShardRunner:
         self, sink: ShardSink, outcomes: Sequence[Outcome], groups: Sequence[StoredGroup]
     ) -> list[PartReport]:
         """Wait for a batch to arrive in host memory, and store it."""
-        arrived = [group.arrived() for group in groups]
+        arrived = list(groups)
         try:
+            for number, group in enumerate(groups):
+                arrived[number] = group.arrived()
             samples = [o if isinstance(o, BadSample) else good_sample(o, self.stage.schedule) for o in outcomes]
             return sink.add(HostBatch(samples, [group.on_host() for group in arrived]))
         finally:

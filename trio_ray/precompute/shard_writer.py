@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from trio_ray.source.sample import BadSample, Shard
 from trio_ray.store.dataset import Dataset, utc_now
 from trio_ray.store.objects import BytesLike, ObjectStore
 from trio_ray.store.parts import PartWriter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class PartReport:
 
 
 @dataclass(frozen=True)
-class StoringOrder:
+class StoringSpec:
     """All that storing needs to know; small, and free of credentials.
 
     Attributes:
@@ -68,7 +71,7 @@ class StoringOrder:
     threads: int
 
     @classmethod
-    def of(cls, config: JobConfig, dataset: Dataset, codec: Codec | None, run_id: str, cpus: int) -> StoringOrder:
+    def of(cls, config: JobConfig, dataset: Dataset, codec: Codec | None, run_id: str, cpus: int) -> StoringSpec:
         """For a replica of the job that may count on so many CPUs."""
         settings = codec.settings if codec else None
         return cls(config.output, config.s3, dataset, settings, run_id, config.pipeline.encoders(cpus))
@@ -105,8 +108,8 @@ class ShardWriter:
     filled. A `ShardSink`.
     """
 
-    def __init__(self, order: StoringOrder, store: ObjectStore, shard: Shard) -> None:
-        self._order = order
+    def __init__(self, spec: StoringSpec, store: ObjectStore, shard: Shard) -> None:
+        self._spec = spec
         self._store = store
         self._shard = shard
         self._part = -1
@@ -130,11 +133,11 @@ class ShardWriter:
             raise
 
     def _sort(self, batch: HostBatch) -> None:
-        threads = self._order.threads
+        threads = self._spec.threads
         contained = ordered_map(self._contain, batch.placed(), threads, lookahead=2 * threads)
         with closing(contained):
             for sample in batch.samples:
-                part = sample.index // self._order.dataset.part_samples
+                part = sample.index // self._spec.dataset.part_samples
                 if self._open is None or part != self._part:
                     self._commit(last=False)
                     self._begin(part)
@@ -143,7 +146,7 @@ class ShardWriter:
                     self._writer.quarantine(outcome.key, outcome.index, outcome.reason, outcome.detail)
                 else:
                     row, data = outcome
-                    self._writer.add(row, data, kind="kv" if self._order.codec else "embeds")
+                    self._writer.add(row, data, kind="kv" if self._spec.codec else "embeds")
                     self._device_ms += row["prefill_ms"]
 
     def _contain(self, placed: Placed) -> tuple[dict[str, Any], BytesLike | None] | BadSample:
@@ -153,13 +156,13 @@ class ShardWriter:
         started = time.perf_counter()
         data = self._member(placed)
         encode_ms = 1e3 * (time.perf_counter() - started)
-        codec = self._order.codec.name if self._order.codec else None
+        codec = self._spec.codec.name if self._spec.codec else None
         return sample_row(placed.sample, placed.stored, codec, placed.milliseconds, encode_ms), data
 
     def _member(self, placed: Placed) -> BytesLike | None:
-        key, fingerprint = placed.sample.key, self._order.dataset.identity_hash
-        if self._order.codec is not None:
-            return write_container(placed.stored.coded, self._order.codec, key, fingerprint)
+        key, fingerprint = placed.sample.key, self._spec.dataset.identity_hash
+        if self._spec.codec is not None:
+            return write_container(placed.stored.coded, self._spec.codec, key, fingerprint)
         if placed.stored.embeds is not None:
             return write_embeds(placed.stored.embeds, key, fingerprint)
         return None
@@ -175,9 +178,12 @@ class ShardWriter:
 
     def abort(self) -> None:
         """See `ShardSink`."""
-        if self._open is not None:
-            self._open.abort()
-            self._open = None
+        writer, self._open = self._open, None
+        try:
+            if writer is not None:
+                writer.abort()
+        except Exception as error:  # its files are garbage, which gc deletes
+            log.warning("what was not committed of %s could not be thrown away: %s", self._shard.uri, error)
         self._thread.shutdown()  # a part that is being committed counts, if it still succeeds
 
     @property
@@ -187,8 +193,8 @@ class ShardWriter:
 
     def _begin(self, part: int) -> None:
         self._part = part
-        shard, order = shard_input(self._shard), self._order
-        self._open = PartWriter(self._store, order.dataset, shard, part, order.run_id, started=self._since)
+        shard, spec = shard_input(self._shard), self._spec
+        self._open = PartWriter(self._store, spec.dataset, shard, part, spec.run_id, started=self._since)
 
     def _commit(self, last: bool) -> None:
         if self._open is None:

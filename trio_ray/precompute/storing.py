@@ -7,7 +7,7 @@ over: the numbers in shared memory (`host_memory`), where the GPU has put them, 
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -20,9 +20,11 @@ from multiprocessing.reduction import send_handle
 from trio_ray.errors import StoreError
 from trio_ray.precompute.host_batch import HostBatch
 from trio_ray.precompute.host_memory import Block, HostMemory
-from trio_ray.precompute.shard_writer import PartReport, ShardSink, StoringOrder
+from trio_ray.precompute.shard_writer import PartReport, ShardSink, StoringSpec
 from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, NewBlock, pack_batch
 from trio_ray.source.sample import Shard
+
+log = logging.getLogger(__name__)
 
 MODULE = "trio_ray.precompute.storing_process"
 PATIENCE_S = 10.0
@@ -37,15 +39,15 @@ class StoringProcesses:
     """The storing processes of a replica: as many as it has shards on their way. Thread-safe.
 
     Args:
-        order: what is stored where.
+        spec: what is stored where.
         memory: that all batches lie in.
         at_once: shards that are stored at the same time, as far as is known.
     """
 
-    def __init__(self, order: StoringOrder, memory: HostMemory, at_once: int) -> None:
-        self._order = order
+    def __init__(self, spec: StoringSpec, memory: HostMemory, at_once: int) -> None:
+        self._spec = spec
         self._memory = memory
-        self._idle = [_Process(order) for _ in range(at_once)]  # they start while the model is being loaded
+        self._idle = [_Process(spec) for _ in range(at_once)]  # they start while the model is being loaded
         self._lock = threading.Lock()
 
     def open(self, shard: Shard) -> ShardSink:
@@ -56,12 +58,12 @@ class StoringProcesses:
         """
         with self._lock:
             process = self._idle.pop() if self._idle else None
-        process = process or _Process(self._order)
+        process = process or _Process(self._spec)
         process.ask(Begin(shard))
         return _RemoteWriter(process, self._memory, self._idle.append)
 
     def close(self) -> None:
-        """End the processes, which have nothing to do any more."""
+        """End the processes, which have nothing to do any more. When the replica's own process ends, so do they."""
         with self._lock:
             while self._idle:
                 self._idle.pop().end()
@@ -89,12 +91,18 @@ class _RemoteWriter:
         return reports
 
     def abort(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(StoreError):
-                self._ask(Abort())
-                self._let_go()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            process.ask(Abort())
+        except Exception as error:  # nobody knows what it is at: the next shard gets another process
+            log.warning("the process that stored a shard is ended, because it did not give the shard up: %s", error)
+            process.end()
+        else:
+            self._give_back(process)
 
-    def _ask(self, message: Add | Finish | Abort) -> list[PartReport]:
+    def _ask(self, message: Add | Finish) -> list[PartReport]:
         if self._process is None:
             return []
         try:
@@ -112,8 +120,8 @@ class _RemoteWriter:
 class _Process:
     """One process, and this end of the pipe. For one thread at a time."""
 
-    def __init__(self, order: StoringOrder) -> None:
-        self._uri = order.output
+    def __init__(self, spec: StoringSpec) -> None:
+        self._uri = spec.output
         here, there = socket.socketpair()
         with there:
             # What is importable here must be so there; its numerical libraries get no threads of their own.
@@ -128,7 +136,7 @@ class _Process:
             )
         self._pipe = Connection(here.detach())
         self._shown: set[int] = set()
-        self._tell(order)
+        self._tell(spec)
 
     def ask(self, message: Begin | Add | Finish | Abort) -> list[PartReport]:
         """Have something done. Raises what was raised there, or `StoringProcessLost`."""

@@ -9,7 +9,7 @@ from multiprocessing.reduction import recv_handle
 
 from trio_ray.errors import TrioRayError
 from trio_ray.precompute.host_memory import Block
-from trio_ray.precompute.shard_writer import PartReport, ShardSink, ShardWriter, StoringOrder
+from trio_ray.precompute.shard_writer import PartReport, ShardSink, ShardWriter, StoringSpec
 from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, NewBlock, unpack_batch
 from trio_ray.store.opening import open_store
 
@@ -17,9 +17,9 @@ from trio_ray.store.opening import open_store
 class StoringProcess:
     """What the process holds: the shard it is at, and the replica's blocks of memory."""
 
-    def __init__(self, order: StoringOrder) -> None:
-        self._order = order
-        self._store = open_store(order.output, order.s3)
+    def __init__(self, spec: StoringSpec) -> None:
+        self._spec = spec
+        self._store = open_store(spec.output, spec.s3)
         self._writer: ShardSink | None = None
         self._blocks: dict[int, Block] = {}
 
@@ -30,7 +30,7 @@ class StoringProcess:
     def do(self, message: Begin | Add | Finish | Abort) -> list[PartReport]:
         """What a message asks for. Raises what `ShardWriter` raises."""
         if isinstance(message, Begin):
-            self._writer = ShardWriter(self._order, self._store, message.shard)
+            self._writer = ShardWriter(self._spec, self._store, message.shard)
             return []
         assert self._writer is not None, "nothing is asked for before a shard begins"
         if isinstance(message, Add):

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from trio_ray.cluster.pool import PoolEvent
+from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report
 from trio_ray.lab.jobs.report import markdown
 from trio_ray.lab.jobs.watch import JobWatch
+from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_writer import PartReport
+from trio_ray.source.sample import Shard
+
+TASK = Task(Shard("shard", "s3://corpus/a.tar", 1, "e", "webdataset"), frozenset())
 
 PART = 10
 """Samples, and bytes, of every part here."""
@@ -24,12 +28,12 @@ def watch_of(
 
     A device is at batches for half of the time between a replica's parts.
     """
-    events = [(at, PoolEvent(replica_ready="cpu", replica=replica)) for replica, at in ready.items()]
-    events += [(at, PoolEvent(replica_lost="killed", replica=replica)) for replica, at in (lost or {}).items()]
+    events: list[tuple[float, PoolEvent[Task]]] = [(at, ActorReady(replica, "cpu")) for replica, at in ready.items()]
+    events += [(at, ActorLost(replica, "killed")) for replica, at in (lost or {}).items()]
     for replica, times in parts.items():
         for before, at in pairwise([ready[replica], *times]):
             report = PartReport("shard", 0, PART, {}, PART, False, device_ms=1e3 * (at - before) / 2)
-            events.append((at, PoolEvent(report=report, replica=replica)))
+            events.append((at, Report(replica, TASK, report)))
     return JobWatch(sorted(events, key=lambda event: event[0]))
 
 
@@ -47,8 +51,8 @@ def test_the_rate_is_that_of_the_steady_time_alone() -> None:
 def test_busy_is_the_devices_share_of_the_time_between_a_replicas_parts() -> None:
     watch = watch_of(ready={0: 0.0, 1: 0.0}, parts={0: [2, 4, 6], 1: [1, 3, 7]})
     for at, event in watch.events:
-        if event.replica == 1 and event.report is not None:
-            object.__setattr__(event.report, "device_ms", 1e3 if at == 3 else 4e3)
+        if isinstance(event, Report) and event.actor == 1:
+            object.__setattr__(event.content, "device_ms", 1e3 if at == 3 else 4e3)
     found = watch.summary(2)
     # From 2 to 6: replica 0 works 2 s between 2 and 6, replica 1 has but one part there.
     assert found["busy_by_replica"] == [pytest.approx(0.5), None]
@@ -57,7 +61,7 @@ def test_busy_is_the_devices_share_of_the_time_between_a_replicas_parts() -> Non
 
 def test_a_replica_that_is_ended_for_want_of_work_is_not_lost_and_begins_the_tail() -> None:
     watch = watch_of(ready={0: 0.0, 1: 0.0}, parts={0: [2, 4], 1: [2, 4, 6, 8]})
-    watch.events.append((4.1, PoolEvent(replica_ended=True, replica=0)))
+    watch.events.append((4.1, ActorEnded(0)))
     found = watch.summary(2)
     assert (found["lost"], found["steady_s"], found["tail_s"]) == (0, 2, 4)
 
@@ -99,8 +103,8 @@ def killed_at_10(replacement: list[float], *, until: float = 40) -> JobWatch:
         lost={1: 11.0},
     )
     for _, event in watch.events:
-        if event.report is not None and event.replica:
-            object.__setattr__(event.report, "shard", "taken over")
+        if isinstance(event, Report) and event.actor:
+            object.__setattr__(event.content, "shard", "taken over")
     return watch
 
 

@@ -11,7 +11,7 @@ import json
 import time
 
 from trio_ray.commands._options import SHARE, make_folder, whole
-from trio_ray.commands._progress import counted
+from trio_ray.commands._progress import shown_count
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.lab.accuracy.methods import METHODS, RETENTIONS, method_config
 
@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in (arguments.methods if retention < 1 else ["trio"])
     ]
 
-    show = counted("questions", len(questions))
-    records = summarise(measure_accuracy(replica, questions, settings, arguments.batch, show), questions)
+    with shown_count("questions", len(questions)) as show:
+        records = summarise(measure_accuracy(replica, questions, settings, arguments.batch, show), questions)
     table = markdown(records)
     print(table)
     print(f"{len(questions)} questions, {len(settings)} settings, {replica.device}, {time.monotonic() - started:.0f} s")

@@ -10,7 +10,7 @@ import argparse
 import json
 
 from trio_ray.commands._options import make_folder, whole
-from trio_ray.commands._progress import timed_steps
+from trio_ray.commands._progress import shown_steps
 from trio_ray.config import BUNDLED_MODEL
 
 
@@ -26,10 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.agreement import markdown, measure_agreement
 
     folder = make_folder("--out", arguments.out) if arguments.out else None
-    show = timed_steps()
-    records, skipped = measure_agreement(
-        arguments.questions, arguments.model, on_way=lambda record: show(json.dumps(record))
-    )
+    with shown_steps() as show:
+        records, skipped = measure_agreement(
+            arguments.questions, arguments.model, on_way=lambda record: show(json.dumps(record))
+        )
     table = markdown(records)
     print(table)
     for way, reason in skipped.items():

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from trio_ray.commands._options import SHARE, make_folder, whole
-from trio_ray.commands._progress import counted, timed_steps
+from trio_ray.commands._progress import shown_count, shown_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.accuracy.methods import METHODS
@@ -87,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     tables = [markdown(questions, texts)] if questions or texts else []
     speeds = []
     if arguments.speed:
-        speeds = study.measure_speeds(arguments.speed, recipes, arguments.samples, arguments.rounds, timed_steps())
+        with shown_steps() as show:
+            speeds = study.measure_speeds(arguments.speed, recipes, arguments.samples, arguments.rounds, show)
         heading = study.speed_heading(arguments.speed, arguments.samples, arguments.rounds)
         tables.append(f"{heading}\n\n{speed.markdown(speeds)}")
     table = "\n\n".join(tables)
@@ -122,7 +123,8 @@ def _questions(arguments: argparse.Namespace, recipes: list[Recipe]) -> list[Rec
         batch=arguments.batch,
         model=ModelConfig(name=arguments.model, dtype=arguments.dtype),
     )
-    return measure_questions(settings, recipes, counted("questions", arguments.questions), _warn)
+    with shown_count("questions", arguments.questions) as show:
+        return measure_questions(settings, recipes, show, _warn)
 
 
 def _texts(passages: int, recipes: list[Recipe]) -> list[Record]:
@@ -132,7 +134,8 @@ def _texts(passages: int, recipes: list[Recipe]) -> list[Record]:
     if weights_file() is None:
         _warn(f"no text is continued, as SmolLM2-135M-Instruct is not here: {HOW_TO_INSTALL}")
         return []
-    return measure_texts(passages, recipes, counted("passages", passages), _warn)
+    with shown_count("passages", passages) as show:
+        return measure_texts(passages, recipes, show, _warn)
 
 
 def _warn(sentence: str) -> None:

@@ -10,7 +10,7 @@ import argparse
 import json
 
 from trio_ray.commands._options import make_folder, whole
-from trio_ray.commands._progress import timed_steps
+from trio_ray.commands._progress import shown_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 
@@ -34,14 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.shapes not in GEOMETRIES:
         raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(GEOMETRIES)}")
-    show = timed_steps()
     folder = make_folder("--out", arguments.out)
-    show(f"load {arguments.shapes}")
     name = arguments.shapes
     if name != BUNDLED_MODEL:
         name = str(write_model(folder / "model", name))
-    replica = Replica.load(ModelConfig(name=name))
-    record = measure_steps(replica, arguments.shapes, arguments.sequences, arguments.steps, show)
+    with shown_steps() as show:
+        show(f"load {arguments.shapes}")
+        replica = Replica.load(ModelConfig(name=name))
+        record = measure_steps(replica, arguments.shapes, arguments.sequences, arguments.steps, show)
     table = markdown(record)
     (folder / "decode.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (folder / "decode.md").write_text(table + "\n", encoding="utf-8")

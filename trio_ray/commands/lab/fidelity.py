@@ -12,7 +12,7 @@ import json
 import time
 
 from trio_ray.commands._options import SHARE, make_folder, whole
-from trio_ray.commands._progress import counted
+from trio_ray.commands._progress import shown_count
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 
 STUDIED = ("trio", "trio-plus", "attention", "random")
@@ -51,12 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     selectors = {name: make_selector(method_config(name, arguments.retention)) for name in STUDIED}
     depths = range(replica.decoder.depth)
     divergence, agreement = [], []
-    done, show = 0, counted("questions", len(questions))
-    for batch in prepared_batches(replica, questions, arguments.batch):
-        divergence += fidelity.depth_divergence(replica, batch, depths, selectors, arguments.share)
-        agreement += fidelity.rank_agreement(replica, batch, depths)
-        done += len(batch)
-        show(done)
+    done = 0
+    with shown_count("questions", len(questions)) as show:
+        for batch in prepared_batches(replica, questions, arguments.batch):
+            divergence += fidelity.depth_divergence(replica, batch, depths, selectors, arguments.share)
+            agreement += fidelity.rank_agreement(replica, batch, depths)
+            done += len(batch)
+            show(done)
     settings = [Setting("all tokens", 1.0, method_config("trio", 1.0))]
     settings += [Setting(name, arguments.retention, method_config(name, arguments.retention)) for name in STUDIED]
     detail = fidelity.fine_and_coarse(measure_accuracy(replica, questions, settings, arguments.batch), questions)

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from trio_ray.commands._options import make_folder, whole
-from trio_ray.commands._progress import timed_steps
+from trio_ray.commands._progress import shown_steps
 from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
 from trio_ray.errors import ConfigError, JobFailed
 from trio_ray.lab.prefill.settings import WORKLOADS
@@ -80,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
         runs=runs,
         kill=arguments.kill,
     )
-    show = timed_steps()
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(default_device()),
@@ -93,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
         _write(folder / "job.json", json.dumps({**about, **record}, indent=1))
         _write(folder / "job.md", markdown({**about, **record}))
 
-    record = run_bench(bench, folder, show, keep)
+    with shown_steps() as show:
+        record = run_bench(bench, folder, show, keep)
     print(markdown({**about, **record}))
     failed = [run["failed"] for run in (*record["runs"], record.get("kill", {})) if "failed" in run]
     if failed:

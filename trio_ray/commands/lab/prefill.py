@@ -12,7 +12,7 @@ import json
 import time
 
 from trio_ray.commands._options import make_folder, number, whole
-from trio_ray.commands._progress import timed_steps
+from trio_ray.commands._progress import shown_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.prefill.settings import CONTESTANTS, WORKLOADS, BenchSettings
@@ -63,14 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
         raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
     started = time.monotonic()
-    show = timed_steps()
     folder = make_folder("--out", arguments.out)
-    show(f"load {arguments.shapes}")
     name = arguments.shapes
     if name != BUNDLED_MODEL:
         name = str(write_model(folder / "model", arguments.shapes, arguments.seed))
     model = ModelConfig(name=name, dtype=arguments.dtype, attention=arguments.attention, matmul=arguments.matmul)
-    replica = Replica.load(model)
     settings = BenchSettings(
         workload=arguments.workload,
         samples=arguments.samples,
@@ -81,7 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         memory_limit=int(arguments.memory_limit * 1e9),
         seed=arguments.seed,
     )
-    record = {"shapes": arguments.shapes, "matmul": arguments.matmul, **compare(replica, settings, show)}
+    with shown_steps() as show:
+        show(f"load {arguments.shapes}")
+        compared = compare(Replica.load(model), settings, show)
+    record = {"shapes": arguments.shapes, "matmul": arguments.matmul, **compared}
     record["seconds"] = time.monotonic() - started
     table = markdown(record)
     (folder / "prefill.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ def main() -> int:
     """
     order = json.load(sys.stdin)
     config = parse_section(JobConfig, order["config"])
-    torch.set_num_threads(config.pipeline.torch_threads)
+    torch.set_num_threads(config.replicas.torch_threads)
     started = time.perf_counter()
     replica = Replica.load(config.model, config.prompt)
     load_s = time.perf_counter() - started

@@ -25,7 +25,7 @@ def main() -> int:
     """Read the job's configuration and a path from standard input, write the basis there and what it does as JSON."""
     order = json.load(sys.stdin)
     config = parse_section(JobConfig, order["config"])
-    torch.set_num_threads(config.pipeline.torch_threads)
+    torch.set_num_threads(config.replicas.torch_threads)
     started = time.perf_counter()
     made = _calibrate(config)
     record: dict[str, Any] = {"codec": "raw", "why": CodecChoice.of(made).why, "seconds": time.perf_counter() - started}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from trio_ray.cluster.pool import PoolEvent
+from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent, Report
 from trio_ray.precompute.job import JobSummary
+from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_writer import PartReport
 
 PARTS_FOR_A_RATE = 2
@@ -35,20 +36,17 @@ class Steady:
 
 @dataclass
 class JobWatch:
-    """A `Progress` that remembers. Times are seconds since it was made. Another thread may ask it meanwhile."""
+    """Remembers the events of a job. Times are seconds since it was made. Another thread may ask it meanwhile."""
 
-    events: list[tuple[float, PoolEvent]] = field(default_factory=list)
+    events: list[tuple[float, PoolEvent[Task]]] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
 
     def now(self) -> float:
         """On the clock of all times here."""
         return time.monotonic() - self._began
 
-    def say(self, what: str) -> None:
-        """See `Progress`."""
-
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
-        """See `Progress`."""
+    def note(self, event: PoolEvent[Task], summary: JobSummary) -> None:
+        """Remember an event. An `Observer`."""
         self.events.append((self.now(), event))
 
     def begun_s(self, replicas: int) -> float | None:
@@ -84,7 +82,7 @@ class JobWatch:
             "busy_by_replica": busy,
             "steady_s": max(0.0, steady.seconds),
             "tail_s": end - steady.first_idle,
-            "lost": sum(event.replica_lost is not None for _, event in self.events),
+            "lost": sum(isinstance(event, ActorLost) for _, event in self.events),
         }
 
     def recovery(self, replicas: int, killed_s: float) -> dict[str, Any]:
@@ -105,7 +103,7 @@ class JobWatch:
         of_others = {shard for replica, shards in by.items() if replica not in lost for shard in shards}
         return {
             "killed_s": killed_s,
-            "noticed_after_s": next((at - killed_s for at, event in self.events if event.replica_lost), None),
+            "noticed_after_s": next((at - killed_s for at, event in self.events if isinstance(event, ActorLost)), None),
             "replaced_after_s": replaced[1] - killed_s if replaced else None,
             "recovered_after_s": back - killed_s if back is not None else None,
             "samples_per_s_before": self._rate(steady.begin, killed_s, replicas),
@@ -125,23 +123,23 @@ class JobWatch:
         last = [of_one[-1][0] for replica, of_one in parts.items() if replica not in lost]
         return Steady(max(begun), min(last, default=self._end()))
 
-    def _lost(self) -> set[int | None]:
+    def _lost(self) -> set[int]:
         """Numbers of the replicas that were lost."""
-        return {event.replica for _, event in self.events if event.replica_lost}
+        return {event.actor for _, event in self.events if isinstance(event, ActorLost)}
 
     def _end(self) -> float:
         return max(of_one[-1][0] for of_one in self._parts().values())
 
     def _ready(self) -> list[tuple[int, float]]:
         """Each replica's number and when it had loaded its model, in the order in which they had."""
-        return [(e.replica, at) for at, e in self.events if e.replica_ready and e.replica is not None]
+        return [(event.actor, at) for at, event in self.events if isinstance(event, ActorReady)]
 
     def _parts(self) -> Parts:
         """What each replica, by its number, has committed, and when."""
         parts: Parts = defaultdict(list)
         for at, event in list(self.events):
-            if event.report is not None and event.replica is not None:
-                parts[event.replica].append((at, event.report))
+            if isinstance(event, Report) and isinstance(event.content, PartReport):
+                parts[event.actor].append((at, event.content))
         return dict(parts)
 
 

@@ -184,12 +184,12 @@ class _Jobs:
         a part that it could not report any more.
         """
         config = self._config(self.bench.codec_of(run))
-        pipeline = config.pipeline.model_copy(update={"replicas_min": run.replicas, "replicas_max": run.replicas})
+        replicas = config.replicas.model_copy(update={"min": run.replicas, "max": run.replicas})
         inputs = tuple(self.inputs[: self.bench.shards * run.replicas])
         output = f"{config.output.rstrip('/')}/{name}"
-        config = config.model_copy(update={"input": inputs, "output": output, "pipeline": pipeline})
+        config = config.model_copy(update={"input": inputs, "output": output, "replicas": replicas})
         try:
-            summary = run_job(config, watch)
+            summary = run_job(config, observer=watch.note)
             if not summary.ok:
                 raise JobFailed(str(summary))
             commits = read_commits(open_store(config.output, config.s3), READ_THREADS)

@@ -14,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.corpora import samples, write_tar
 from tests.precompute.runs import job_config
-from trio_ray.cluster import metrics
-from trio_ray.cluster.metrics import METRICS, JobMetrics, ReplicaMetrics
-from trio_ray.cluster.pool import PoolEvent
+from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
+from trio_ray.cluster.metrics import Metric
+from trio_ray.precompute import metrics
 from trio_ray.precompute.job import JobSummary, run_job
+from trio_ray.precompute.metrics import METRICS, JobMetrics, ReplicaMetrics
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_writer import PartReport
 from trio_ray.source.sample import Shard
@@ -68,18 +69,15 @@ def wait_for(url: str, output: str, true: Callable[[Counter[str]], bool]) -> Cou
 
 
 class Watcher:
-    """A progress display that holds the job at its first part, until the replica is seen."""
+    """An observer that holds the job at its first part, until the replica is seen."""
 
     def __init__(self, url: str, output: str) -> None:
         self.url, self.output = url, output
         self.seen: Counter[str] = Counter()
 
-    def say(self, what: str) -> None:
-        """See `Progress`."""
-
-    def update(self, event: PoolEvent, summary: JobSummary) -> None:
-        """See `Progress`."""
-        if event.report is not None and not self.seen:
+    def note(self, event: PoolEvent[Task], summary: JobSummary) -> None:
+        """See `Observer`."""
+        if isinstance(event, Report) and not self.seen:
             self.seen = wait_for(self.url, self.output, lambda found: "ray_trio_ray_replicas_ready" in found)
 
 
@@ -90,7 +88,7 @@ def test_a_job_counts_on_the_node_what_it_says_in_its_summary(node: str, tiny_mo
     ]
     config = job_config(tiny_model, [str(file) for file in [*good, tmp_path / "absent.tar"]], tmp_path / "cache")
     watcher = Watcher(node, config.output)
-    summary = run_job(config, watcher)
+    summary = run_job(config, observer=watcher.note)
     assert (summary.stored, summary.quarantined, summary.parts, len(summary.failed)) == (12, 2, 4, 1)
     assert watcher.seen["ray_trio_ray_replicas_ready"] == 1
     assert watcher.seen["ray_trio_ray_shards_left"] == 2
@@ -110,14 +108,15 @@ def test_a_job_counts_on_the_node_what_it_says_in_its_summary(node: str, tiny_mo
 
 def test_every_declared_series_is_exported_and_a_gauge_stays_while_nothing_changes(node: str) -> None:
     task = Task(Shard("name", "s3://corpus/a.tar", 1, "e", "webdataset"), frozenset())
-    events = [
-        PoolEvent(report=PartReport("name", 0, 6, {"image_empty": 1, "text_empty": 3}, 100, True, device_ms=500.0)),
-        PoolEvent(report=PartReport("name", 1, 0, {}, 0, True, device_ms=250.0)),
-        PoolEvent(shard_done=task),
-        PoolEvent(shard_failed=(task, 3, "it kills")),
-        PoolEvent(replica_ready="cpu"),
-        PoolEvent(replica_lost="killed"),
-        PoolEvent(replica_ended=True),
+    bad = {"image_empty": 1, "text_empty": 3}
+    events: list[PoolEvent[Task]] = [
+        Report(0, task, PartReport("name", 0, 6, bad, 100, True, device_ms=500.0)),
+        Report(0, task, PartReport("name", 1, 0, {}, 0, True, device_ms=250.0)),
+        WorkDone(0, task),
+        WorkFailed(task, 3, "it kills"),
+        ActorReady(0, "cpu"),
+        ActorLost(0, "killed"),
+        ActorEnded(0),
     ]
     with JobMetrics("s3://b/every", shards_left=5, shards_failed=1) as job:
         for event in events:
@@ -144,7 +143,7 @@ def test_every_declared_series_is_exported_and_a_gauge_stays_while_nothing_chang
 
 
 def test_the_table_lists_each_metric_once_with_description_and_unit() -> None:
-    declared = [value for value in vars(metrics).values() if isinstance(value, metrics.Metric)]
+    declared = [value for value in vars(metrics).values() if isinstance(value, Metric)]
     assert sorted(metric.name for metric in METRICS) == sorted({metric.name for metric in declared})
     for metric in METRICS:
         assert metric.name.startswith("trio_ray_")

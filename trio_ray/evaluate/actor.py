@@ -1,0 +1,49 @@
+"""The Ray actor that answers questions from stored prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cluster.actors import PooledActor
+from trio_ray.config import PromptConfig
+from trio_ray.evaluate.config import EvaluateConfig
+from trio_ray.evaluate.decode import Decoded, PrefixDecoder
+from trio_ray.evaluate.join import Task
+from trio_ray.model.replica import Replica
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Questions that an actor is given at a time; chunks are numbered in the questions' order."""
+
+    number: int
+    tasks: tuple[Task, ...]
+
+    def __str__(self) -> str:
+        """Its first and last key."""
+        return f"{self.tasks[0].row['key']!r} .. {self.tasks[-1].row['key']!r}"
+
+
+class AnswerActor(PooledActor[Chunk]):
+    """Hosts a model. Prefixes never pass through Ray: rows of the table come in and texts go out."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self._config = config
+
+    def load(self) -> str:
+        """Load the model. See `PooledActor`."""
+        config = self._config
+        torch.set_num_threads(config.replicas.torch_threads)
+        cache = PrunedCache(config.cache, config.s3)
+        prompt = PromptConfig.model_validate(cache.dataset.identity["prompt"])
+        replica = Replica.load(config.model, prompt)
+        self._decoder = PrefixDecoder(cache, replica, config.answering)
+        return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
+
+    def run(self, work: Chunk) -> Iterator[Decoded]:
+        """Answer a chunk; yields once."""
+        yield self._decoder.run(work.tasks)
