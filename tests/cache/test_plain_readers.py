@@ -15,7 +15,8 @@ from tests.cache.caches import CODEC, prefix_of, write_cache
 from tests.kv.prefixes import assert_same, codec_of
 from tests.seaweed import S3Server
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.kv.container import checksum, read_container
+from trio_ray.kv.container import checksum
+from trio_ray.kv.restore import read_container
 
 PARTS = [[6, 3], [5]]
 

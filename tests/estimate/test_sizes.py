@@ -13,7 +13,7 @@ from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.kv.encode import code_batch
-from trio_ray.kv.lossless.zstd import shrink
+from trio_ray.kv.lossless.zstd import compress
 from trio_ray.lab.codecs.made_up_bases import fit_transform
 from trio_ray.lab.codecs.recipes import Fit
 
@@ -24,7 +24,7 @@ def measured(codec: Codec) -> float:
     """On a sample that was not planned with."""
     coded = code_batch(prefix_batch(SMALL, 1, torch.device("cpu"), seed=3), codec).split()[0]
     tensors = [tensor for segment in coded.segments for tensor in segment.values()]
-    return sum(len(shrink(tensor, 1)) for tensor in tensors) / codec.layout_bytes(coded.shapes)
+    return sum(len(compress(tensor, 1)) for tensor in tensors) / codec.layout_bytes(coded.shapes)
 
 
 @pytest.mark.parametrize("choice", ["raw", "fp8", "int4", "int2"])

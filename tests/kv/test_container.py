@@ -17,14 +17,9 @@ from safetensors import safe_open
 
 from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, LEAD, TEXTS, assert_same, codec_of, contained, random_prefix
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import (
-    ContainerError,
-    FingerprintMismatch,
-    checksum,
-    read_container,
-    read_containers,
-)
+from trio_ray.kv.container import ContainerError, FingerprintMismatch, checksum
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.restore import read_container, read_containers
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RAW = codec_of(CODECS["raw, plain"])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.kv.prefixes import LEAD, TAIL, TEXTS, assert_same, code, codec_of, contained, random_prefix
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.container import read_container
 from trio_ray.kv.encode import code_batch
+from trio_ray.kv.restore import read_container
 
 KEPT = codec_of({"name": "raw", "first_segment": "kept"})
 

@@ -9,8 +9,8 @@ import torch
 from tests.kv.prefixes import codec_of, contained
 from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
 from trio_ray.config import MethodConfig, ModelConfig
-from trio_ray.kv.container import read_container
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.restore import read_container
 from trio_ray.lab.accuracy.questions import held_out_questions
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.trio import Trio

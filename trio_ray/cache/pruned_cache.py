@@ -25,9 +25,10 @@ from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
 from trio_ray.config import S3Config
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, PrefixError, StoreError
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import CheckedContainer, ContainerError, check_container, restore_containers
+from trio_ray.kv.container import CheckedContainer, ContainerError, check_container
 from trio_ray.kv.embeds import Embeds, read_embeds
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.restore import restore_containers
 from trio_ray.kv.target import Allocate
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.known import KnownMethod

@@ -21,10 +21,11 @@ from trio_ray.estimate.sizes import SAMPLE_HASH, MemberSize, encoded_size
 from trio_ray.estimate.times import SampleTimes
 from trio_ray.estimate.workload import Workload
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import read_container, write_container
+from trio_ray.kv.container import write_container
 from trio_ray.kv.embeds import Embeds
 from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.restore import read_container
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selector import Selector
 from trio_ray.method.visionzip import VisionZip

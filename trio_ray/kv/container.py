@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,22 +22,28 @@ from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodecError, TensorSpec
+from trio_ray.kv.codecs.codec import Codec, CodecError
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.encode import CodedPrefix
-from trio_ray.kv.lossless.zstd import expand, is_shrunk, shrink
-from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.lossless.planes import TensorSpec
+from trio_ray.kv.lossless.zstd import compress, decompress, is_compressed
+from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.serialise import DTYPE_NAMES, serialise
-from trio_ray.kv.target import Allocate, RowTarget, fresh_targets
-from trio_ray.tensors import move_joined, move_together
 
-CONTAINER_VERSION = 2
+CONTAINER_VERSION = 3
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SMALL = {"position", "text", "kept", "top_ids", "top_logprobs"}
+"""The tensors that no codec makes."""
 MAX_HEADER_BYTES = 1 << 20
 MAX_NUMBER = 1 << 31
 """Above every size in a header."""
 MAX_LAYERS = 1 << 12
 """More than a decoder has. Work on a container grows with them even where they hold no bytes."""
+
+
+NONE, ZSTD, HUFFMAN = LOSSLESS = ("none", "zstd", "huffman")
+"""How the codec's tensors are compressed: not at all; as zstd frames of any kind; as zstd frames whose blocks are cut
+by the codec's layout and hold Huffman codes alone, which a GPU can read. Small tensors are never `huffman`."""
 
 
 class ContainerError(TrioRayError):
@@ -61,12 +66,22 @@ class Header:
     shapes: tuple[SegmentShape, ...]
     kept: tuple[int, ...]
     top_k: int
+    lossless: str
 
 
 Stored = bytes | memoryview | Tensor
 """Bytes in host memory; a tensor is flat uint8."""
 
-Kind = tuple[tuple[object, ...], ...]
+Kind = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """A sample's tensor among the bytes of its container: what it is, where it begins, and its stored bytes."""
+
+    spec: TensorSpec
+    begin: int
+    stored: int
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,19 @@ class CheckedContainer:
 
     Attributes:
         shapes: of its segments.
-        segments: per segment the codec's tensors by name.
-        positions, texts: per segment (rows,) int32 and bool, see `Segment`.
+        lossless: how the codec's tensors are compressed, see `LOSSLESS`.
+        data: flat uint8, the whole container.
+        pinned: the same as a tensor, where it is part of one in pinned memory.
+        segments: by segment the codec's tensors by name.
+        positions, texts: by segment (rows,) int32 and bool, see `Segment`.
         frame: the prefix without its segments.
     """
 
     shapes: tuple[SegmentShape, ...]
-    segments: tuple[dict[str, Tensor], ...]
+    lossless: str
+    data: NDArray[np.uint8]
+    pinned: Tensor | None
+    segments: tuple[dict[str, StoredPiece], ...]
     positions: tuple[Tensor, ...]
     texts: tuple[Tensor, ...]
     frame: Prefix
@@ -89,7 +110,7 @@ class CheckedContainer:
     @property
     def kind(self) -> Kind:
         """What containers that are restored together have in common."""
-        return tuple((s.first_layer, s.layers, s.kv_heads, s.head_dim, s.dtype) for s in self.shapes)
+        return self.lossless, *((s.first_layer, s.layers, s.kv_heads, s.head_dim, s.dtype) for s in self.shapes)
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -113,6 +134,7 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
         "key": key,
         "fingerprint": fingerprint,
         "codec": settings.model_dump(mode="json"),
+        "lossless": HUFFMAN if any(coded.frames) else ZSTD if settings.zstd else NONE,
         "dtype": str(shape.dtype).removeprefix("torch."),
         "length": coded.length,
         "kv_heads": shape.kv_heads,
@@ -126,66 +148,10 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
     }
     level = settings.zstd
     tensors = {
-        name: shrink(tensor, level) if level else tensor.contiguous() for name, tensor in _tensors(coded).items()
+        name: compress(tensor, level) if level else tensor.contiguous() for name, tensor in _tensors(coded).items()
     }
     tensors |= _named(coded.frames)
     return serialise(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
-
-
-def read_container(
-    data: Stored,
-    codec: Codec,
-    *,
-    key: str | None = None,
-    fingerprint: str | None = None,
-    device: torch.device | str = "cpu",
-) -> Prefix:
-    """Bytes to a prefix.
-
-    Args:
-        data: the whole container, its checksum already compared by the caller that knows it.
-        codec: the cache's.
-        key: the key that must be in the header, if given.
-        fingerprint: the identity hash that must be in the header, if given.
-        device: where keys and values are restored; the small tensors stay on the CPU.
-
-    Raises:
-        FingerprintMismatch: made under another identity or with another codec; names the field.
-        ContainerError: anything else that is not as written.
-    """
-    (prefix,) = read_containers([(key, data)], codec, fingerprint=fingerprint, device=device)
-    if isinstance(prefix, ContainerError):
-        raise prefix
-    return prefix
-
-
-def read_containers(
-    items: Sequence[tuple[str | None, Stored]],
-    codec: Codec,
-    *,
-    fingerprint: str | None = None,
-    device: torch.device | str = "cpu",
-    allocate: Allocate | None = None,
-) -> list[Prefix | ContainerError]:
-    """`check_container` and then `restore_containers` for the bytes of many samples.
-
-    Args:
-        items: of each sample the key that must be in its header, if any, and its bytes.
-        codec, fingerprint: see `check_container`.
-        device, allocate: see `restore_containers`.
-
-    Returns:
-        For each sample its prefix, or the error that `read_container` raises for it.
-    """
-    outcomes: dict[int, Prefix | ContainerError] = {}
-    sound: dict[int, CheckedContainer] = {}
-    for number, (key, data) in enumerate(items):
-        try:
-            sound[number] = check_container(data, codec, key, fingerprint)
-        except ContainerError as error:
-            outcomes[number] = error
-    outcomes |= zip(sound, restore_containers(list(sound.values()), codec, device, allocate), strict=True)
-    return [outcomes[number] for number in range(len(items))]
 
 
 def check_container(
@@ -211,45 +177,16 @@ def check_container(
     try:
         _check_origin(fields, codec, key, fingerprint)
         header = _parse_header(fields)
+        if (header.lossless == NONE) != (codec.settings.zstd == 0):
+            raise ValueError(f"lossless {header.lossless!r} with zstd {codec.settings.zstd}")
         layout = _layout(header, codec)
-        stored = _stored_tensors(whole[start:], entries)
-        _check_entries(entries, layout, has_lossless=codec.settings.zstd > 0)
-        tensors = {name: _expand(stored[name], entries[name], tensor) for name, tensor in layout.items()}
-        return _check_rows(header, codec, tensors)
+        pieces = _check_entries(entries, layout, header.lossless != NONE, start, len(whole))
+        has_lossless = header.lossless != NONE
+        small = {name: decompress_piece(whole, pieces[name], has_lossless) for name in SMALL if name in pieces}
+        pinned = data if isinstance(data, Tensor) and data.is_pinned() else None
+        return replace(_check_rows(header, codec, whole, pieces, small), pinned=pinned)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
         raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
-
-
-def restore_containers(
-    checked: Sequence[CheckedContainer],
-    codec: Codec,
-    device: torch.device | str = "cpu",
-    allocate: Allocate | None = None,
-) -> list[Prefix | ContainerError]:
-    """Restore many samples together: on a GPU a few copies and kernels for all of them.
-
-    Args:
-        checked: what `check_container` returned.
-        codec: the cache's.
-        device: where keys and values are restored; the small tensors of a prefix stay on the CPU.
-        allocate: says where keys and values go. It is called once for each set of samples whose segments hold the same
-            layers. None makes new packed tensors.
-
-    Returns:
-        For each sample its prefix, or the error that only restoring it could find. Keys and values are views of the
-        targets' tensors, which stay in memory as long as one of the prefixes is in use.
-    """
-    device = torch.device(device)
-    allocate = allocate or fresh_targets(device)
-    alike: dict[Kind, list[int]] = {}
-    for number, sample in enumerate(checked):
-        alike.setdefault(sample.kind, []).append(number)
-    outcomes: dict[int, Prefix | ContainerError] = {}
-    for numbers in alike.values():
-        samples = [checked[number] for number in numbers]
-        targets = allocate([sample.shapes for sample in samples])
-        outcomes |= zip(numbers, _restore(samples, codec, device, targets), strict=True)
-    return [outcomes[number] for number in range(len(checked))]
 
 
 def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
@@ -330,7 +267,9 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
         layer += shape.layers
     if not 0 < layer <= MAX_LAYERS:
         raise ValueError(f"{layer} layers")
-    return Header(fields["length"], shapes, tuple(fields["kept"]), fields["top_k"])
+    if fields["lossless"] not in LOSSLESS:
+        raise ValueError(f"lossless {fields['lossless']!r} is none of {', '.join(LOSSLESS)}")
+    return Header(fields["length"], shapes, tuple(fields["kept"]), fields["top_k"], fields["lossless"])
 
 
 def _layout(header: Header, codec: Codec) -> dict[str, TensorSpec]:
@@ -349,102 +288,88 @@ def _layout(header: Header, codec: Codec) -> dict[str, TensorSpec]:
     return layout
 
 
-def _check_entries(entries: Mapping[str, Any], layout: Mapping[str, TensorSpec], has_lossless: bool) -> None:
-    """Names, types and sizes of the stored tensors against what the codec would store."""
+def _check_entries(
+    entries: Mapping[str, Any], layout: Mapping[str, TensorSpec], has_lossless: bool, start: int, end: int
+) -> dict[str, StoredPiece]:
+    """Names, types, sizes and places of the stored tensors against what the codec would store.
+
+    Args:
+        entries: of safetensors' header.
+        layout: the tensors before the lossless stage.
+        has_lossless: whether there is one.
+        start, end: between them the container holds its tensors, one behind the other.
+    """
     if set(entries) != set(layout):
         raise ValueError("tensors do not have the names that the header promises")
+    pieces = {}
     for name, tensor in layout.items():
-        dtype, shape = entries[name]["dtype"], tuple(entries[name]["shape"])
-        size = prod(tensor.shape) * tensor.dtype.itemsize
+        entry = entries[name]
+        dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if type(begin) is not int or type(stop) is not int:
+            raise TypeError(f"tensor {name!r} lies at {begin!r} to {stop!r}")
+        stored = stop - begin
         if not has_lossless:
-            fits = dtype == DTYPE_NAMES[tensor.dtype] and shape == tensor.shape
+            fits = dtype == DTYPE_NAMES[tensor.dtype] and shape == tensor.shape and stored == tensor.size
         else:
-            fits = dtype == "U8" and len(shape) == 1 and (shape[0] == size or is_shrunk(shape[0], size))
+            fits = (
+                dtype == "U8" and shape == (stored,) and (stored == tensor.size or is_compressed(stored, tensor.size))
+            )
         if not fits:
-            raise ValueError(f"tensor {name!r} is {dtype} {shape}, which cannot stand for {tensor}")
-
-
-def _stored_tensors(payload: NDArray[np.uint8], entries: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
-    """Views of the bytes of every tensor. Together they must be the whole payload, none of it twice."""
-    spans = {name: entry["data_offsets"] for name, entry in entries.items()}
-    end = 0
-    for start, stop in sorted((start, stop) for start, stop in spans.values()):
-        if type(start) is not int or type(stop) is not int or start != end or stop < start:
+            raise ValueError(f"tensor {name!r} is {dtype} {shape} of {stored} bytes, which cannot stand for {tensor}")
+        pieces[name] = StoredPiece(tensor, start + begin, stored)
+    for piece in sorted(pieces.values(), key=lambda piece: (piece.begin, piece.stored)):
+        if piece.begin != start:
             raise ValueError("the tensors do not lie one behind the other")
-        end = stop
-    if end != len(payload):
-        raise ValueError(f"the tensors take {end} bytes, but there are {len(payload)}")
-    return {name: payload[start:stop] for name, (start, stop) in spans.items()}
+        start += piece.stored
+    if start != end:
+        raise ValueError(f"the tensors end at byte {start}, the container at {end}")
+    return pieces
 
 
-def _expand(stored: NDArray[np.uint8], entry: Mapping[str, Any], tensor: TensorSpec) -> Tensor:
-    """A stored tensor as the codec made it."""
-    if len(stored) != prod(entry["shape"]) * (1 if entry["dtype"] == "U8" else tensor.dtype.itemsize):
-        raise ValueError(f"a tensor of {entry['dtype']} {entry['shape']} takes {len(stored)} bytes")
-    return expand(stored, tensor.dtype, tensor.shape)
+def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: bool) -> Tensor:
+    """A stored tensor as the codec made it, on the CPU."""
+    stored = data[piece.begin : piece.begin + piece.stored]
+    if has_lossless:
+        return decompress(stored, piece.spec)
+    is_usable = stored.flags.writeable and piece.stored and not stored.ctypes.data % piece.spec.dtype.itemsize
+    return torch.from_numpy(stored if is_usable else stored.copy()).view(piece.spec.dtype).view(piece.spec.shape)
 
 
-def _check_rows(header: Header, codec: Codec, tensors: Mapping[str, Tensor]) -> CheckedContainer:
-    """All tensors as the prefix has them, but keys and values, which are still compressed."""
+def _check_rows(
+    header: Header,
+    codec: Codec,
+    data: NDArray[np.uint8],
+    pieces: Mapping[str, StoredPiece],
+    small: Mapping[str, Tensor],
+) -> CheckedContainer:
+    """All of a prefix but keys and values, which are still compressed."""
     rows = [shape.rows for shape in header.shapes]
-    bits = np.unpackbits(tensors["text"].numpy(), count=sum(rows), bitorder="little")
+    bits = np.unpackbits(small["text"].numpy(), count=sum(rows), bitorder="little")
     texts = torch.from_numpy(bits).bool().split(rows)
     for number, (shape, text) in enumerate(zip(header.shapes, texts, strict=True)):
         if int(text.sum()) != shape.rows - shape.images:
             raise ValueError(f"segment {number} has not as many text rows as its header says")
-    kept = tensors["kept"].split(header.kept) if header.kept else ()
+    kept = small["kept"].split(header.kept) if header.kept else ()
     return CheckedContainer(
         shapes=header.shapes,
+        lossless=header.lossless,
+        data=data,
+        pinned=None,
         segments=tuple(
-            {name: tensors[f"{number}.{name}"] for name in codec.layout(shape)}
+            {name: pieces[f"{number}.{name}"] for name in codec.layout(shape)}
             for number, shape in enumerate(header.shapes)
         ),
-        positions=tuple(_ascending(differences, header.length) for differences in tensors["position"].split(rows)),
+        positions=tuple(_ascending(differences, header.length) for differences in small["position"].split(rows)),
         texts=texts,
         frame=Prefix(
             length=header.length,
             segments=(),
             kept=tuple(_ascending(differences, MAX_NUMBER) for differences in kept),
             # Copies, since a prefix must not hold on to the container's bytes, whose memory is used again.
-            top_ids=tensors["top_ids"].clone(),
-            top_logprobs=tensors["top_logprobs"].clone(),
+            top_ids=small["top_ids"].clone(),
+            top_logprobs=small["top_logprobs"].clone(),
         ),
     )
-
-
-def _restore(
-    samples: Sequence[CheckedContainer], codec: Codec, device: torch.device, targets: Sequence[RowTarget]
-) -> list[Prefix]:
-    """The prefixes of samples of one kind, segment by segment: one is copied while the one before is restored."""
-    segments = []
-    for number, target in enumerate(targets):
-        names = list(samples[0].segments[number])
-        joined = move_joined([[sample.segments[number][name] for sample in samples] for name in names], device)
-        shapes = [sample.shapes[number] for sample in samples]
-        position = torch.cat([sample.positions[number] for sample in samples])
-        text = torch.cat([sample.texts[number] for sample in samples])
-        codec.restore(dict(zip(names, joined, strict=True)), shapes, position, text, target)
-        segments.append(_split(target, shapes, *move_together([position, text], device)))
-    return [
-        replace(sample.frame, segments=own) for sample, own in zip(samples, zip(*segments, strict=True), strict=True)
-    ]
-
-
-def _split(target: RowTarget, shapes: Sequence[SegmentShape], position: Tensor, text: Tensor) -> list[Segment]:
-    """The samples' segments, as views of a target."""
-    rows = [shape.rows for shape in shapes]
-    return [
-        Segment(
-            shape.first_layer,
-            target.keys[:, start : start + shape.rows],
-            target.values[:, start : start + shape.rows],
-            own_position,
-            own_text,
-        )
-        for shape, start, own_position, own_text in zip(
-            shapes, target.starts, position.split(rows), text.split(rows), strict=True
-        )
-    ]
 
 
 def _ascending(differences: Tensor, end: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 from tests.kv.prefixes import LEAD, codec_of, contained, random_prefix
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.classes import split_rows
-from trio_ray.kv.container import read_container
+from trio_ray.kv.restore import read_container
 
 
 @pytest.mark.parametrize("sinks", [0, LEAD, LEAD + 1, LEAD + 4, 100])

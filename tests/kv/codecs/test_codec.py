@@ -13,8 +13,9 @@ from tests.kv.prefixes import CODECS, TEXTS, assert_same_frame, code, codec_of, 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodecError
 from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.container import read_container, write_container
+from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import code_batch
+from trio_ray.kv.restore import read_container
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -18,9 +18,10 @@ from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs import arithmetic
 from trio_ray.kv.codecs.classes import RowClass
 from trio_ray.kv.codecs.quantise import RowGroups
-from trio_ray.kv.container import read_container, read_containers, write_container
+from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.restore import read_container, read_containers
 
 DTYPES = [torch.float32, torch.float16, *([] if INTERPRETED else [torch.bfloat16])]
 ODD = [math.nan, math.inf, -math.inf, -0.0, 1e-40, -3e-8, 2.0**-25, 7e4, -65504.0, 6e-8, 2.98e-8]

@@ -17,11 +17,14 @@ from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs.codec import Codec, CodedSegments
 from trio_ray.kv.codecs.spec import TransformSpec, parse_spec
 from trio_ray.kv.codecs.transform import Transform
-from trio_ray.kv.container import read_container, write_container
+from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import code_batch, new_memory
+from trio_ray.kv.lossless import blocks as frame_blocks
 from trio_ray.kv.lossless import frames
-from trio_ray.kv.lossless.frames import FrameMaker, Frames, cut, frame_maker
-from trio_ray.kv.lossless.zstd import expand
+from trio_ray.kv.lossless.frames import FrameMaker, Frames, cut_samples, frame_maker
+from trio_ray.kv.lossless.planes import TensorSpec
+from trio_ray.kv.lossless.zstd import decompress
+from trio_ray.kv.restore import read_container
 from trio_ray.precompute.host_batch import HostBatch, HostGroup
 from trio_ray.precompute.host_memory import HostMemory
 from trio_ray.precompute.stored_batch import StoredBatch
@@ -32,10 +35,10 @@ from trio_ray.precompute.storing_messages import pack_batch, unpack_batch
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted programs are slow, and that a frame has many blocks is what matters."""
     if INTERPRETED:
-        monkeypatch.setattr(frames, "BLOCK", 4096)
+        monkeypatch.setattr(frame_blocks, "BLOCK", 4096)
 
 
-LARGEST = frames.BLOCK
+LARGEST = frame_blocks.BLOCK
 MAGIC = bytes.fromhex("28b52ffd")
 
 KINDS = {
@@ -65,7 +68,7 @@ def check(made_frames: Frames, data: Tensor, runs: Sequence[Sequence[int]]) -> l
     stored = made_frames.copied(Tensor.cpu).split()
     for piece, own in zip(cut_up, stored, strict=True):
         assert len(own) <= len(piece)
-        assert torch.equal(expand(own.numpy(), torch.uint8, (len(piece),)), piece)
+        assert torch.equal(decompress(own.numpy(), TensorSpec(torch.uint8, (len(piece),))), piece)
     return [(len(piece), len(own)) for piece, own in zip(cut_up, stored, strict=True)]
 
 
@@ -116,7 +119,7 @@ def test_codes_take_little_more_than_the_bytes_entropy(device: str) -> None:
 @on_devices
 @pytest.mark.parametrize("over", [0, 1, 300])
 def test_blocks_of_the_largest_size_are_read(over: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "BLOCK", LARGEST)
+    monkeypatch.setattr(frame_blocks, "BLOCK", LARGEST)
     runs = [[LARGEST + over]]
     data = made(runs, ("bell",))
     (sizes,) = check(FrameMaker().frames("large", data.to(device), *pieces(runs)), data, runs)
@@ -164,7 +167,7 @@ def test_wide_elements_become_planes_of_bytes_and_what_is_empty_stays(device: st
     assert [set(own) for own in framed.split()] == [{"none"}] * 2
     stored = framed.frames["states"].copied(Tensor.cpu).split()
     for own, piece in zip(stored, states.split([700, 500]), strict=True):
-        assert torch.equal(expand(own.numpy(), torch.bfloat16, tuple(piece.shape)), piece)
+        assert torch.equal(decompress(own.numpy(), TensorSpec(torch.bfloat16, tuple(piece.shape))), piece)
         assert len(own) < 0.85 * piece.numel() * 2, "the plane of signs and exponents shrinks"
 
 
@@ -197,8 +200,8 @@ def test_a_container_of_frames_reads_like_one_without(choice: str, device: str) 
 
 
 def test_blocks_cover_every_stretch_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "BLOCK", 1000)
-    blocks = cut(np.array([[2500, 0, 300], [100, 999, 1001]]), torch.device("cpu"))
+    monkeypatch.setattr(frame_blocks, "BLOCK", 1000)
+    blocks = cut_samples(np.array([[2500, 0, 300], [100, 999, 1001]]), torch.device("cpu"))
     assert blocks.start.tolist() == [0, 1000, 2000, 2500, 2800, 2900, 3899, 4899]
     assert blocks.length.tolist() == [1000, 1000, 500, 300, 100, 999, 1000, 1]
     assert blocks.table.tolist() == [0, 0, 0, 2, -1, 1, 2, 2]

@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.frames import FrameMaker, Frames
+from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 
 
@@ -22,14 +21,6 @@ class CodecError(TrioRayError):
     """A codec that is not known, lacks what it needs, or cannot code keys and values of this shape."""
 
     exit_code = 2
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A stored tensor before its lossless stage."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -108,8 +99,7 @@ class Codec(ABC):
 
     def layout_bytes(self, shapes: Iterable[SegmentShape]) -> int:
         """Bytes of a sample's segments of these shapes, before the lossless stage."""
-        tensors = (tensor for shape in shapes for tensor in self.layout(shape).values())
-        return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+        return sum(tensor.size for shape in shapes for tensor in self.layout(shape).values())
 
     @abstractmethod
     def restore(

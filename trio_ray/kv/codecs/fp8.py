@@ -11,8 +11,9 @@ from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.arithmetic import arithmetic
-from trio_ray.kv.codecs.codec import Codec, CodedSegments, TensorSpec
+from trio_ray.kv.codecs.codec import Codec, CodedSegments
 from trio_ray.kv.codecs.spec import Fp8Spec
+from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.arithmetic import arithmetic
 from trio_ray.kv.codecs.classes import RowClass, protected_rows, split_rows
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, TensorSpec
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
 from trio_ray.kv.codecs.quantise import RowGroups, codes_per_byte
 from trio_ray.kv.codecs.spec import IntegerSpec
+from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 from trio_ray.tensors import move_together
 

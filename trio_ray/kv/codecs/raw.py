@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodedSegments, TensorSpec
+from trio_ray.kv.codecs.codec import Codec, CodedSegments
 from trio_ray.kv.codecs.spec import RawSpec
+from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 
 

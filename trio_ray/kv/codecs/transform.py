@@ -13,30 +13,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, TensorSpec
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
 from trio_ray.kv.codecs.spec import TransformSpec
 from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces, unpack
 from trio_ray.kv.codecs.transform_basis import (
-    FOLD_BITS,
     KINDS,
-    ROTATION_BITS,
-    STEP_BITS,
     TENSORS,
     Basis,
     Components,
     Group,
 )
 from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder
+from trio_ray.kv.codecs.transform_inverse import GroupInverse, put_rows
+from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 from trio_ray.method.rows import select_rows
-from trio_ray.tensors import fused, move_together, on_device
+from trio_ray.tensors import has_triton, move_together, on_device, to_device
+
+if TYPE_CHECKING:
+    from trio_ray.kv.kernels.inverse_transform import SegmentInverse
 
 CHUNK, GPU_CHUNK = 1 << 23, 1 << 26
 """Rows times channels of the widest group that are coded or decoded at once, which bounds the memory of their integers
@@ -59,38 +61,6 @@ class Rows:
     sample: Tensor
     mean: Tensor
     counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Synthesis:
-    """From symbols back to rows of one kind, in floats: `symbols @ matrix * scale + mean`.
-
-    Attributes:
-        matrix: (R and up to 7 rows of 0, C): fp32, or fp16 where that is as exact as the states that come of it.
-        scale: (C,) fp32.
-        mean: (means, C) fp32.
-    """
-
-    matrix: Tensor
-    scale: Tensor
-    mean: Tensor
-
-    @classmethod
-    def of(cls, part: Components, exponent: Tensor, dtype: torch.dtype) -> Synthesis:
-        """The least-squares inverse of the integers' way, with a matrix of `dtype`."""
-        forward = part.matrix.double()
-        inverse = torch.linalg.solve(forward @ forward.T, forward)
-        size = 2.0**STEP_BITS / part.multiplier.double()
-        matrix = F.pad((inverse * size[:, None]).to(dtype), (0, 0, 0, -len(forward) % 8))
-        scale = torch.ldexp(part.fold.double(), exponent.int() - FOLD_BITS).reciprocal().float()
-        return cls(matrix, scale, part.mean)
-
-    def products(self, symbols: Tensor) -> Tensor:
-        """(n, C) fp32 of (n, R) int16. Tensor cores multiply by fp16 and add in fp32."""
-        whole = F.pad(symbols, (0, len(self.matrix) - symbols.shape[1])).to(self.matrix.dtype)
-        if self.matrix.dtype == torch.float32:
-            return whole @ self.matrix
-        return torch.mm(whole, self.matrix, out_dtype=torch.float32)
 
 
 class RowCoder(Protocol):
@@ -124,7 +94,8 @@ class Transform(Codec):
         self._basis = basis
         self._bases: dict[torch.device, Basis] = {}
         self._coders: dict[tuple[torch.device, int, int], RowCoder] = {}
-        self._syntheses: dict[tuple[torch.device, torch.dtype, int, int], Synthesis] = {}
+        self._inverses: dict[tuple[torch.device, torch.dtype, int, int], GroupInverse] = {}
+        self._segment_inverses: dict[tuple[torch.device, torch.dtype, tuple[int, ...], int], SegmentInverse] = {}
 
     def encode(self, batch: SegmentBatch) -> CodedSegments:
         """See `Codec`."""
@@ -146,7 +117,8 @@ class Transform(Codec):
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """See `Codec`."""
         groups = [self._basis.groups[number] for number in self._groups(shape)]
-        return {TENSOR: TensorSpec(torch.uint8, (sum(_blocks([shape], groups)[0]),))}
+        (runs,) = _blocks([shape], groups)
+        return {TENSOR: TensorSpec(torch.uint8, (sum(runs),), tuple(runs))}
 
     @torch.no_grad()
     def restore(
@@ -158,19 +130,46 @@ class Transform(Codec):
         target: RowTarget,
     ) -> None:
         """See `Codec`."""
-        numbers = self._groups(shapes[0])
         basis = self._basis_on(target.rows.device)
+        if has_triton(target.rows.device):
+            self._restore_by_kernels(tensors[TENSOR], shapes, position, text, target, basis)
+            return
+        numbers = self._groups(shapes[0])
         groups = [basis.groups[number] for number in numbers]
         kinds = _rows_of_kinds(text, shapes, basis.leads)
-        numbers_of_rows = [tensor for rows in kinds for tensor in (rows.index, rows.mean)]
-        position, *moved = move_together([position, *numbers_of_rows], target.rows.device)
-        for kind, bands in enumerate(_bands(tensors[TENSOR], shapes, groups)):
-            for rows, chunk in _chunks(basis, groups, moved[2 * kind], moved[2 * kind + 1], position):
+        for kind, (own, bands) in enumerate(zip(kinds, _bands(tensors[TENSOR], shapes, groups), strict=True)):
+            for rows, chunk in _chunks(basis, groups, own.index, own.mean, position):
                 mine = _split_groups([band[rows] for band in bands], groups, kind)
                 for number, group, packed in zip(numbers, groups, mine, strict=True):
-                    way = self._synthesis(basis, number, kind, target.keys.dtype)
-                    products = way.products(unpack(packed, group.kinds[kind].counts))
-                    _put_rows(target, group.first_layer - shapes[0].first_layer, group, chunk, products, way)
+                    inverse = self._inverse(basis, number, kind, target.keys.dtype)
+                    products = inverse.products(unpack(packed, group.kinds[kind].counts))
+                    put_rows(target, group.first_layer - shapes[0].first_layer, chunk, products, inverse)
+
+    def _restore_by_kernels(
+        self,
+        stored: Tensor,
+        shapes: Sequence[SegmentShape],
+        position: Tensor,
+        text: Tensor,
+        target: RowTarget,
+        basis: Basis,
+    ) -> None:
+        from trio_ray.kv.kernels.inverse_transform import PackedRows, restore_rows
+
+        numbers = self._groups(shapes[0])
+        groups = [basis.groups[number] for number in numbers]
+        kinds = _rows_of_kinds(text, shapes, basis.leads)
+        blocks = _blocks(shapes, groups)
+        host = [position]
+        for kind, rows in enumerate(kinds):
+            host += [rows.index, rows.sample, rows.mean, _first_bytes(blocks, rows, _widths(groups, kind), kind)]
+        position, *moved = move_together(host, target.rows.device)
+        for kind in range(len(KINDS)):
+            index, sample, mean, first = moved[4 * kind : 4 * kind + 4]
+            if len(index):
+                inverse = self._segment_inverse(basis, numbers, kind, target.keys.dtype)
+                packed = PackedRows(stored, index, sample, mean, first)
+                restore_rows(inverse, packed, position, basis.cosine, basis.sine, target)
 
     def whole_groups(self, first_layer: int, least: int) -> int:
         """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
@@ -208,8 +207,8 @@ class Transform(Codec):
             self._coders[key] = row_coder(group, kind, basis.rounding)
         return self._coders[key]
 
-    def _synthesis(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> Synthesis:
-        """The way back to states of `dtype` in a group's rows of one kind; made once for each device.
+    def _inverse(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> GroupInverse:
+        """The inverse transform to states of `dtype` in a group's rows of one kind; made once for each device.
 
         On a GPU states of 16 bits come of a matrix in fp16: its rounding is as fine as theirs, and the product some ten
         times as fast as one of fp32.
@@ -218,9 +217,19 @@ class Transform(Codec):
         device = group.exponent.device
         matrix_dtype = torch.float16 if device.type == "cuda" and dtype.itemsize == 2 else torch.float32
         key = (device, matrix_dtype, number, kind)
-        if key not in self._syntheses:
-            self._syntheses[key] = Synthesis.of(group.kinds[kind], group.exponent, matrix_dtype)
-        return self._syntheses[key]
+        if key not in self._inverses:
+            self._inverses[key] = GroupInverse.of(group.kinds[kind], group.exponent, group.layers, matrix_dtype)
+        return self._inverses[key]
+
+    def _segment_inverse(self, basis: Basis, numbers: Sequence[int], kind: int, dtype: torch.dtype) -> SegmentInverse:
+        """The same in all groups of a segment, for the kernels."""
+        from trio_ray.kv.kernels.inverse_transform import SegmentInverse
+
+        inverses = [self._inverse(basis, number, kind, dtype) for number in numbers]
+        key = (inverses[0].matrix.device, inverses[0].matrix.dtype, tuple(numbers), kind)
+        if key not in self._segment_inverses:
+            self._segment_inverses[key] = SegmentInverse.of(inverses)
+        return self._segment_inverses[key]
 
 
 TENSOR = "symbols"
@@ -285,8 +294,9 @@ def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -
     return [list(mine) for mine in zip(*cut, strict=True)]
 
 
-def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
-    """(n, bands) int64, where in the samples' pieces each row of a kind begins.
+def _first_bytes(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
+    """(B and one, bands) int64 on the host: the bytes of a row in each band; and of each sample where in the samples'
+    pieces the row with the number 0 would begin, as rows of a kind are numbered through all samples.
 
     Args:
         blocks: see `_blocks`.
@@ -294,16 +304,17 @@ def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], 
         widths: bytes of each band that one of them takes.
         kind: its number.
     """
-    starts = list(accumulate((size for sizes in blocks for size in sizes), initial=0))
-    # Rows are numbered through all samples, so a block begins behind those of the samples ahead.
-    ahead = list(accumulate(rows.counts, initial=0))
-    first = [
-        starts[(sample * len(KINDS) + kind) * len(BANDS) + band] - ahead[sample] * width
-        for sample in range(len(blocks))
-        for band, width in enumerate(widths)
-    ]
+    sizes = np.array(blocks, np.int64)
+    starts = (sizes.cumsum() - sizes.reshape(-1)).reshape(len(sizes), len(KINDS), len(BANDS))[:, kind]
+    counts = np.array(rows.counts, np.int64)
+    ahead = (counts.cumsum() - counts)[:, None] * np.array(widths, np.int64)
+    return torch.from_numpy(np.concatenate([np.array([widths], np.int64), starts - ahead]))
+
+
+def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
+    """(n, bands) int64, where in the samples' pieces each row of a kind begins; see `_first_bytes`."""
     device = rows.sample.device
-    table = on_device([*widths, *first], device).view(-1, len(BANDS))
+    table = to_device(_first_bytes(blocks, rows, widths, kind), device)
     return table[1:][rows.sample] + torch.arange(len(rows.sample), device=device)[:, None] * table[0]
 
 
@@ -327,39 +338,6 @@ def _chunks(
 def _layers(batch: SegmentBatch, group: Group) -> slice:
     first = group.first_layer - batch.first_layer
     return slice(first, first + group.layers)
-
-
-def _put_rows(
-    target: RowTarget, first_layer: int, group: Group, chunk: Chunk, products: Tensor, way: Synthesis
-) -> None:
-    """A chunk's keys and values in a group's layers, from `first_layer` on, into their rows of a target."""
-    layers, rows = slice(first_layer, first_layer + group.layers), target.rows[chunk.index]
-    size = (group.layers, 2, *target.keys.shape[2:])
-    keys, values = _states(
-        products.unflatten(1, size), way.scale.view(size), way.mean.unflatten(1, size), chunk.mean, chunk.cosine,
-        chunk.sine, target.keys.dtype,
-    )  # fmt: skip
-    target.keys[layers].index_copy_(1, rows, keys)
-    target.values[layers].index_copy_(1, rows, values)
-
-
-@fused(products=(0,), mean=(0,), cosine=(0,), sine=(0,))
-def _states(
-    products: Tensor, scale: Tensor, means: Tensor, mean: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Keys, at their positions again, and values, (layers, n, heads, dim) of `dtype`.
-
-    Args:
-        products: (n, layers, 2, heads, dim) fp32, see `Synthesis`; `scale` and `means` without and with n likewise.
-        mean: (n,) int64, which of the means is each row's.
-        cosine, sine: (n, dim / 2) int16, see `Chunk`.
-        dtype: of the states.
-    """
-    both = (products * scale + means[mean]).permute(1, 2, 0, 3, 4)
-    low, high = both[:, 0].chunk(2, -1)
-    cosine, sine = (table[:, None].float() * 2.0**-ROTATION_BITS for table in (cosine, sine))
-    keys = torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
-    return keys.to(dtype), both[:, 1].to(dtype)
 
 
 def _moved(basis: Basis, device: torch.device) -> Basis:

@@ -15,18 +15,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trio_ray.kv.lossless.frames import Blocks, DeviceTables
+from trio_ray.kv.lossless.blocks import (
+    BLOCK_HEADER,
+    CODED,
+    FRAME_HEADER,
+    FRAME_MAGIC,
+    LITERALS_HEADER,
+    MOST_CONTENT,
+    RAW,
+    SEQUENCES,
+    STREAM_SIZES,
+    STREAMS,
+    Blocks,
+    DeviceTables,
+)
 from trio_ray.kv.lossless.huffman import MAX_DESCRIPTION
 
-STREAMS = 4
-PLAIN, RAW, CODED = 0, 1, 2
-"""What becomes of a block: bytes of a sample that is stored as it is; a block of bytes as they are; Huffman codes."""
-
-FRAME_HEADER, MOST_CONTENT = 9, (1 << 32) - 1
-"""Magic number, descriptor and four bytes of content size (3.1.1.1)."""
-BLOCK_HEADER = 3
-LITERALS_HEADER, STREAM_SIZES, SEQUENCES = 5, 6, 1
-"""What a coded block has beside codes and their description (3.1.1.3): the sizes of three streams; no sequences."""
+PLAIN = 0
+"""What becomes of a block beside `RAW` and `CODED`: bytes of a sample that is stored without a frame."""
 
 TILE = 4096
 GROUPS = 512
@@ -38,8 +44,7 @@ LONGEST = tl.constexpr(MAX_DESCRIPTION)
 OF_FRAME, OF_BLOCK = tl.constexpr(FRAME_HEADER), tl.constexpr(BLOCK_HEADER)
 OF_LITERALS, OF_SIZES = tl.constexpr(LITERALS_HEADER), tl.constexpr(STREAM_SIZES)
 NO_SEQUENCES = tl.constexpr(SEQUENCES)
-MAGIC = tl.constexpr(0xFD2FB528 | 0xA0 << 32)
-"""With the descriptor: a single segment with four bytes of size, without checksum or dictionary."""
+MAGIC = tl.constexpr(FRAME_MAGIC)
 
 
 def count_bytes(stored: Tensor, blocks: Blocks, tables: int) -> Tensor:
@@ -50,12 +55,11 @@ def count_bytes(stored: Tensor, blocks: Blocks, tables: int) -> Tensor:
     return counts
 
 
-def make_frames(stored: Tensor, plain: Tensor, blocks: Blocks, tables: DeviceTables) -> tuple[Tensor, Tensor]:
-    """Frames of all samples, one behind the other, or plain bytes where frames would not be smaller.
+def make_frames(stored: Tensor, blocks: Blocks, tables: DeviceTables) -> tuple[Tensor, Tensor]:
+    """Frames of all samples, one behind the other, or the bytes themselves where frames would not be smaller.
 
     Args:
-        stored: flat uint8, what frames are made of.
-        plain: flat uint8, of each sample the bytes that are stored instead of a frame.
+        stored: flat uint8, what frames are made of, or what is stored where they would not be smaller.
         blocks: that cover it.
         tables: that the blocks name.
 
@@ -69,7 +73,7 @@ def make_frames(stored: Tensor, plain: Tensor, blocks: Blocks, tables: DeviceTab
         _measure[grid](stored, blocks.start, blocks.length, blocks.table, tables.codes, bits, SIZE=TILE)
         offset, mode, body, ends = _places(blocks, tables, bits)
         _write[grid](
-            stored, plain, blocks.start, blocks.length, blocks.table, blocks.sample, blocks.first, blocks.pieces,
+            stored, blocks.start, blocks.length, blocks.table, blocks.sample, blocks.first, blocks.pieces,
             offset, mode, body, bits, tables.codes, tables.descriptions, tables.described, data, SIZE=GROUPS,
         )  # fmt: skip
     return data.view(torch.uint8), ends
@@ -196,14 +200,14 @@ def _put_codes(stored, begin, count, codes, data, byte, SIZE: tl.constexpr):
 
 @triton.jit
 def _write(
-    stored, plain, start, length, table, sample, first, pieces, offset, mode, body, bits, codes, descriptions,
+    stored, start, length, table, sample, first, pieces, offset, mode, body, bits, codes, descriptions,
     described, data, SIZE: tl.constexpr,
 ):  # fmt: skip
     block, stream = tl.program_id(0) // FOUR, tl.program_id(0) % FOUR
     begin, count = _stream(start, length, block)
     place, what, size = tl.load(offset + block), tl.load(mode + block), tl.load(body + block)
     if what == AS_IT_IS:
-        _put_bytes(plain, begin, count, data, place + begin - tl.load(start + block), SIZE)
+        _put_bytes(stored, begin, count, data, place + begin - tl.load(start + block), SIZE)
     else:
         if stream == 0:
             whose = tl.load(sample + block)

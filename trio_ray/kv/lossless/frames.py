@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.codecs.spec import CodecSpec
+from trio_ray.kv.lossless.blocks import Blocks, DeviceTables, cut
 from trio_ray.kv.lossless.huffman import MAX_DESCRIPTION, HuffmanTable
+from trio_ray.kv.lossless.planes import split_planes
 from trio_ray.tensors import has_triton, to_device
-
-BLOCK = 1 << 17
-"""Most bytes of a block of a frame (RFC 8878, 3.1.1.2.4)."""
 
 LEAST = 256
 """Shorter stretches are not worth a table's description."""
@@ -61,41 +60,6 @@ class Frames:
         return [self.data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """What the bytes of B samples are cut into. All are int64 tensors on the device.
-
-    Attributes:
-        start, length: (n,) of each block, in the stored bytes; up to 128 KiB.
-        table: (n,) number of the Huffman table that it is coded by, if that makes it smaller; -1 for none.
-        sample: (n,) whose it is.
-        first: (B + 1,) number of the first block of each sample, and n.
-        pieces: (B,) bytes of each sample, which lie one behind the other.
-    """
-
-    start: Tensor
-    length: Tensor
-    table: Tensor
-    sample: Tensor
-    first: Tensor
-    pieces: Tensor
-
-
-@dataclass(frozen=True)
-class DeviceTables:
-    """S Huffman tables on a device.
-
-    Attributes:
-        codes: (S, 256) int32, code and, from bit 16 on, its length.
-        descriptions: (S, 128) uint8.
-        described: (S,) int64, bytes of each description; 0 where there is no table.
-    """
-
-    codes: Tensor
-    descriptions: Tensor
-    described: Tensor
-
-
 class FrameMaker:
     """Makes frames on a GPU that has Triton. Holds the Huffman tables of what it has seen; for one thread."""
 
@@ -120,19 +84,18 @@ class FrameMaker:
         """
         from trio_ray.kv.kernels.frames import count_bytes, make_frames
 
-        plain = tensor.reshape(-1).view(torch.uint8)
-        size, width = tensor.element_size(), prod(tensor.shape[1:])
-        stored = plain if size == 1 else _planes(plain, size, [rows * width for rows in pieces])
+        size, width, device = tensor.element_size(), prod(tensor.shape[1:]), tensor.device
+        stored = torch.cat([split_planes(piece) for piece in tensor.split(list(pieces))])
         lengths = np.asarray(runs or [[rows * width] * size for rows in pieces], np.int64)
-        blocks = cut(lengths, plain.device)
+        blocks = cut_samples(lengths, device)
         wanted: NDArray[np.bool_] = np.any(lengths >= LEAST, axis=0)
         used = self._tables.get(name)
         if used is None or used.is_old or (wanted & ~used.counted).any():
             counts = count_bytes(stored, blocks, len(wanted)).cpu().numpy()
             batches = used.batches if used else 0
-            used = self._tables[name] = _TablesInUse(device_tables(counts, plain.device), wanted, batches)
+            used = self._tables[name] = _TablesInUse(device_tables(counts, device), wanted, batches)
         used.batches += 1
-        return Frames(*make_frames(stored, plain, blocks, used.tables))
+        return Frames(*make_frames(stored, blocks, used.tables))
 
 
 def frame_maker(settings: CodecSpec, device: torch.device) -> FrameMaker | None:
@@ -161,23 +124,8 @@ class _TablesInUse:
         return following & (following - 1) == 0 or following % BATCHES_A_TABLE == 0
 
 
-def _planes(plain: Tensor, size: int, pieces: Sequence[int]) -> Tensor:
-    """Bytes in the order of the lossless stage: of each piece the lowest of all elements, then the next.
-
-    Args:
-        plain: flat uint8.
-        size: bytes of an element.
-        pieces: elements of each.
-    """
-    stored = torch.empty_like(plain)
-    sizes = [size * count for count in pieces]
-    for own, into in zip(plain.split(sizes), stored.split(sizes), strict=True):
-        into.view(size, -1).copy_(own.view(-1, size).T)
-    return stored
-
-
-def cut(lengths: NDArray[np.int64], device: torch.device) -> Blocks:
-    """Blocks of up to 128 KiB out of stretches of bytes.
+def cut_samples(lengths: NDArray[np.int64], device: torch.device) -> Blocks:
+    """Blocks of the stretches of samples that lie one behind the other.
 
     Args:
         lengths: (samples, S), the stretches of each; the S-th has the S-th table.
@@ -185,16 +133,14 @@ def cut(lengths: NDArray[np.int64], device: torch.device) -> Blocks:
     """
     samples, tables = lengths.shape
     flat = lengths.reshape(-1)
-    numbers = -(-flat // BLOCK)
-    total = int(numbers.sum())
-    run = np.repeat(np.arange(len(flat)), numbers)
-    ahead = (np.arange(total) - np.repeat(numbers.cumsum() - numbers, numbers)) * BLOCK
+    run, ahead, length = cut(flat)
+    blocks_of_sample = np.bincount(run // tables, minlength=samples)
     pieces = [
         (flat.cumsum() - flat)[run] + ahead,
-        np.minimum(flat[run] - ahead, BLOCK),
+        length,
         np.where(flat[run] < LEAST, -1, run % tables),
         run // tables,
-        np.concatenate([[0], numbers.reshape(samples, tables).sum(1).cumsum()]),
+        np.concatenate([[0], blocks_of_sample.cumsum()]),
         lengths.sum(1),
     ]
     moved = to_device(torch.from_numpy(np.concatenate(pieces)), device)

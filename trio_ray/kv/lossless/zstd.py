@@ -1,4 +1,4 @@
-"""The lossless stage: zstd over the bytes of one tensor, the lowest bytes of all elements first, then the next.
+"""The lossless stage on a CPU: zstd over the planes of bytes of one tensor.
 
 Only zstd's own frame format is stored, which every version of the library reads. A GPU makes such frames itself
 (`frames`).
@@ -6,50 +6,49 @@ Only zstd's own frame format is stored, which every version of the library reads
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trio_ray.kv.lossless.planes import TensorSpec, join_planes, split_planes
+
 MAX_RATIO = 32
 SMALL = 4096
-"""What would shrink below 1/32, and is larger than this, is stored as it is: so no reader has to believe a few bytes
-that promise gigabytes."""
+"""What zstd makes smaller than 1/32, and is larger than this, is stored as it is: so no reader has to believe a few
+bytes that promise gigabytes."""
 
 
-def shrink(tensor: Tensor, level: int) -> Tensor:
-    """The bytes of a tensor in host memory through zstd, (n,) uint8; as they are where zstd does not shrink them."""
-    plain = tensor.contiguous().reshape(-1).view(torch.uint8)
-    if not len(plain):
-        return plain
-    planes = plain.view(-1, tensor.element_size()).T.contiguous().numpy()
-    packed = pa.Codec("zstd", compression_level=level).compress(planes)
-    return torch.frombuffer(packed, dtype=torch.uint8) if is_shrunk(len(packed), len(plain)) else plain
+def compress(tensor: Tensor, level: int) -> Tensor:
+    """The planes of a tensor in host memory as a zstd frame, (n,) uint8; as they are where no frame is smaller."""
+    planes = split_planes(tensor)
+    if not len(planes):
+        return planes
+    packed = pa.Codec("zstd", compression_level=level).compress(planes.numpy())
+    return torch.frombuffer(packed, dtype=torch.uint8) if is_compressed(len(packed), len(planes)) else planes
 
 
-def is_shrunk(stored: int, size: int) -> bool:
-    """Whether `stored` bytes may stand for a tensor of `size` bytes that was shrunk."""
+def is_compressed(stored: int, size: int) -> bool:
+    """Whether `stored` bytes may be the frame of a tensor of `size` bytes."""
     return stored < size <= max(MAX_RATIO * stored, SMALL)
 
 
-def expand(stored: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Undo `shrink`. Its size must be that of the tensor, or pass `is_shrunk`.
+def decompress(stored: NDArray[np.uint8], spec: TensorSpec) -> Tensor:
+    """Undo `compress`. The stored bytes must be as many as the tensor's, or pass `is_compressed`.
 
     Raises:
-        ValueError: it is no zstd frame of exactly this size.
+        ValueError: they are no zstd frame of exactly the tensor's size.
     """
-    size = prod(shape) * dtype.itemsize
-    if not size and not len(stored):
-        return torch.empty(shape, dtype=dtype)
+    return join_planes(torch.from_numpy(decompress_planes(stored, spec.size)), spec.dtype, spec.shape)
+
+
+def decompress_planes(stored: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The planes alone, (size,) uint8. Raises what `decompress` raises."""
     if len(stored) == size:
-        is_usable = stored.flags.writeable and not stored.ctypes.data % dtype.itemsize
-        return torch.from_numpy(stored if is_usable else stored.copy()).view(dtype).view(shape)
+        return stored if stored.flags.writeable and size else stored.copy()
     try:
         plain = pa.Codec("zstd").decompress(stored, decompressed_size=size)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a zstd frame of {size} bytes: {error}") from None
-    planes = torch.from_numpy(np.frombuffer(plain, np.uint8)).view(dtype.itemsize, -1)
-    return planes.T.contiguous().view(-1).view(dtype).view(shape)
+    return np.frombuffer(plain, np.uint8)

@@ -17,7 +17,8 @@ from trio_ray.kv.codecs.transform import Transform
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory
 from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
-from trio_ray.kv.lossless.zstd import expand, shrink
+from trio_ray.kv.lossless.planes import TensorSpec
+from trio_ray.kv.lossless.zstd import compress, decompress
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.target import RowTarget
 from trio_ray.tensors import mark, milliseconds_between, torch_threads
@@ -137,14 +138,14 @@ class CodecBenchmark:
         if not level:
             return None, None
         plain = [tensor for segment in coded.segments for tensor in segment.values()]
-        packed = [shrink(tensor, level) for tensor in plain]
+        packed = [compress(tensor, level) for tensor in plain]
         size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
 
         def grow() -> None:
             for tensor, small in zip(plain, packed, strict=True):
-                expand(small.numpy(), tensor.dtype, tuple(tensor.shape))
+                decompress(small.numpy(), TensorSpec(tensor.dtype, tuple(tensor.shape)))
 
-        inwards = self._median(lambda: [shrink(tensor, level) for tensor in plain], coded.top_ids)
+        inwards = self._median(lambda: [compress(tensor, level) for tensor in plain], coded.top_ids)
         return size / inwards / 1e9, size / self._median(grow, coded.top_ids) / 1e9
 
     def _device_stage(self, codec: Codec) -> tuple[float | None, float | None]:

@@ -1,0 +1,139 @@
+"""Stored bytes that are on a GPU to the tensors of a codec, there, for all tensors of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trio_ray.kv.lossless.blocks import ABSENT, RAW, StoredBlocks, cut
+from trio_ray.kv.lossless.planes import TensorSpec
+from trio_ray.tensors import ALIGNMENT, to_device
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of each of B samples among stored bytes.
+
+    Attributes:
+        specs: of the samples' tensors, which differ in the first dimension alone.
+        begins: where each sample's bytes begin.
+        stored: how many they are; as many as the tensor has where they are no frame.
+    """
+
+    specs: Sequence[TensorSpec]
+    begins: Sequence[int]
+    stored: Sequence[int]
+
+
+def restore_tensors(
+    source: Tensor, tensors: Mapping[str, StoredTensor], are_planes: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Decompress tensors that were stored by `frames`, without waiting for the GPU.
+
+    Args:
+        source: flat uint8 on the GPU, a multiple of 8 bytes, with all stored bytes.
+        tensors: where in it they are; each of the same B samples.
+        are_planes: whether they are through the lossless stage; else they are stored as they are in memory.
+
+    Returns:
+        By name the tensor, the samples' pieces one behind the other along the first dimension; and (B,) int32, not 0
+        for each sample that is damaged, whose pieces then mean nothing.
+    """
+    from trio_ray.kv.kernels.decompress import decompress, join_planes
+
+    layout = _Layout.of(tensors, are_planes)
+    moved = to_device(torch.from_numpy(np.concatenate([array.reshape(-1) for array in layout.arrays])), source.device)
+    parts = moved.split([array.size for array in layout.arrays])
+    frames, mode, place, start, length, sample, leaders, joined = (
+        part.view(array.shape) for part, array in zip(parts, layout.arrays, strict=True)
+    )
+    blocks = StoredBlocks(frames, mode, place, start, length, sample, leaders, layout.longest)
+    out, faults = decompress(source, blocks, layout.size, layout.samples)
+    restored: dict[str, Tensor] = {}
+    for number, (name, stored) in enumerate(tensors.items()):
+        dtype, base, size = stored.specs[0].dtype, layout.bases[number], layout.sizes[number]
+        own = out[base : base + size]
+        if dtype.itemsize > 1 and are_planes and size:
+            planes, own = out, torch.empty(size, dtype=torch.uint8, device=source.device)
+            pieces = joined[number * layout.samples : (number + 1) * layout.samples]
+            longest = max(spec.size for spec in stored.specs) // dtype.itemsize
+            join_planes(planes, pieces, longest, dtype, own.view(dtype))
+        rows = sum(spec.shape[0] for spec in stored.specs)
+        restored[name] = own.view(dtype).view(rows, *stored.specs[0].shape[1:])
+    return restored, faults
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is known about tensors before their stored bytes are looked at.
+
+    Attributes:
+        arrays: int64, the tensors of `StoredBlocks` in order, and the pieces of `join_planes`, B for each tensor.
+        bases, sizes: by tensor, where its bytes go and how many they are.
+        size, samples, longest: all bytes, B, and bytes of the longest block.
+    """
+
+    arrays: tuple[NDArray[np.int64], ...]
+    bases: list[int]
+    sizes: list[int]
+    size: int
+    samples: int
+    longest: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, StoredTensor], are_planes: bool) -> _Layout:
+        stored = list(tensors.values())
+        samples = len(stored[0].specs)
+        pieces = np.array([[spec.size for spec in each.specs] for each in stored], np.int64)
+        sizes = pieces.sum(1)
+        bases = np.array(list(accumulate((-(-int(size) // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)))
+        goes = (bases[:-1, None] + pieces.cumsum(1) - pieces).reshape(-1)
+        begins = np.array([each.begins for each in stored], np.int64).reshape(-1)
+        taken = np.array([each.stored for each in stored], np.int64).reshape(-1)
+        is_plain = taken == pieces.reshape(-1)
+
+        stretches = [spec.stretches if are_planes else (spec.size,) for each in stored for spec in each.specs]
+        counts = np.array([len(own) for own in stretches])
+        lengths = np.array([length for own in stretches for length in own], np.int64)
+        tensor_of_run = np.repeat(np.arange(len(stretches)), counts)
+        first_run = counts.cumsum() - counts
+        ends = lengths.cumsum()
+        in_tensor = ends - lengths - (ends - lengths)[np.minimum(first_run, len(lengths) - 1)][tensor_of_run]
+        run, ahead, length = cut(lengths)
+        tensor = tensor_of_run[run]
+        offset = in_tensor[run] + ahead
+        blocks_of_run = np.bincount(run, minlength=len(lengths))
+        first_block = blocks_of_run.cumsum() - blocks_of_run
+        of_first_sample = first_run[tensor // samples * samples] + run - first_run[tensor]
+        leaders = np.stack([first_block[run], first_block[of_first_sample]], 1)
+        blocks_of_tensor = np.bincount(tensor, minlength=len(stretches))
+        stop = blocks_of_tensor.cumsum()
+        number = np.arange(len(stretches))
+        frames = np.stack(
+            [begins, begins + taken, pieces.reshape(-1), number % samples, stop - blocks_of_tensor, stop], 1
+        )
+        width = np.repeat([each.specs[0].dtype.itemsize for each in stored], samples)
+        joined = np.stack([goes, pieces.reshape(-1) // width, (goes - np.repeat(bases[:-1], samples)) // width], 1)
+        return cls(
+            arrays=(
+                frames[~is_plain],
+                np.where(is_plain[tensor], RAW, ABSENT),
+                begins[tensor] + offset,
+                goes[tensor] + offset,
+                length,
+                tensor % samples,
+                np.minimum(leaders, max(len(run) - 1, 0)),
+                joined,
+            ),
+            bases=bases[:-1].tolist(),
+            sizes=sizes.tolist(),
+            size=int(bases[-1]),
+            samples=samples,
+            longest=int(length.max(initial=0)),
+        )

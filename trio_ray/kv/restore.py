@@ -1,0 +1,209 @@
+"""From stored bytes to keys and values on a device.
+
+On a GPU the stored bytes of many samples are copied at once, and decompressed and restored there, straight into the
+rows that decoding reads. On a CPU the same is done tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from trio_ray.kv.batch import SegmentShape
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.container import (
+    NONE,
+    CheckedContainer,
+    ContainerError,
+    Kind,
+    Stored,
+    check_container,
+    decompress_piece,
+)
+from trio_ray.kv.lossless.on_device import restore_tensors
+from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.staging import stage
+from trio_ray.kv.target import Allocate, RowTarget, fresh_targets
+from trio_ray.tensors import has_triton, move_joined, move_together
+
+DAMAGED = "not as written: a tensor is no zstd frame of Huffman codes, cut as the codec's layout says"
+
+
+def read_container(
+    data: Stored,
+    codec: Codec,
+    *,
+    key: str | None = None,
+    fingerprint: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Prefix:
+    """Bytes to a prefix.
+
+    Args:
+        data: the whole container, its checksum already compared by the caller that knows it.
+        codec: the cache's.
+        key: the key that must be in the header, if given.
+        fingerprint: the identity hash that must be in the header, if given.
+        device: where keys and values are restored; the small tensors stay on the CPU.
+
+    Raises:
+        FingerprintMismatch: made under another identity or with another codec; names the field.
+        ContainerError: anything else that is not as written.
+    """
+    (prefix,) = read_containers([(key, data)], codec, fingerprint=fingerprint, device=device)
+    if isinstance(prefix, ContainerError):
+        raise prefix
+    return prefix
+
+
+def read_containers(
+    items: Sequence[tuple[str | None, Stored]],
+    codec: Codec,
+    *,
+    fingerprint: str | None = None,
+    device: torch.device | str = "cpu",
+    allocate: Allocate | None = None,
+) -> list[Prefix | ContainerError]:
+    """`check_container` and then `restore_containers` for the bytes of many samples.
+
+    Args:
+        items: of each sample the key that must be in its header, if any, and its bytes.
+        codec, fingerprint: see `check_container`.
+        device, allocate: see `restore_containers`.
+
+    Returns:
+        For each sample its prefix, or the error that `read_container` raises for it.
+    """
+    outcomes: dict[int, Prefix | ContainerError] = {}
+    sound: dict[int, CheckedContainer] = {}
+    for number, (key, data) in enumerate(items):
+        try:
+            sound[number] = check_container(data, codec, key, fingerprint)
+        except ContainerError as error:
+            outcomes[number] = error
+    outcomes |= zip(sound, restore_containers(list(sound.values()), codec, device, allocate), strict=True)
+    return [outcomes[number] for number in range(len(items))]
+
+
+def restore_containers(
+    checked: Sequence[CheckedContainer],
+    codec: Codec,
+    device: torch.device | str = "cpu",
+    allocate: Allocate | None = None,
+) -> list[Prefix | ContainerError]:
+    """Restore many samples together: on a GPU a few copies and kernels for all of them.
+
+    Args:
+        checked: what `check_container` returned.
+        codec: the cache's.
+        device: where keys and values are restored; the small tensors of a prefix stay on the CPU.
+        allocate: says where keys and values go. It is called once for each set of samples whose segments hold the same
+            layers. None makes new packed tensors.
+
+    Returns:
+        For each sample its prefix, or the error that only restoring it could find. Keys and values are views of the
+        targets' tensors, which stay in memory as long as one of the prefixes is in use.
+    """
+    device = torch.device(device)
+    allocate = allocate or fresh_targets(device)
+    alike: dict[Kind, list[int]] = {}
+    for number, sample in enumerate(checked):
+        alike.setdefault(sample.kind, []).append(number)
+    outcomes: dict[int, Prefix | ContainerError] = {}
+    for numbers in alike.values():
+        samples = [checked[number] for number in numbers]
+        targets = allocate([sample.shapes for sample in samples])
+        outcomes |= zip(numbers, _restore(samples, codec, device, targets), strict=True)
+    return [outcomes[number] for number in range(len(checked))]
+
+
+def _restore(
+    samples: Sequence[CheckedContainer], codec: Codec, device: torch.device, targets: Sequence[RowTarget]
+) -> list[Prefix | ContainerError]:
+    """The prefixes of samples of one kind."""
+    damaged: Tensor | None = None
+    if has_triton(device):
+        staged = stage(samples, device)
+        faults = staged.faults
+        tensors, damaged = restore_tensors(staged.source, staged.tensors, samples[0].lossless != NONE)
+    else:
+        tensors, faults = decompress_on_host(samples, device)
+    split = inverse(samples, codec, tensors, targets)
+    if damaged is not None:  # the only time that the CPU waits for the GPU
+        faults = [fault or (DAMAGED if bad else "") for fault, bad in zip(faults, damaged.tolist(), strict=True)]
+    return [
+        ContainerError(fault) if fault else replace(sample.frame, segments=own)
+        for sample, own, fault in zip(samples, zip(*split, strict=True), faults, strict=True)
+    ]
+
+
+def decompress_on_host(
+    samples: Sequence[CheckedContainer], device: torch.device
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Decompress the codec's tensors of samples of one kind on the CPU.
+
+    Returns:
+        By `<segment>.<name>` the tensors of all samples, on `device`; and what is wrong with each sample, empty for
+        nothing.
+    """
+    faults = ["" for _ in samples]
+
+    def piece(number: int, segment: int, name: str) -> Tensor:
+        own = samples[number].segments[segment][name]
+        try:
+            return decompress_piece(samples[number].data, own, samples[number].lossless != NONE)
+        except ValueError as error:
+            faults[number] = faults[number] or f"not as written: tensor '{segment}.{name}': {error}"
+            return torch.zeros(own.spec.shape, dtype=own.spec.dtype)
+
+    names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
+    runs = [[piece(number, segment, name) for number in range(len(samples))] for segment, name in names]
+    return {f"{n}.{name}": run for (n, name), run in zip(names, move_joined(runs, device), strict=True)}, faults
+
+
+def inverse(
+    samples: Sequence[CheckedContainer], codec: Codec, tensors: Mapping[str, Tensor], targets: Sequence[RowTarget]
+) -> list[list[Segment]]:
+    """Write the keys and values of samples of one kind into targets, segment by segment, without waiting for a GPU.
+
+    Args:
+        samples: of which all but keys and values is known.
+        codec: the cache's.
+        tensors: by `<segment>.<name>` its tensors, on the targets' device.
+        targets: of the segments.
+
+    Returns:
+        By segment those of the samples, as views of the targets.
+    """
+    frames = [
+        (torch.cat([sample.positions[n] for sample in samples]), torch.cat([sample.texts[n] for sample in samples]))
+        for n in range(len(targets))
+    ]
+    moved = iter(move_together([tensor for frame in frames for tensor in frame], targets[0].rows.device))
+    segments = []
+    for number, (target, (position, text)) in enumerate(zip(targets, frames, strict=True)):
+        shapes = [sample.shapes[number] for sample in samples]
+        own = {name: tensors[f"{number}.{name}"] for name in samples[0].segments[number]}
+        codec.restore(own, shapes, position, text, target)
+        segments.append(_split(target, shapes, next(moved), next(moved)))
+    return segments
+
+
+def _split(target: RowTarget, shapes: Sequence[SegmentShape], position: Tensor, text: Tensor) -> list[Segment]:
+    """The samples' segments, as views of a target."""
+    rows = [shape.rows for shape in shapes]
+    return [
+        Segment(
+            shape.first_layer,
+            target.keys[:, start : start + shape.rows],
+            target.values[:, start : start + shape.rows],
+            own_position,
+            own_text,
+        )
+        for shape, start, own_position, own_text in zip(
+            shapes, target.starts, position.split(rows), text.split(rows), strict=True
+        )
+    ]

@@ -1,0 +1,140 @@
+"""From checked containers in host memory to one block of bytes on a GPU, in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trio_ray.kv.container import ZSTD, CheckedContainer
+from trio_ray.kv.lossless.on_device import StoredTensor
+from trio_ray.kv.lossless.zstd import decompress_planes
+
+ALIGNMENT = 16
+THREADS = 8
+"""Threads that copy into pinned memory, and that decompress what a GPU cannot; both work without Python's lock."""
+WORTH_THREADS = 1 << 24
+"""Fewer bytes are copied by the caller's thread."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The stored bytes of B samples on a GPU.
+
+    Attributes:
+        source: flat uint8, a multiple of 8 bytes.
+        tensors: by `<segment>.<name>` where they are in it.
+        faults: (B,) what is wrong with a sample, as far as the CPU knows; empty for nothing.
+    """
+
+    source: Tensor
+    tensors: dict[str, StoredTensor]
+    faults: list[str]
+
+
+def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
+    """Copy containers to a GPU, without waiting for it.
+
+    Containers that lie in one pinned tensor are copied from there as they are. Others are put together in pinned
+    memory first. Frames that a GPU cannot read are decompressed here, in native threads.
+
+    Args:
+        samples: of one kind (`CheckedContainer.kind`).
+        device: the GPU.
+    """
+    if samples[0].lossless == ZSTD:
+        return _stage_decompressed(samples, device)
+    common = _common_span(samples)
+    if common is None:
+        common = _joined([sample.data for sample in samples])
+    span, begins = common
+    tensors = {
+        f"{segment}.{name}": StoredTensor(
+            specs=[sample.segments[segment][name].spec for sample in samples],
+            begins=[
+                begin + sample.segments[segment][name].begin for begin, sample in zip(begins, samples, strict=True)
+            ],
+            stored=[sample.segments[segment][name].stored for sample in samples],
+        )
+        for segment, names in enumerate(samples[0].segments)
+        for name in names
+    }
+    return Staged(_copied(span, device), tensors, ["" for _ in samples])
+
+
+def _common_span(samples: Sequence[CheckedContainer]) -> tuple[Tensor, list[int]] | None:
+    """The part of one pinned tensor that holds all samples, and where each begins in it; None where there is none."""
+    tensors = [sample.pinned for sample in samples]
+    if any(tensor is None for tensor in tensors):
+        return None
+    known = [tensor for tensor in tensors if tensor is not None]
+    storage = known[0].untyped_storage()
+    if any(tensor.untyped_storage().data_ptr() != storage.data_ptr() for tensor in known):
+        return None
+    starts = [int(tensor.storage_offset()) for tensor in known]
+    first = min(starts)
+    last = max(start + len(tensor) for start, tensor in zip(starts, known, strict=True))
+    if last - first > 2 * sum(map(len, known)):
+        return None
+    span = torch.empty(0, dtype=torch.uint8).set_(storage, first, (last - first,), (1,))
+    return span, [start - first for start in starts]
+
+
+def _joined(arrays: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[int]]:
+    """Bytes one behind the other in pinned memory, and where each begins."""
+    begins = list(accumulate((-(-len(array) // ALIGNMENT) * ALIGNMENT for array in arrays), initial=0))
+    block = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    room = block.numpy()
+
+    def put(number: int) -> None:
+        room[begins[number] : begins[number] + len(arrays[number])] = arrays[number]
+
+    if begins[-1] < WORTH_THREADS:
+        for number in range(len(arrays)):
+            put(number)
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(put, range(len(arrays))))
+    return block, begins[:-1]
+
+
+def _copied(span: Tensor, device: torch.device) -> Tensor:
+    source = torch.empty(max(8, -(-len(span) // 8) * 8), dtype=torch.uint8, device=device)
+    source[: len(span)].copy_(span, non_blocking=True)
+    return source
+
+
+def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
+    """The planes of all tensors, decompressed on the CPU."""
+    names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
+    faults = ["" for _ in samples]
+
+    def planes(number: int, segment: int, name: str) -> NDArray[np.uint8]:
+        sample = samples[number]
+        piece = sample.segments[segment][name]
+        try:
+            return decompress_planes(sample.data[piece.begin : piece.begin + piece.stored], piece.spec.size)
+        except ValueError as error:
+            faults[number] = faults[number] or f"not as written: tensor '{segment}.{name}': {error}"
+            return np.zeros(piece.spec.size, np.uint8)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = [(number, segment, name) for segment, name in names for number in range(len(samples))]
+        arrays = list(pool.map(lambda job: planes(*job), jobs))
+    block, begins = _joined(arrays)
+    count = len(samples)
+    tensors = {
+        f"{segment}.{name}": StoredTensor(
+            specs=[sample.segments[segment][name].spec for sample in samples],
+            begins=begins[place * count : (place + 1) * count],
+            stored=[len(array) for array in arrays[place * count : (place + 1) * count]],
+        )
+        for place, (segment, name) in enumerate(names)
+    }
+    return Staged(_copied(block, device), tensors, faults)
