@@ -331,7 +331,9 @@ def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: 
     stored = data[piece.begin : piece.begin + piece.stored]
     if has_lossless:
         return decompress(stored, piece.spec)
-    is_usable = stored.flags.writeable and piece.stored and not stored.ctypes.data % piece.spec.dtype.itemsize
+    if not piece.stored:
+        return torch.empty(piece.spec.shape, dtype=piece.spec.dtype)
+    is_usable = stored.flags.writeable and not stored.ctypes.data % piece.spec.dtype.itemsize
     return torch.from_numpy(stored if is_usable else stored.copy()).view(piece.spec.dtype).view(piece.spec.shape)
 
 
