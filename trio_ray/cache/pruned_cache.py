@@ -44,9 +44,9 @@ THREADS = 16
 BATCH = 32
 STREAM_BATCH = 8
 AHEAD = 2
-AHEAD_BYTES = 1 << 30
+AHEAD_BYTES = 2 << 30
 """Upper bound on the memory that stored bytes take between the store and the device; one larger sample goes alone."""
-BATCH_BYTES = 256 << 20
+BATCH_BYTES = 512 << 20
 """Upper bound on the stored bytes of samples that are restored together; one larger sample goes alone."""
 
 OnBad = Literal["error", "skip"]

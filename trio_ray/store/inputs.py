@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from braceexpand import braceexpand
-
 from trio_ray.config import S3Config
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.store.local import local_etag, translated
@@ -121,6 +119,8 @@ def _looks_special(pattern: str) -> bool:
 
 
 def _expand_braces(pattern: str) -> list[str]:
+    from braceexpand import braceexpand  # here, as those who open what others have expanded do not need it
+
     try:
         return list(braceexpand(pattern, escape=False))
     except ValueError:

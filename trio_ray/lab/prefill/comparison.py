@@ -88,9 +88,15 @@ def _entries(
             trials = find_batch(replica, workload.samples)
             entries[name] = Unpruned(replica, workload.samples, max(trials, key=lambda size: trials[size]))
         else:
-            schedule, selector = _method(replica, name, settings.retention)
-            entries[name] = Pruned(replica, workload.samples, budget, schedule, selector)
+            entries[name] = pruned_prefill(replica, workload.samples, budget, name, settings.retention)
     return entries, trials
+
+
+def pruned_prefill(
+    replica: Replica, samples: Sequence[PreparedSample], token_budget: int, name: str, retention: float
+) -> Pruned:
+    """Our prefill with a contestant's method, `token_budget` prompt rows a batch."""
+    return Pruned(replica, samples, token_budget, *_method(replica, name, retention))
 
 
 def _method(replica: Replica, name: str, retention: float) -> tuple[Schedule, Selector]:

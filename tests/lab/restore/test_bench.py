@@ -1,0 +1,54 @@
+"""The benchmark of reading measures real reads of real caches, on a CPU as on a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kv.prefixes import assert_same
+from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
+from trio_ray.cli import main
+from trio_ray.config import S3Config
+from trio_ray.estimate.made_up_states import GEOMETRIES, prefix_batch
+from trio_ray.lab.restore.clients import Files
+from trio_ray.lab.restore.samples import store_samples
+from trio_ray.lab.restore.stored import write_cache
+
+
+def test_its_cache_holds_the_states_that_were_made_up(tmp_path: Path) -> None:
+    states = prefix_batch(GEOMETRIES["bundled"], 3, torch.device("cpu"))
+    samples = store_samples("raw", 1.0, GEOMETRIES["bundled"], states)
+    stored = write_cache(str(tmp_path / "cache"), S3Config(), samples, 2 * samples.stored_bytes)
+    assert len(stored.rows) == 6
+    for sample, prefix in zip(PrunedCache(stored.uri).stream(stored.rows), states.split() * 2, strict=True):
+        assert isinstance(sample, StoredPrefix)
+        assert_same(sample.prefix, prefix)
+
+
+def test_bare_clients_read_the_ranges_that_reading_a_cache_asks_for(tmp_path: Path) -> None:
+    states = prefix_batch(GEOMETRIES["bundled"], 2, torch.device("cpu"))
+    samples = store_samples("int4", 1.0, GEOMETRIES["bundled"], states)
+    stored = write_cache(str(tmp_path / "cache"), S3Config(), samples, 0)
+    client = Files(stored.uri)
+    for run in stored.runs():
+        data = bytearray(run.size)
+        client.read_range(run.members[0].name, run.members[0].offset, memoryview(data))
+        file = (tmp_path / "cache" / run.members[0].name).read_bytes()
+        assert data == file[run.members[0].offset : run.members[-1].end]
+
+
+@pytest.mark.slow
+def test_the_command_writes_tables_for_a_folder_and_for_s3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--shapes", "bundled", "--samples", "2", "--rounds", "1", "--codecs", "int4", "--store-mb", "1"]
+    assert main(["lab", "restore", *options, "--out", str(tmp_path), "--parts", "memory", "store"]) == 0
+    record = json.loads((tmp_path / "restore.json").read_text())
+    memory, store = record["shapes"]["bundled"]["memory"], record["shapes"]["bundled"]["store"]
+    assert memory["prefill"]["times_prefill"] == 1
+    assert memory["int4"]["samples_per_s"] > 0
+    assert set(store) == {"folder", "s3"}
+    assert {"restore", "fetch and check", "pread"} == set(store["folder"]["int4"])
+    assert {"restore", "fetch and check", "boto3"} <= set(store["s3"]["int4"])
+    assert "| int4 |" in capsys.readouterr().out

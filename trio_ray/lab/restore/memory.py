@@ -1,0 +1,180 @@
+"""Restoring from host memory, where fetching leaves stored bytes, beside the prefill that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trio_ray.cache.pruned_cache import BATCH_BYTES
+from trio_ray.kv.container import CheckedContainer, check_container, checksum, restore_containers
+from trio_ray.kv.prefix import Prefix
+from trio_ray.lab.prefill.pruned import Pruned
+from trio_ray.lab.restore.samples import StoredSamples, batches_of
+from trio_ray.ordered import ordered_map
+from trio_ray.tensors import measure
+
+LEAST_BATCHES = 8
+"""Batches of a pass, so that the first one, which nothing overlaps with, does not decide."""
+
+ALIGNMENT = 512
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """Containers in one block of host memory, pinned where there is a GPU.
+
+    Attributes:
+        keys: of the samples.
+        data: the block.
+        containers: views of it.
+        checksums: of the containers.
+    """
+
+    keys: tuple[str, ...]
+    data: Tensor
+    containers: tuple[Tensor, ...]
+    checksums: tuple[str, ...]
+
+    @classmethod
+    def of(cls, samples: StoredSamples, numbers: Sequence[int], device: torch.device) -> HostBatch:
+        """Lay out some of the samples as a fetch does."""
+        sizes = [len(samples.containers[number]) for number in numbers]
+        room = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        data = torch.empty(room, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        views, start = [], 0
+        for number, size in zip(numbers, sizes, strict=True):
+            views.append(data[start : start + size])
+            views[-1].numpy()[:] = samples.containers[number]
+            start += -(-size // ALIGNMENT) * ALIGNMENT
+        checksums = tuple(checksum(view.numpy().data) for view in views)
+        return cls(tuple(samples.keys[number] for number in numbers), data, tuple(views), checksums)
+
+
+class Restoring:
+    """One codec's samples as a contestant: checked in host threads, restored on the device, one batch ahead."""
+
+    def __init__(self, samples: StoredSamples, device: torch.device, threads: int) -> None:
+        self.samples, self._device, self._threads = samples, device, threads
+        self.batches = [HostBatch.of(samples, numbers, device) for numbers in batches_of(samples, BATCH_BYTES)]
+
+    @property
+    def pass_samples(self) -> int:
+        """Samples that a pass restores."""
+        return sum(len(batch.keys) for batch in self._order())
+
+    def run(self) -> None:
+        """A pass: checksums and headers of the next batch are checked while one is restored."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            checked = ordered_map(lambda batch: self.check(batch, pool), self._order(), threads=2, lookahead=2)
+            with closing(checked):
+                for batch in checked:
+                    self.restore(batch)
+
+    def check(self, batch: HostBatch, pool: ThreadPoolExecutor | None = None) -> list[CheckedContainer]:
+        """Compare the checksums, and the headers with what the codec promises."""
+        places = range(len(batch.keys))
+        return list((map if pool is None else pool.map)(lambda place: self._check_one(batch, place), places))
+
+    def restore(self, checked: Sequence[CheckedContainer]) -> list[Prefix]:
+        """Keys and values on the device."""
+        restored = restore_containers(checked, self.samples.codec, self._device)
+        good = [prefix for prefix in restored if isinstance(prefix, Prefix)]
+        assert len(good) == len(restored), "sound containers were refused"
+        return good
+
+    def _check_one(self, batch: HostBatch, place: int) -> CheckedContainer:
+        assert checksum(batch.containers[place].numpy().data) == batch.checksums[place]
+        data, key = batch.containers[place], batch.keys[place]
+        return check_container(data, self.samples.codec, key, self.samples.fingerprint)
+
+    def _order(self) -> list[HostBatch]:
+        passes = -(-LEAST_BATCHES // len(self.batches))
+        return self.batches * passes
+
+    def stages(self, rounds: int) -> dict[str, float]:
+        """Milliseconds a sample of one batch, stage by stage, each waited for."""
+        batch = self.batches[0]
+        checked = self.check(batch)
+
+        def copy() -> Tensor:
+            return batch.data.to(self._device, non_blocking=True)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            works: dict[str, Callable[[], object]] = {
+                "check, one thread": lambda: self.check(batch),
+                f"check, {self._threads} threads": lambda: self.check(batch, pool),
+                "copy": copy,
+                "restore": lambda: self.restore(checked),
+            }
+            return {name: self._milliseconds(work, rounds) / len(batch.keys) for name, work in works.items()}
+
+    def _milliseconds(self, work: Callable[[], object], rounds: int) -> float:
+        work()
+        return 1e3 * median(measure(self._device, work).seconds for _ in range(rounds))
+
+
+def compare_with_prefill(
+    prefill: Pruned,
+    contestants: Mapping[str, Restoring],
+    rounds: int,
+    on_step: Callable[[str], None],
+) -> dict[str, Any]:
+    """Prefill and every codec in turns; samples a second, and how many times the prefill's of the same round.
+
+    Args:
+        prefill: over a workload of the same model.
+        contestants: by codec.
+        rounds: turns.
+        on_step: told what begins.
+    """
+    device = prefill.replica.device
+    on_step("warm-up: prefill")
+    _prefill(prefill, -1)
+    for name, contestant in contestants.items():
+        on_step(f"warm-up: {name}")
+        contestant.run()
+    rates: dict[str, list[float]] = {name: [] for name in ("prefill", *contestants)}
+    for number in range(rounds):
+        on_step(f"round {number + 1} of {rounds}")
+        seconds = measure(device, lambda number=number: _prefill(prefill, number)).seconds  # type: ignore[misc]
+        rates["prefill"].append(len(prefill.samples) / seconds)
+        for name, contestant in contestants.items():
+            rates[name].append(contestant.pass_samples / measure(device, contestant.run).seconds)
+    return {name: _result(name, rates, contestants) for name in rates}
+
+
+def _prefill(prefill: Pruned, number: int) -> None:
+    for batch in prefill.batches(number):
+        prefill.run(batch)
+    prefill.finish()
+
+
+def _result(name: str, rates: Mapping[str, list[float]], contestants: Mapping[str, Restoring]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "samples_per_s": median(rates[name]),
+        "rounds": rates[name],
+        "times_prefill": median(own / other for own, other in zip(rates[name], rates["prefill"], strict=True)),
+    }
+    if name in contestants:
+        samples = contestants[name].samples
+        count = len(samples.keys)
+        found |= {
+            "stored_mb": samples.stored_bytes / count / 1e6,
+            "ratio": samples.plain_bytes / samples.stored_bytes,
+            "gb_per_s_16bit": found["samples_per_s"] * samples.plain_bytes / count / 1e9,
+        }
+    return found
+
+
+def first_prefixes(contestant: Restoring, count: int) -> list[Prefix]:
+    """Prefixes of a contestant, restored, to decode from."""
+    batches = (contestant.restore(contestant.check(batch)) for batch in contestant.batches)
+    return list(islice((prefix for batch in batches for prefix in batch), count))
