@@ -2,8 +2,8 @@
 
 Everything that can be checked without a model or a bucket is checked here, before anything is loaded. Settings that
 change what is stored make up the cache identity (trio_ray/cache/identity.py): `prompt`, `method` and `source` (but for
-its `image_root`), of `model` its files, dtype and matmul, of `cache` all but the part sizes. The others may differ
-between runs that add to one cache.
+its `image_root` and `allow_any_path`), of `model` its files, dtype and matmul, of `cache` all but the part sizes. The
+others may differ between runs that add to one cache.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -271,29 +272,128 @@ class CacheConfig(Section):
 class SourceConfig(Section):
     """How input files are read."""
 
-    format: Literal["auto", "webdataset", "parquet", "jsonl"] = Field(
-        "auto", description="'auto' goes by the file's ending."
+    format: Literal["auto", "webdataset", "parquet", "jsonl", "json"] = Field(
+        "auto", description="'auto' goes by the file's ending; 'json' is one array of records, read as a stream."
     )
-    image_column: str = Field("image", description="Parquet column or JSONL key of the image(s).")
+    records: str | None = Field(
+        None,
+        description="For a .json file whose top level is an object: the field that holds the array of records, or '*' "
+        "where each field is a record and its name the key.",
+    )
+    image_column: str = Field(
+        "image",
+        description="Parquet column or JSON field of the image(s); `*` stands for any text (`image_*`), and the images "
+        "are then ordered by the numbers in the names.",
+    )
+    image_name: str | None = Field(
+        None,
+        description="Name of the image file, made from other fields, such as `{imageId}.jpg` or "
+        "`COCO_val2014_{image_id:012d}.jpg`; it takes the place of image_column.",
+    )
+    image_root: str | None = Field(
+        None, description="Folder of the images that records name; by default the file's own."
+    )
+    allow_any_path: bool = Field(
+        False,
+        description="Records may name images outside of image_root and the file's folder, also in other buckets.",
+    )
     text_column: str | None = Field(
         None,
-        description="Parquet column or JSON key of the prompt; by default question, prompt, text, caption.",
+        description="Parquet column or JSON field of the prompt; by default conversations, messages, texts, question, "
+        "prompt, text, caption.",
+    )
+    text_template: str | None = Field(
+        None,
+        description="The prompt, made from fields: `{question}`, and `{options}` for the lettered options of a "
+        "multiple-choice question. A line whose fields are all empty is left out.",
+    )
+    text_required: bool | None = Field(
+        None,
+        description="Whether a sample without text is bad; by default yes, except with cache.scope 'image'.",
+    )
+    option_columns: tuple[str, ...] | None = Field(
+        None,
+        description="Fields of the options: one that holds a list, or one for each option; by default options, "
+        "choices, A to Z, choice_a to choice_z.",
     )
     answer_column: str | None = Field(
-        None, description="Column or key of the true answer; by default answer(s), label."
+        None,
+        description="Column or field of the true answer; by default multiple_choice_answer, answer, answers, label.",
     )
     key_column: str | None = Field(
         None,
-        description="Column or key of the sample's key; by default key, question_id, id, then the row's number.",
+        description="Field of the sample's key; by default key, question_id, id, else `@` and the row's number.",
     )
-    image_root: str | None = Field(None, description="Folder of a JSONL's images; by default the JSONL's own.")
+    keys: Literal["record", "row"] = Field(
+        "record",
+        description="'row': the key is the file's name, `@` and the row's number, for files whose ids repeat.",
+    )
+    image_member: str | None = Field(
+        None,
+        description="WebDataset: ending of the image's member (`image.jpg`, `input.*`); by default any image, "
+        "also numbered (`0.jpg`, `1.jpg`).",
+    )
+    text_member: str | None = Field(
+        None, description="WebDataset: ending of the text's member (`outputs.txt`); by default json, then txt."
+    )
+    answer_member: str | None = Field(
+        None, description="WebDataset: ending of the true answer's member (`cls`), if any."
+    )
+    key_until: Literal["first_dot", "last_dot"] = Field(
+        "first_dot", description="WebDataset: where a member's key ends; 'last_dot' for base names that hold dots."
+    )
+    text_only: Literal["quarantine", "skip"] = Field(
+        "quarantine",
+        description="Rows that have no image and place none: quarantined as `text_only`, or passed over silently.",
+    )
     turns: Literal["first", "each"] = Field(
         "first",
         description="Of a conversation with several questions: the first alone, or each one as a sample of its own, "
         "with the turns before it.",
     )
-    rows_per_shard: int = Field(4096, ge=1, description="Rows of a Parquet or JSONL file that make one unit of work.")
+    rows_per_shard: int = Field(
+        4096, ge=1, description="Rows of a Parquet, JSONL or JSON file that make one unit of work."
+    )
     max_pixels: int = Field(100_000_000, ge=1, description="Images with more pixels are quarantined (bombs).")
+    max_image_bytes: int = Field(
+        1 << 28, ge=1, description="Image files with more bytes are quarantined; no more than this is read."
+    )
+
+    @field_validator("text_template", "image_name")
+    @classmethod
+    def _names_fields(cls, template: str | None) -> str | None:
+        if template is not None:
+            check_template(template)
+        return template
+
+    @field_validator("option_columns", mode="before")
+    @classmethod
+    def _one_column_is_a_list_too(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("image_member", "text_member", "answer_member")
+    @classmethod
+    def _without_leading_dot(cls, ending: str | None) -> str | None:
+        return None if ending is None else ending.removeprefix(".").lower()
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a sample without text is bad."""
+        return self.text_required is not False
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """Names of the fields that a template asks for, in order, each once."""
+    return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None))
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError if a template cannot be filled in: it must name fields, and only plain ones."""
+    names = template_fields(template)
+    if not names:
+        raise ValueError("names no field; write a field's name in braces, such as {question}")
+    if wrong := [name for name in names if not name or not name.isidentifier()]:
+        raise ValueError(f"{{{wrong[0]}}} is not the plain name of a field")
 
 
 class S3Config(Section):
@@ -403,6 +503,14 @@ class JobConfig(Section):
     @classmethod
     def _one_uri_is_a_list_too(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whether_text_is_needed(self) -> JobConfig:
+        if self.source.text_required is None:
+            required = self.cache.scope != "image"
+            # The section is frozen for its users; here it is still being made.
+            self.__dict__["source"] = self.source.model_copy(update={"text_required": required})
+        return self
 
 
 def codec_spec(cache: CacheConfig) -> dict[str, Any]:

@@ -53,6 +53,14 @@ class ObjectMissing(StoreError):
     """The object does not exist."""
 
 
+class ObjectTooLarge(StoreError):
+    """The object has more bytes than the caller accepts; it was not read."""
+
+
+class NotAFile(StoreError):
+    """The path leads to something that is no regular file: a device, a pipe, a socket."""
+
+
 class AccessRefused(StoreError):
     """Credentials are absent, wrong, or do not allow this."""
 

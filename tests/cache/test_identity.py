@@ -45,6 +45,7 @@ def test_the_same_model_elsewhere_and_another_spread_of_work_change_nothing(fold
         "cache__part_samples": 5,
         "s3__region": "x",
         "source__image_root": "/data",
+        "source__allow_any_path": True,
     }
     assert identity_of(moved, **spread) == identity_of(folder)
 

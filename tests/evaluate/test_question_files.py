@@ -120,7 +120,7 @@ def test_scienceqas_answer_is_an_index_and_rows_are_keyed_by_number(tmp_path: Pa
     ]
     file = parquet(tmp_path / "s.parquet", rows)
     found = questions(file, scorer="multiple_choice", questions={"category_column": "subject"})
-    assert [(one.key, one.question_id, one.category) for one in found] == [("0", "0", "birds"), ("1", "1", "maths")]
+    assert [(one.key, one.question_id, one.category) for one in found] == [("@0", "@0", "birds"), ("@1", "@1", "maths")]
     assert [one.truth for one in found] == [Truth(("C",), ("emu", "owl", "auk")), Truth(("B",), ("2", "1"))]
 
 

@@ -81,7 +81,8 @@ def test_a_shard_without_samples_gets_its_record_and_is_never_read_again(
 BAD = {
     "image_corrupt": {"png": noise(1)[:200]},
     "image_empty": {"png": b""},
-    "image_missing": {"png": None},
+    "image_missing": {"png": None, "json": {"question": "<image> what ?"}},
+    "text_only": {"png": None},
     "image_too_large": {"png": noise(1, (3000, 100))},
     "text_missing": {"json": None},
     "text_empty": {"json": {"question": " "}},
@@ -95,7 +96,7 @@ BAD = {
 def test_bad_samples_are_named_with_their_reason_and_cost_nothing_else(
     tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
-    good = samples(9)
+    good = samples(10)
     bad = [sample(100 + number, __key__=reason, **fields) for number, (reason, fields) in enumerate(BAD.items())]
     mixed = [member for pair in zip([*good, good[0]], bad, strict=True) for member in pair]  # ends with a repeated key
     run_here(job_config(tiny_model, write_tar(tmp_path / "good.tar", good), tmp_path / "alone"), llama)
@@ -264,7 +265,7 @@ class BreakingOpener:
     def open(self, uri: str, etag: str | None = None) -> BinaryIO:
         return FailingFile(self._data, self._answers)
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, limit: int | None = None) -> bytes:
         raise StoreError(uri, "the connection was reset")
 
 

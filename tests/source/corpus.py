@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 
 from trio_ray.config import SourceConfig
-from trio_ray.errors import ObjectMissing, StoreError
+from trio_ray.errors import ObjectMissing, ObjectTooLarge, StoreError
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Sample, Shard
 from trio_ray.source.shards import split_file
@@ -29,9 +29,12 @@ class LocalOpener:
     def open(self, uri: str, etag: str | None = None) -> BinaryIO:
         return io.BufferedReader(io.FileIO(self._path(uri)))
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, limit: int | None = None) -> bytes:
         self.read_uris.append(uri)
-        return self._path(uri).read_bytes()
+        data = self._path(uri).read_bytes()
+        if limit is not None and len(data) > limit:
+            raise ObjectTooLarge(uri, f"has more than {limit} bytes")
+        return data
 
     def _path(self, uri: str) -> Path:
         if uri in self._broken:
@@ -84,7 +87,7 @@ class OneFileOpener:
     def open(self, uri: str, etag: str | None = None) -> BinaryIO:
         return self._make()
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, limit: int | None = None) -> bytes:
         return self._make().read()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from trio_ray.config import SourceConfig
@@ -34,7 +36,7 @@ def reason(record: dict[str, object], config: SourceConfig = FIRST) -> Reason:
 
 @pytest.mark.parametrize("field", ["question", "prompt", "text", "caption"])
 def test_a_plain_question_is_one_user_turn(field: str) -> None:
-    assert only({field: "<image>\nWhat?"}) == Exchange((Turn("user", "<image>\nWhat?"),), None)
+    assert only({field: "<image>\nWhat?"}) == Exchange((Turn("user", "<image>\nWhat?"),), None, markers=1)
 
 
 def test_the_first_field_present_is_the_prompt() -> None:
@@ -51,7 +53,7 @@ def test_the_settings_choose_prompt_and_answer() -> None:
 
 def test_of_a_conversation_the_first_question_is_taken_with_its_answer() -> None:
     record = {"id": "1", "conversations": talk("<image>\nq0", "a0", "q1", "a1")}
-    assert only(record) == Exchange((Turn("user", "<image>\nq0"),), "a0")
+    assert only(record) == Exchange((Turn("user", "<image>\nq0"),), "a0", markers=1)
 
 
 def test_each_question_is_a_sample_with_the_turns_before_it() -> None:
@@ -81,7 +83,98 @@ def test_an_empty_question_spoils_itself_and_what_builds_on_it_but_not_what_came
 def test_chat_messages_with_parts_are_a_conversation_too() -> None:
     content = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
     record = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat"}]}
-    assert only(record) == Exchange((Turn("user", "<image>\nWhat?"),), "A cat")
+    assert only(record) == Exchange((Turn("user", "<image>\nWhat?"),), "A cat", markers=1)
+
+
+TURNS = (Turn("user", "<image>\nq0"), Turn("assistant", "a0"), Turn("user", "q1"))
+LLAVA = talk("<image>\nq0", "a0", "q1", "a1")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": LLAVA},
+        {"conversations": json.dumps(LLAVA)},
+        {"conversations": json.dumps(LLAVA).encode()},
+        {"conversations": str(LLAVA)},
+        {"text": json.dumps(LLAVA)},
+        {"conversations": {"from": ["human", "gpt"] * 2, "value": ["<image>\nq0", "a0", "q1", "a1"]}},
+        {"conversations": [{"from": "gpt", "value": "stray"}, *LLAVA]},
+        {"texts": [{"user": "<image>\nq0", "assistant": "a0"}, {"user": "q1", "assistant": "a1", "source": "x"}]},
+        {"texts": json.dumps([{"question": "<image>\nq0", "answer": "a0"}, {"question": "q1", "answer": "a1"}])},
+    ],
+)
+def test_every_form_of_a_conversation_gives_the_same_turns(record: dict[str, object]) -> None:
+    """Above all, a conversation that was stored as text is never the prompt itself, answers included."""
+    _, (suffix, last) = exchanges(record, EACH)
+    assert (suffix, last) == ("#1", Exchange(TURNS, "a1", markers=1))
+
+
+def test_a_system_turn_stays_in_front_of_every_prompt() -> None:
+    record = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "q0"}]}
+    assert only(record).turns == (Turn("system", "be brief"), Turn("user", "q0"))
+    assert only({"conversations": [{"from": "system", "value": " "}, *talk("q")]}).turns == (Turn("user", "q"),)
+
+
+def test_content_parts_may_carry_their_images() -> None:
+    """As OpenAI's chat form has them: by address, as a data URI, or in a field of their own."""
+    content = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "input_image", "image_url": "1.jpg"},
+        {"type": "image", "image": b"bytes"},
+        "b",
+    ]
+    found = only({"messages": [{"role": "user", "content": content}]})
+    assert found.images == ({"url": "data:image/png;base64,AA=="}, "1.jpg", b"bytes")
+    assert found.turns[0].text == "a\n<image>\n<image>\n<image>\nb"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt() -> None:
+    assert only({"text": "\ufeffWhat?"}).turns[0].text == "What?"
+    assert only({"text": b"\xef\xbb\xbfWhat?"}).turns[0].text == "What?"
+
+
+@pytest.mark.parametrize("record", [{}, {"caption": ""}, {"caption": None}, {"text": " "}, {"conversations": []}])
+def test_where_no_text_is_needed_an_image_alone_is_a_sample(record: dict[str, object]) -> None:
+    """`cache.scope: image` stores images, and questions come later."""
+    found = only({**record, "label": 3}, SourceConfig(text_required=False))
+    assert (found.turns[0].text.strip(), found.answer) == ("", "3")
+
+
+def test_text_that_is_there_must_be_sound_even_where_none_is_needed() -> None:
+    assert reason({"caption": b"caf\xe9"}, SourceConfig(text_required=False)) == Reason.TEXT_NOT_UTF8
+
+
+CHOICE = "{hint}\n{question}\n{options}\nAnswer with the option's letter."
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"question": "q", "options": ["x", "y"]}, "q\nA. x\nB. y\nAnswer with the option's letter."),
+        ({"question": "q", "choices": ["x", "y"]}, "q\nA. x\nB. y\nAnswer with the option's letter."),
+        ({"question": "q", "options": "['x', 'y']"}, "q\nA. x\nB. y\nAnswer with the option's letter."),
+        (
+            {"question": "q", "hint": "h", "A": "x", "B": "y", "C": "nan"},
+            "h\nq\nA. x\nB. y\nAnswer with the option's letter.",
+        ),
+        ({"question": "q", "choice_a": "x", "choice_b": "y"}, "q\nA. x\nB. y\nAnswer with the option's letter."),
+        ({"question": "q", "hint": float("nan"), "options": []}, "q\nAnswer with the option's letter."),
+    ],
+)
+def test_a_template_writes_the_options_into_the_prompt(record: dict[str, object], text: str) -> None:
+    assert only(record, SourceConfig(text_template=CHOICE)).turns == (Turn("user", text),)
+
+
+def test_a_template_of_which_nothing_is_there_is_a_missing_text() -> None:
+    assert reason({"ask": "q"}, SourceConfig(text_template=CHOICE)) == Reason.TEXT_MISSING
+
+
+def test_the_settings_say_where_options_are() -> None:
+    for columns, fields in ((["list"], {"list": ["x", "y"]}), (["one", "two"], {"one": "x", "two": "y"})):
+        config = SourceConfig(text_template="{options}", option_columns=columns)
+        assert only({**fields, "options": ["no"]}, config).turns[0].text == "A. x\nB. y"
 
 
 def test_answers_before_the_first_question_are_dropped() -> None:
@@ -145,7 +238,12 @@ def test_answers_of_every_kind(fields: dict[str, object], answer: str | None) ->
         ({"question": {"text": "x"}}, Reason.TEXT_MALFORMED),
         ({"conversations": ["hello"]}, Reason.TEXT_MALFORMED),
         ({"conversations": talk("q", "a", names=("human", "human"))}, Reason.TEXT_MALFORMED),
-        ({"conversations": talk("be brief", "q", names=("system", "human"))}, Reason.TEXT_MALFORMED),
+        ({"conversations": [*talk("q", "a"), {"from": "system", "value": "be brief"}]}, Reason.TEXT_MALFORMED),
+        ({"conversations": "hello"}, Reason.TEXT_MALFORMED),
+        ({"conversations": "[{'from': 'human', 'value': 'q'}\n {'from': 'gpt', 'value': 'a'}]"}, Reason.TEXT_MALFORMED),
+        ({"text": '[{"from": "human", "value": "q"'}, Reason.TEXT_MALFORMED),
+        ({"messages": {"role": ["user"], "content": ["q", "a"]}}, Reason.TEXT_MALFORMED),
+        ({"texts": [{"answer": "a"}]}, Reason.TEXT_MALFORMED),
         ({"conversations": [{"from": ["human"], "value": "q"}]}, Reason.TEXT_MALFORMED),
         ({"conversations": [{"from": "human"}]}, Reason.TEXT_MALFORMED),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, Reason.TEXT_MALFORMED),

@@ -44,7 +44,7 @@ def reason_of(data: bytes, limit: int = LIMIT) -> Reason:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
 def test_each_allowed_format_decodes_as_pillow_does(kind: str) -> None:
     data = saved(astronaut(), kind)
     pixels = decode_image(data, LIMIT)
@@ -232,6 +232,43 @@ for kind, tiff in ((kind, tiff) for kind in ("JPEG", "PNG", "WEBP") for tiff in 
     Image.new("RGB", (8, 6), (200, 0, 0)).save(file, kind, exif=exif)
     assert decode_image(file.getvalue(), 1000).shape == (6, 8, 3), kind
 """
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+BIG = zlib.compress(bytes(3 << 20))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"zTXt", b"note\0\0" + BIG),
+        png_chunk(b"iTXt", b"note\0\1\0\0\0" + BIG),
+        png_chunk(b"tEXt", b"note\0" + b"x" * (80 << 20)),
+        png_chunk(b"iCCP", b"profile\0\0" + BIG),
+        png_chunk(b"iCCP", b"profile\0\0not compressed"),
+        png_chunk(b"zTXt", b"note\0\0" + BIG) * 40,
+    ],
+    ids=["zTXt", "iTXt", "tEXt", "iCCP", "broken iCCP", "many"],
+)
+@pytest.mark.filterwarnings("error")
+def test_large_or_broken_texts_and_profiles_do_not_cost_a_png(chunk: bytes) -> None:
+    plain = saved(astronaut(), "PNG")
+    header = 8 + 25
+    assert plain[12:16] == b"IHDR"
+    pixels = decode_image(plain[:header] + chunk + plain[header:], LIMIT)
+    np.testing.assert_array_equal(pixels, decode_image(plain, LIMIT))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"<!DOCTYPE html><html>", "web page"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")],
+)
+def test_what_stands_in_an_images_place_is_told(data: bytes, words: str) -> None:
+    with pytest.raises(ImageRejected, match=words):
+        decode_image(data, LIMIT)
 
 
 def test_broken_metadata_costs_neither_the_image_nor_a_warning() -> None:

@@ -91,7 +91,7 @@ def test_images_in_every_form(tmp_path: Path, cell: object) -> None:
     path = write(tmp_path, {"image": [cell(n) for n in range(3)], "text": ["t"] * 3})  # type: ignore[operator]
     items = read_file(path)
     assert [item.images for item in items if isinstance(item, Sample)] == [(encoded(n),) for n in range(3)]
-    assert [item.key for item in items] == ["0", "1", "2"]
+    assert [item.key for item in items] == ["@0", "@1", "@2"]
 
 
 def test_several_images_a_row_and_settings_for_the_columns(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_bad_rows_are_named_and_cost_no_other(tmp_path: Path) -> None:
     image = {"bytes": encoded(0), "path": None}
     rows: list[tuple[str, object, object, str | None]] = [
         ("a", image, b"t", None),
-        ("b", None, b"t", "image_missing"),
+        ("b", None, b"t", "text_only"),
         ("c", {"bytes": None, "path": None}, b"t", "image_missing"),
         ("d", {"bytes": None, "path": "gone.jpg"}, b"t", "image_missing"),
         ("e", {"bytes": b"", "path": "x.jpg"}, b"t", "image_empty"),
@@ -172,7 +172,7 @@ def test_every_cut_of_a_file_is_one_unit_that_says_why(tmp_path: Path) -> None:
         assert len(split_file(str(path), cut, "e", SourceConfig(rows_per_shard=2), LocalOpener())) == 1
         (item,) = read_file(path)
         assert item.index == 0
-        assert reasons([item]) == ["shard_truncated" if cut >= 4 else "shard_unreadable"]
+        assert reasons([item]) == ["shard_truncated" if cut == 0 or cut >= 4 else "shard_unreadable"]
     path.write_bytes(b"<html>" * 1000)
     assert reasons(read_file(path)) == ["shard_unreadable"]
 

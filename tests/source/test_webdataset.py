@@ -94,15 +94,15 @@ def test_images_are_known_by_their_endings(suffix: str) -> None:
 
 def test_numbered_images_come_in_the_order_of_their_numbers() -> None:
     """A tar sorted by name has 10 before 2."""
-    members = [(f"a.{n}.jpg", encoded(n)) for n in (0, 1, 10, 2)] + [("a.mask.png", b"not one of them")]
+    members = [(f"a.{n}.jpg", encoded(n)) for n in sorted(range(12), key=str)] + [("a.mask.png", b"not one of them")]
     (item,) = read_tar(raw_tar([*members, ("a.txt", b"compare")]))
     assert isinstance(item, Sample)
-    assert item.images == tuple(encoded(n) for n in (0, 1, 2, 10))
+    assert item.images == tuple(encoded(n) for n in range(12))
 
 
 def test_keys_keep_their_folder_and_end_at_the_first_dot() -> None:
     members = [(f"{key}.{end}", data) for key in ("x/a", "y.v2/a") for end, data in (("jpg", IMAGE), ("txt", b"t"))]
-    items = read_tar(raw_tar([("./x/.hidden.jpg", IMAGE), ("README", b"about"), *members]))
+    items = read_tar(raw_tar([("./x/.hidden.jpg", IMAGE), ("__MACOSX/x/._a.jpg", b""), *members]))
     assert [item.key for item in items] == ["x/a", "y.v2/a"]
     assert reasons(items) == [None, None]
     (dotted,) = read_tar(raw_tar([("./z.jpg", IMAGE), ("./z.seg.npy", b"x"), ("./z.txt", b"t")]))
@@ -120,7 +120,7 @@ def test_directories_links_and_other_members_are_passed_over() -> None:
             header = tarfile.TarInfo(name)
             header.size = len(content)
             tar.addfile(header, io.BytesIO(content))
-    assert reasons(read_tar(file.getvalue())) == ["image_missing"]
+    assert reasons(read_tar(file.getvalue())) == ["text_only"]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -140,7 +140,8 @@ def test_a_name_that_is_not_utf8_is_a_key_that_can_be_stored() -> None:
 @pytest.mark.parametrize(
     ("members", "wanted"),
     [
-        ([("b.txt", b"t")], Reason.IMAGE_MISSING),
+        ([("b.txt", b"t")], Reason.TEXT_ONLY),
+        ([("b.txt", b"<image> t")], Reason.IMAGE_MISSING),
         ([("b.jpg", b""), ("b.txt", b"t")], Reason.IMAGE_EMPTY),
         ([("b.jpg", IMAGE)], Reason.TEXT_MISSING),
         ([("b.jpg", IMAGE), ("b.json", b'{"url": "x"}')], Reason.TEXT_MISSING),
@@ -162,13 +163,125 @@ def test_a_name_that_is_not_utf8_is_a_key_that_can_be_stored() -> None:
 def test_a_bad_sample_is_named_and_costs_no_other(
     members: list[tuple[str, bytes]], wanted: Reason, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webdataset_source, "MAX_IMAGE_BYTES", 3000)
     if 2000 < len(members[-1][1]) < 3000:
         monkeypatch.setattr(webdataset_source, "MAX_TEXT_BYTES", 2000)
-    items = read_tar(raw_tar([("a.jpg", IMAGE), ("a.txt", b"t"), *members, ("c.jpg", IMAGE), ("c.txt", b"t")]))
+    data = raw_tar([("a.jpg", IMAGE), ("a.txt", b"t"), *members, ("c.jpg", IMAGE), ("c.txt", b"t")])
+    items = read_tar(data, SourceConfig(max_image_bytes=3000))
     assert [item.key for item in items] == ["a", "b", "c"]
     assert [item.index for item in items] == [0, 1, 2]
     assert reasons(items) == [None, wanted.value, None]
+
+
+def told(members: list[tuple[str, bytes]], **settings: object) -> list[tuple[str, str | None]]:
+    """Key and reason of each item of a tar."""
+    items = read_tar(raw_tar(members), SourceConfig(**settings))
+    return [(item.key, reason) for item, reason in zip(items, reasons(items), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("members", "wanted"),
+    [
+        ([("README", b"about"), ("b.jpg", IMAGE), ("b.txt", b"t")], [("README", "member_stray"), ("b", None)]),
+        ([("stats.csv", b"1"), ("b.jpg", IMAGE), ("b.txt", b"t")], [("stats", "member_stray"), ("b", None)]),
+        ([("b.npy", b"1"), ("b.cls", b"1")], [("b", "member_stray")]),
+        ([("b.image.jpg", IMAGE), ("b.txt", b"t")], [("b", "members_unclear")]),
+        ([("b.jpg", IMAGE), ("b.png", IMAGE), ("b.txt", b"t")], [("b", "members_unclear")]),
+        ([("b.0.jpg", IMAGE), ("b.2.jpg", IMAGE), ("b.txt", b"t")], [("b", "members_unclear")]),
+        ([("b.2.jpg", IMAGE), ("b.3.jpg", IMAGE), ("b.txt", b"t")], [("b", "members_unclear")]),
+        (
+            [("b.1.jpg", IMAGE), ("b.1.txt", b"t"), ("b.2.jpg", IMAGE), ("b.2.txt", b"u")],
+            [("b", "members_unclear")],
+        ),
+        ([("b.jpg", IMAGE), ("b.txt", b"t"), ("b.1.jpg", IMAGE), ("b.1.txt", b"u")], [("b", "members_unclear")]),
+        ([("v1.x.jpg", IMAGE), ("v1.x.json", b'{"text": "t"}')], [("v1", "members_unclear")]),
+        ([("b.jpg", IMAGE), ("b.txt", b"t"), ("b.seg.png", IMAGE), ("b.seg.json", b"{}")], [("b", None)]),
+        (
+            [("b.jpg", IMAGE), ("c.jpg", IMAGE), ("b.txt", b"t"), ("c.txt", b"u")],
+            [("b", "text_missing"), ("c", "text_missing"), ("b", "members_scattered"), ("c", "members_scattered")],
+        ),
+        (
+            [("b.0.jpg", IMAGE), ("b.txt", b"t"), ("c.jpg", IMAGE), ("c.txt", b"u"), ("b.1.jpg", IMAGE)],
+            [("b", None), ("c", None), ("b", "members_scattered")],
+        ),
+    ],
+)
+def test_members_that_are_not_one_sample_are_reported_for_what_they_are(
+    members: list[tuple[str, bytes]], wanted: list[tuple[str, str | None]]
+) -> None:
+    assert told(members) == wanted
+
+
+def test_where_no_text_is_needed_scattered_members_are_reported_too() -> None:
+    members = [("b.jpg", IMAGE), ("c.jpg", IMAGE), ("b.txt", b"t")]
+    assert told(members, text_required=False) == [("b", None), ("c", None), ("b", "members_scattered")]
+
+
+def test_base_names_with_dots_are_keys_on_request() -> None:
+    members = [(f"v1.{n}.{end}", data) for n in range(2) for end, data in (("jpg", IMAGE), ("txt", b"t"))]
+    assert told(members, key_until="last_dot") == [("v1.0", None), ("v1.1", None)]
+
+
+@pytest.mark.parametrize(
+    ("members", "settings", "images", "text", "answer"),
+    [
+        ([("b.image.jpg", IMAGE), ("b.txt", b"t")], {"image_member": "image.jpg"}, 1, "t", None),
+        ([("b.image.jpg", IMAGE), ("b.txt", b"t")], {"image_member": ".Image.JPG"}, 1, "t", None),
+        (
+            [("b.input.png", IMAGE), ("b.outputs.txt", b"t")],
+            {"image_member": "input.*", "text_member": "outputs.txt"},
+            1,
+            "t",
+            None,
+        ),
+        (
+            [("b.jpg", IMAGE), ("b.mask.png", b"x"), ("b.png", b"y"), ("b.txt", b"t")],
+            {"image_member": "jpg"},
+            1,
+            "t",
+            None,
+        ),
+        ([("b.img10.jpg", IMAGE), ("b.img9.jpg", IMAGE), ("b.txt", b"t")], {"image_member": "img*.jpg"}, 2, "t", None),
+        (
+            [("b.jpg", IMAGE), ("b.q.json", b'{"text": "t", "answer": "a"}'), ("b.txt", b"no")],
+            {"text_member": "q.json"},
+            1,
+            "t",
+            "a",
+        ),
+        (
+            [("b.jpg", IMAGE), ("b.json", b'{"text": "no", "answer": "a"}'), ("b.ask.txt", b"t")],
+            {"text_member": "ask.txt"},
+            1,
+            "t",
+            "a",
+        ),
+        ([("b.jpg", IMAGE), ("b.txt", b"t"), ("b.out.txt", b"a\n")], {"answer_member": "out.txt"}, 1, "t", "a"),
+        ([("b.jpg", IMAGE), ("b.cls", b"281")], {"answer_member": "cls", "text_required": False}, 1, "", "281"),
+        ([("b.jpg", IMAGE), ("b.txt", b"")], {"text_required": False}, 1, "", None),
+    ],
+)
+def test_the_settings_say_what_each_member_is(
+    members: list[tuple[str, bytes]], settings: dict[str, object], images: int, text: str, answer: str | None
+) -> None:
+    (item,) = read_tar(raw_tar(members), SourceConfig(**settings))
+    assert isinstance(item, Sample), item
+    assert (len(item.images), item.turns[-1].text, item.answer) == (images, text, answer)
+
+
+def test_turns_as_a_bare_list_are_a_conversation() -> None:
+    turns = b'[{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]'
+    (item,) = read_tar(raw_tar([("b.jpg", IMAGE), ("b.json", turns)]))
+    assert item == Sample("b", 0, (IMAGE,), (Turn("user", "<image>q"),), "a")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt() -> None:
+    (item,) = read_tar(raw_tar([("b.jpg", IMAGE), ("b.txt", b"\xef\xbb\xbfWhat?")]))
+    assert isinstance(item, Sample)
+    assert item.turns[0].text == "What?"
+
+
+def test_the_number_of_a_sample_can_be_its_key() -> None:
+    assert told([("a.jpg", IMAGE), ("a.txt", b"t")] * 2, keys="row") == [("tar@0", None), ("tar@1", None)]
 
 
 @pytest.mark.parametrize("between", [[], [("b.jpg", IMAGE), ("b.txt", b"t")]])

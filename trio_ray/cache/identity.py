@@ -67,7 +67,7 @@ def build_identity(
             "codec": None if codec is None else dict(codec),
             "top_k": config.cache.top_k,
         },
-        "source": config.source.model_dump(mode="json", exclude={"image_root"}),
+        "source": config.source.model_dump(mode="json", exclude={"image_root", "allow_any_path"}),
     }
 
 

@@ -195,8 +195,8 @@ class _Watched:
         self._file = self._opener.open(uri, etag)
         return self._file
 
-    def read(self, uri: str) -> bytes:
-        return self._opener.read(uri)
+    def read(self, uri: str, limit: int | None = None) -> bytes:
+        return self._opener.read(uri, limit)
 
     @property
     def position(self) -> int:

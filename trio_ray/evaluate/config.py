@@ -13,11 +13,18 @@ from trio_ray.evaluate.scoring.scorers import ScorerName
 class QuestionsConfig(Section):
     """How question files are read. What is not given is as the cache's own source settings have it."""
 
-    format: Literal["auto", "webdataset", "parquet", "jsonl"] | None = Field(
+    format: Literal["auto", "webdataset", "parquet", "jsonl", "json"] | None = Field(
         None, description="By default the cache's own source.format; 'auto' goes by the file's ending."
     )
     key_column: str | None = Field(None, description="Column or field of the key that the cache knows the question by.")
     text_column: str | None = Field(None, description="Column or field of the question's text.")
+    text_template: str | None = Field(
+        None, description="The question's text, made from fields, such as '{question}' and '{options}'."
+    )
+    option_columns: tuple[str, ...] | None = Field(
+        None, description="Fields of a multiple-choice question's options; see source.option_columns."
+    )
+    records: str | None = Field(None, description="Field of a .json file that holds the records; see source.records.")
     answer_column: str | None = Field(None, description="Column or field of the true answer(s).")
     category_column: str | None = Field(
         None, description="Column or field that questions are grouped by; by default category, type, answer_type."

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trio_ray.config import SourceConfig
-from trio_ray.source.record import Row, key_of
+from trio_ray.source.record import Row, key_of, row_key
 from trio_ray.source.rejection import Rejected, ShardDamaged
 from trio_ray.source.sample import Reason, Shard
 
@@ -30,17 +30,17 @@ def parquet_records(shard: Shard, file: BinaryIO, config: SourceConfig) -> Itera
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             for record in batch.to_pylist():
                 if first <= number < stop:
-                    yield _row(record, number, config)
+                    yield _row(record, number, shard.uri, config)
                 number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ShardDamaged(Reason.SHARD_UNREADABLE, f"not readable as Parquet: {error}") from None
 
 
-def _row(record: Mapping[str, object], number: int, config: SourceConfig) -> Row:
+def _row(record: Mapping[str, object], number: int, uri: str, config: SourceConfig) -> Row:
     try:
-        return Row(key_of(record, config.key_column, number), record, tuple)
+        return Row(key_of(record, config, uri, number), record, tuple)
     except Rejected as fault:
-        return Row(str(number), fault, tuple)
+        return Row(row_key(config, uri, number), fault, tuple)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

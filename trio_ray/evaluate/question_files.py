@@ -12,14 +12,13 @@ from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.parquet_records import parquet_records
 from trio_ray.evaluate.question import Outcome, Question, Unanswered
 from trio_ray.evaluate.truth import category_of, truth_of
-from trio_ray.source.conversation import IMAGE_MARKER, exchanges
-from trio_ray.source.jsonl import read_jsonl
-from trio_ray.source.reader import SHARD_KEY
+from trio_ray.source.conversation import exchanges
+from trio_ray.source.reader import SHARD_KEY, read_rows
 from trio_ray.source.record import KEY_FIELDS, Row, storable
 from trio_ray.source.rejection import Rejected, ShardDamaged
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import split_file
-from trio_ray.source.webdataset import read_webdataset
+from trio_ray.source.turns import IMAGE_MARKER
 from trio_ray.store.inputs import StoreOpener, expand_inputs
 
 
@@ -31,7 +30,16 @@ def question_source(identity: dict[str, Any], config: EvaluateConfig) -> SourceC
         config: the evaluation.
     """
     questions = config.questions
-    given = {name: getattr(questions, name) for name in ("format", "key_column", "text_column", "answer_column")}
+    names = (
+        "format",
+        "records",
+        "key_column",
+        "text_column",
+        "text_template",
+        "option_columns",
+        "answer_column",
+    )
+    given = {name: getattr(questions, name) for name in names}
     changes = {name: value for name, value in given.items() if value is not None}
     return parse_section(SourceConfig, {**identity["source"], **changes})
 
@@ -69,12 +77,10 @@ def _read_shard(
     shard: Shard, config: EvaluateConfig, source: SourceConfig, opener: StoreOpener
 ) -> Iterator[Question | Unanswered]:
     with opener.open(shard.uri, shard.etag or None) as file:
-        if shard.format == "webdataset":
-            rows = read_webdataset(file, source, passed=lambda: True)
-        elif shard.format == "parquet":
+        if shard.format == "parquet":
             rows = parquet_records(shard, file, source)
         else:
-            rows = read_jsonl(shard, file, source, opener)
+            rows = read_rows(shard, file, source, opener, passed=lambda: True)
         try:
             for row in rows:
                 yield from _questions(row, shard, config, source)

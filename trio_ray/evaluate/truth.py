@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from trio_ray.config import SourceConfig
 from trio_ray.evaluate.config import QuestionsConfig
 from trio_ray.evaluate.scoring.exact_match import plain
-from trio_ray.evaluate.scoring.multiple_choice import LETTERS
 from trio_ray.evaluate.scoring.scorer import Truth
 from trio_ray.evaluate.scoring.scorers import ScorerName
 from trio_ray.source.conversation import answer_fields
+from trio_ray.source.options import LETTERS, options_of
 
 CATEGORY_FIELDS = ("category", "type", "answer_type")
-OPTION_FIELDS = ("options", "choices")
 
 
 def truth_of(
@@ -33,7 +32,7 @@ def truth_of(
         scorer: multiple choice wants a letter, VQA all annotators.
     """
     if scorer == "multiple_choice":
-        options = options_of(record)
+        options = options_of(record, source.option_columns)
         letter = right_letter(_raw_answer(record, source, answer), options, questions.answer_as)
         return None if letter is None else Truth((letter,), options)
     annotators = _annotators(record, source)
@@ -46,21 +45,6 @@ def category_of(record: Mapping[str, object], column: str | None) -> str | None:
     """What a question is counted with: `column`, or the first of CATEGORY_FIELDS that the record has."""
     names = CATEGORY_FIELDS if column is None else (column,)
     return next((str(record[name]) for name in names if record.get(name) not in (None, "")), None)
-
-
-def options_of(record: Mapping[str, object]) -> tuple[str, ...]:
-    """The options: a list in `options` or `choices` (ScienceQA), or the fields A, B, C ... (MMBench); or none."""
-    for name in OPTION_FIELDS:
-        value = record.get(name)
-        if isinstance(value, list) and value:
-            return tuple(str(option) for option in value)
-    options = []
-    for letter in LETTERS:
-        value = record.get(letter)
-        if not isinstance(value, str) or value.lower() in ("", "nan"):  # how MMBench's tables write 'no such option'
-            break
-        options.append(value)
-    return tuple(options)
 
 
 def right_letter(value: object, options: Sequence[str], answer_as: str) -> str | None:

@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from trio_ray.config import SourceConfig
-from trio_ray.source.rejection import Rejected
+from trio_ray.source.options import fill_in, needed_fields
+from trio_ray.source.rejection import Rejected, listed
 from trio_ray.source.sample import Reason, Turn
+from trio_ray.source.turns import IMAGE_MARKER, Message, Role, looks_like_turns, messages_of, text_of
 
-IMAGE_MARKER = "<image>"
-CONVERSATION_FIELDS = ("conversations", "messages")
+CONVERSATION_FIELDS = ("conversations", "messages", "texts")
 TEXT_FIELDS = ("question", "prompt", "text", "caption")
 # VQA's `multiple_choice_answer` is its annotators' agreed answer, so it goes before their single `answers`.
 ANSWER_FIELDS = ("multiple_choice_answer", "answer", "answers", "label")
 
-Role = Literal["user", "assistant"]
-_ROLES: dict[object, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The turns of one prompt, the last of them the user's to be answered, and the true answer if known."""
+    """The turns of one prompt, the last of them the user's to be answered, and the true answer if known.
+
+    Attributes:
+        turns: a system turn first, if there is one.
+        answer: what the assistant's next turn says, or the record's own answer.
+        images: cells of the images that these turns carry themselves.
+        markers: `<image>` markers of the whole conversation, of which these turns may be the beginning.
+    """
 
     turns: tuple[Turn, ...]
     answer: str | None
+    images: tuple[object, ...] = ()
+    markers: int = 0
 
 
 def exchanges(record: Mapping[str, object], config: SourceConfig) -> list[tuple[str, Exchange | Rejected]]:
@@ -36,21 +42,23 @@ def exchanges(record: Mapping[str, object], config: SourceConfig) -> list[tuple[
     for each user turn, suffix `#0`, `#1`, ..., with the turns before it as context.
     """
     try:
+        if config.text_template is not None:
+            return [("", _single(fill_in(config.text_template, record, config), record, config))]
         name = _prompt_field(record, config)
         if name is None:
-            wanted = config.text_column or ", ".join(CONVERSATION_FIELDS + TEXT_FIELDS)
-            raise Rejected(Reason.TEXT_MISSING, f"the record has none of: {wanted}")
+            return [("", _without_text(record, config))]
         value = record[name]
-        if not isinstance(value, list):
-            text = _text(value, name)
-            return [("", _exchange((Turn("user", text),), _answer(record, config)))]
-        return _conversation([_turn(message, name) for message in value], record, config)
+        if name in CONVERSATION_FIELDS or looks_like_turns(value):
+            return _conversation(messages_of(value, name), record, config)
+        return [("", _single(text_of(value, name), record, config))]
     except Rejected as fault:
         return [("", fault)]
 
 
 def has_prompt(record: Mapping[str, object], config: SourceConfig) -> bool:
     """Whether the record has a field for the prompt with anything in it."""
+    if config.text_template is not None:
+        return any(record.get(name) is not None for name in needed_fields(config))
     name = _prompt_field(record, config)
     value = None if name is None else record[name]
     return bool(value.strip() if isinstance(value, str | bytes) else value)
@@ -58,6 +66,8 @@ def has_prompt(record: Mapping[str, object], config: SourceConfig) -> bool:
 
 def text_fields(config: SourceConfig) -> tuple[str, ...]:
     """The fields that may hold the prompt, in the order they are looked for."""
+    if config.text_template is not None:
+        return needed_fields(config)
     return CONVERSATION_FIELDS + TEXT_FIELDS if config.text_column is None else (config.text_column,)
 
 
@@ -70,24 +80,47 @@ def _prompt_field(record: Mapping[str, object], config: SourceConfig) -> str | N
     return next((name for name in text_fields(config) if record.get(name) is not None), None)
 
 
+def _without_text(record: Mapping[str, object], config: SourceConfig) -> Exchange:
+    if not config.needs_text:
+        return Exchange((Turn("user", ""),), _answer(record, config))
+    raise Rejected(
+        Reason.TEXT_MISSING,
+        f"the record has none of: {', '.join(text_fields(config))}. It has: {listed(record)}. Name the prompt's "
+        "field in source.text_column, or set cache.scope: image, which needs no text",
+    )
+
+
+def _single(text: str, record: Mapping[str, object], config: SourceConfig) -> Exchange:
+    return _exchange([Message(Turn("user", text))], _answer(record, config), text.count(IMAGE_MARKER), config)
+
+
 def _conversation(
-    turns: Sequence[Turn], record: Mapping[str, object], config: SourceConfig
+    messages: Sequence[Message], record: Mapping[str, object], config: SourceConfig
 ) -> list[tuple[str, Exchange | Rejected]]:
     """Cut a conversation at its user turns."""
-    questions = [position for position, turn in enumerate(turns) if turn.role == "user"]
+    system = [message for message in messages[:1] if message.turn.role == "system"]
+    messages = messages[len(system) :]
+    system = [message for message in system if message.turn.text.strip()]
+    questions = [position for position, message in enumerate(messages) if message.turn.role == "user"]
     if not questions:
+        if not messages and not config.needs_text:
+            return [("", _without_text(record, config))]
         raise Rejected(Reason.TEXT_EMPTY, "the conversation has no user turn")
-    turns = turns[questions[0] :]  # LLaVA's own data has conversations that start with a stray answer
+    messages = messages[questions[0] :]  # LLaVA's own data has conversations that start with a stray answer
     roles: tuple[Role, Role] = ("user", "assistant")
-    if any(turn.role != roles[position % 2] for position, turn in enumerate(turns)):
-        raise Rejected(Reason.TEXT_MALFORMED, "user and assistant turns do not alternate")
+    if any(message.turn.role != roles[position % 2] for position, message in enumerate(messages)):
+        raise Rejected(
+            Reason.TEXT_MALFORMED,
+            "user and assistant turns do not alternate; a system turn may only be the first",
+        )
+    markers = sum(message.turn.text.count(IMAGE_MARKER) for message in (*system, *messages))
     found: list[tuple[str, Exchange | Rejected]] = []
-    for end in range(1, len(turns) + 1, 2):
-        answer = turns[end].text if end < len(turns) else None
+    for end in range(1, len(messages) + 1, 2):
+        answer = messages[end].turn.text if end < len(messages) else None
         if len(questions) == 1 and answer is None:
             answer = _answer(record, config)
         try:
-            exchange: Exchange | Rejected = _exchange(tuple(turns[:end]), answer)
+            exchange: Exchange | Rejected = _exchange([*system, *messages[:end]], answer, markers, config)
         except Rejected as fault:
             exchange = fault
         if config.turns == "first":
@@ -96,52 +129,17 @@ def _conversation(
     return found
 
 
-def _exchange(turns: tuple[Turn, ...], answer: str | None) -> Exchange:
+def _exchange(messages: Sequence[Message], answer: str | None, markers: int, config: SourceConfig) -> Exchange:
+    turns = tuple(message.turn for message in messages)
     for turn in turns:
-        if not turn.text.replace(IMAGE_MARKER, "").strip():
-            raise Rejected(Reason.TEXT_EMPTY, f"a {turn.role} turn of the prompt is empty")
-    return Exchange(turns, answer if answer and answer.strip() else None)
-
-
-def _turn(message: object, name: str) -> Turn:
-    """A turn from LLaVA's `{from, value}` or the chat form `{role, content}`."""
-    if not isinstance(message, dict):
-        raise Rejected(Reason.TEXT_MALFORMED, f"{name} holds {type(message).__name__} where a turn belongs")
-    role_field, text_field = ("from", "value") if message.get("from") is not None else ("role", "content")
-    role = _ROLES.get(message.get(role_field)) if isinstance(message.get(role_field), str) else None
-    if role is None:
-        raise Rejected(
-            Reason.TEXT_MALFORMED,
-            f"{name} has a turn by {message.get(role_field)!r}; known are {', '.join(map(str, _ROLES))}",
-        )
-    content = message.get(text_field)
-    if isinstance(content, list):
-        return Turn(role, "\n".join(_part(part, name) for part in content))
-    return Turn(role, _text(content, name))
-
-
-def _part(part: object, name: str) -> str:
-    """A piece of a chat message whose content is a list."""
-    if isinstance(part, dict) and part.get("type") == "image":
-        return IMAGE_MARKER
-    if isinstance(part, dict) and part.get("type") == "text":
-        return _text(part.get("text"), name)
-    raise Rejected(Reason.TEXT_MALFORMED, f"{name} has content that is neither text nor image")
-
-
-def _text(value: object, name: str) -> str:
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Rejected(Reason.TEXT_NOT_UTF8, f"{name}: {error}") from None
-    if not isinstance(value, str):
-        raise Rejected(Reason.TEXT_MALFORMED, f"{name} is {type(value).__name__}, not text")
-    try:
-        value.encode("utf-8")  # JSON can spell half of a surrogate pair, which no table can store
-    except UnicodeEncodeError as error:
-        raise Rejected(Reason.TEXT_NOT_UTF8, f"{name}: {error}") from None
-    return value
+        may_be_empty = len(turns) == 1 and not config.needs_text
+        if not may_be_empty and not turn.text.replace(IMAGE_MARKER, "").strip():
+            raise Rejected(
+                Reason.TEXT_EMPTY,
+                f"the prompt has a {turn.role} turn without text; cache.scope: image needs no text",
+            )
+    images = tuple(image for message in messages for image in message.images)
+    return Exchange(turns, answer if answer and answer.strip() else None, images, markers)
 
 
 def _answer(record: Mapping[str, object], config: SourceConfig) -> str | None:
@@ -163,6 +161,6 @@ def _answer_text(value: object) -> str | None:
     if isinstance(value, int | float):
         return str(value) if value == value else None  # NaN is how pandas writes a gap
     try:
-        return _text(value, "answer").strip() or None
+        return text_of(value, "answer").strip() or None
     except Rejected:
         return None

@@ -8,9 +8,11 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -22,6 +24,17 @@ from trio_ray.source.sample import Reason
 # Pillow warns about odd metadata of images that it reads perfectly well. Set once for its modules and never
 # touched while decoding: `warnings.catch_warnings` around a decode would race between threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), JpegImageFile),
+    ((_PNG,), PngImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
+    ((b"BM",), BmpImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), Jpeg2KImageFile),
+)
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -40,7 +53,9 @@ class ImageRejected(Rejected):
 
 
 def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF image; of an animated or multi-page one the first frame.
+    """Decode a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or JPEG 2000 image.
+
+    Of an animated or multi-page one the first frame is taken.
 
     EXIF orientation is applied. Alpha is dropped, not blended, as the model's own processor does. Samples of
     16 bits are scaled to 8, of 32 bits by the range that the values suggest. Safe to call from many threads.
@@ -58,6 +73,22 @@ def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if not data:
         raise ImageRejected(Reason.IMAGE_EMPTY, "zero bytes")
     try:
+        return _decode(data, max_pixels)
+    except ImageRejected as fault:
+        # Pillow refuses a PNG for texts and colour profiles that are large or broken, which the pixels do not need.
+        plain = _without_png_metadata(data) if fault.reason == Reason.IMAGE_CORRUPT else data
+        if len(plain) == len(data):
+            raise
+    return _decode(plain, max_pixels)
+
+
+def is_image(data: bytes) -> bool:
+    """Whether bytes begin as an image of a format that `decode_image` knows."""
+    return _format_of(data) is not None
+
+
+def _decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    try:
         with _open(data) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -66,14 +97,13 @@ def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
                     f"{width} x {height} is more than source.max_pixels = {max_pixels}",
                 )
             image.load()
-            pixels = np.array(_upright(_eight_bit_rgb(image), _orientation(image)))
+            return np.array(_upright(_eight_bit_rgb(image), _orientation(image)))
     except ImageRejected:
         raise
     except Image.DecompressionBombError as error:  # WebP and GIF also keep Pillow's own limit
         raise ImageRejected(Reason.IMAGE_TOO_LARGE, str(error)) from None
     except Exception as error:  # hostile bytes raise nearly everything somewhere in a decoder
         raise ImageRejected(Reason.IMAGE_CORRUPT, f"{type(error).__name__}: {error}") from None
-    return pixels
 
 
 def _open(data: bytes) -> ImageFile:
@@ -81,20 +111,43 @@ def _open(data: bytes) -> ImageFile:
 
     Not `Image.open`: it warns or raises by a process-wide pixel limit before ours is asked.
     """
-    file = BytesIO(data)
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile(file)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile(file)
+    opener = _format_of(data)
+    if opener is None:
+        raise ImageRejected(
+            Reason.IMAGE_CORRUPT, f"not a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or JPEG 2000 file{_told(data)}"
+        )
+    return opener(BytesIO(data))
+
+
+def _format_of(data: bytes) -> type[ImageFile] | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImageFile(file)
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImageFile(file)
-    if data.startswith(b"BM"):
-        return BmpImageFile(file)
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return TiffImageFile(file)
-    raise ImageRejected(Reason.IMAGE_CORRUPT, "not a JPEG, PNG, WebP, GIF, BMP or TIFF file")
+        return WebPImageFile
+    if (data[4:8] == b"ftyp" and b"avif" in data[8:64]) or data[4:12] == b"ftypavis":
+        return AvifImageFile
+    return next((kind for starts, kind in _FORMATS if data.startswith(starts)), None)
+
+
+def _told(data: bytes) -> str:
+    """What the bytes are instead, where that is easy to say and helps."""
+    start = data[:256].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "; it is a web page, so its download failed"
+    if start.startswith(b"version https://git-lfs"):
+        return "; it is a Git LFS pointer, so run git lfs pull"
+    return ""
+
+
+def _without_png_metadata(data: bytes) -> bytes:
+    """A PNG without its texts and its colour profile; other bytes as they are."""
+    if not data.startswith(_PNG):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _PNG_METADATA:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _orientation(image: ImageFile) -> int:

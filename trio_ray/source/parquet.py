@@ -11,12 +11,13 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trio_ray.config import SourceConfig
+from trio_ray.config import SourceConfig, template_fields
 from trio_ray.errors import ConfigError
 from trio_ray.source.conversation import answer_fields, text_fields
-from trio_ray.source.image_files import folder_of, read_images
-from trio_ray.source.record import KEY_FIELDS, Row, key_of
-from trio_ray.source.rejection import Rejected, ShardDamaged
+from trio_ray.source.image_files import ImagePlaces, read_images
+from trio_ray.source.options import image_name, matching
+from trio_ray.source.record import KEY_FIELDS, Row, key_of, row_key
+from trio_ray.source.rejection import Rejected, ShardDamaged, listed
 from trio_ray.source.sample import Opener, Reason, Shard
 
 # A column chunk may be gigabytes of images: it is read in pieces of this size and decoded few rows at a time.
@@ -54,7 +55,7 @@ def read_parquet(shard: Shard, file: BinaryIO, config: SourceConfig, opener: Ope
     """
     table = _open(file)
     columns = _columns(shard.uri, table, config)
-    root = config.image_root or folder_of(shard.uri)
+    places = ImagePlaces.of(shard.uri, config)
     first, stop = shard.rows or (0, table.metadata.num_rows)
     if stop > table.metadata.num_rows:
         raise ShardDamaged(
@@ -65,85 +66,121 @@ def read_parquet(shard: Shard, file: BinaryIO, config: SourceConfig, opener: Ope
     for group in range(table.num_row_groups):
         end = start + table.metadata.row_group(group).num_rows
         if start < stop and end > first:
-            images = _ForwardCells(_batches(table, group, [columns.image], _IMAGE_ROWS), start)
-            texts = _batches(table, group, columns.text, _TEXT_ROWS)
-            for number, cells in _records(texts, start):
+            images = _ForwardCells(_batches(table, group, columns.images, _IMAGE_ROWS), start)
+            for number, cells in _rows_of(table, group, columns.text, start):
                 if number >= stop:
                     break
                 if number >= first:
-                    yield _row(number, cells, config, partial(_images, images, number, root, opener))
+                    read = partial(_images, images, number, columns.images, places, opener)
+                    yield _row(number, cells, shard.uri, config, read, places, opener)
         start = end
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    image: str
+    """The image columns in their order, and those that keys, prompts and answers may come from."""
+
+    images: list[str]
     text: list[str]
 
 
 def _columns(uri: str, table: pq.ParquetFile, config: SourceConfig, images: bool = True) -> _Columns:
-    """The image column, and those that keys, prompts and answers may come from."""
     present: Sequence[str] = table.schema_arrow.names
-    for field in (*(("image_column",) if images else ()), "text_column", "answer_column", "key_column"):
-        wanted = getattr(config, field)
-        if wanted is not None and wanted not in present:
-            raise ConfigError(f"source.{field}", f"{uri} has no column {wanted!r}; it has {', '.join(present)}")
+
+    def check(field: str, wanted: str | None) -> None:
+        if wanted is not None and not matching(present, wanted):
+            raise ConfigError(f"source.{field}", f"{uri} has no column {wanted!r}; it has: {listed(present)}")
+
+    if images and config.image_name is None:
+        check("image_column", config.image_column)
+    for name in template_fields(config.image_name or "") if images else ():
+        check("image_name", name)
+    for field in ("text_column", "answer_column", "key_column"):
+        check(field, getattr(config, field))
+    for name in config.option_columns or ():
+        check("option_columns", name)
     prompts = [name for name in text_fields(config) if name in present]
-    if not prompts:
+    if not prompts and config.needs_text:
+        field = "text_column" if config.text_template is None else "text_template"
         raise ConfigError(
-            "source.text_column",
-            f"{uri} has none of {', '.join(text_fields(config))}; its columns are {', '.join(present)}",
+            f"source.{field}", f"{uri} has none of {listed(text_fields(config))}; its columns are: {listed(present)}"
         )
     keys = KEY_FIELDS if config.key_column is None else (config.key_column,)
-    others = [name for name in (*keys, *answer_fields(config)) if name in present]
-    return _Columns(config.image_column, list(dict.fromkeys(prompts + others)))
+    named = template_fields(config.image_name or "")
+    others = [name for name in (*keys, *answer_fields(config), *named) if name in present]
+    pictures = [] if config.image_name else matching(present, config.image_column)
+    return _Columns(pictures, list(dict.fromkeys(prompts + others)))
 
 
 class _ForwardCells:
-    """The cells of one column of a row group, forward only; nothing is decoded before one is asked for."""
+    """The cells of some columns of a row group, forward only; nothing is decoded before one is asked for."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch], first: int) -> None:
         self._batches = batches
         self._batch: pa.RecordBatch | None = None
         self._start = self._end = first
 
-    def at(self, number: int) -> object:
+    def at(self, number: int, column: int) -> object:
         """The cell of row `number` of the file."""
         while number >= self._end:
             self._batch = next(self._batches)
             self._start, self._end = self._end, self._end + self._batch.num_rows
         assert self._batch is not None, "rows are asked for in order"
-        return self._batch.column(0)[number - self._start].as_py()
+        return self._batch.column(column)[number - self._start].as_py()
 
 
-def _records(batches: Iterator[pa.RecordBatch], first: int) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
-    for batch in batches:
+def _rows_of(
+    table: pq.ParquetFile, group: int, columns: list[str], first: int
+) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
+    """The rows of a row group by their number in the file; without any column to read they are empty."""
+    if not columns:
+        yield from ((first + number, {}) for number in range(table.metadata.row_group(group).num_rows))
+    for batch in _batches(table, group, columns, _TEXT_ROWS) if columns else ():
         for index in range(batch.num_rows):
             yield first + index, {name: batch.column(name)[index] for name in batch.schema.names}
         first += batch.num_rows
 
 
-def _row(number: int, cells: Mapping[str, pa.Scalar], config: SourceConfig, images: partial[tuple[bytes, ...]]) -> Row:
-    key = str(number)
+def _row(
+    number: int,
+    cells: Mapping[str, pa.Scalar],
+    uri: str,
+    config: SourceConfig,
+    images: partial[tuple[bytes, ...]],
+    places: ImagePlaces,
+    opener: Opener,
+) -> Row:
+    key = row_key(config, uri, number)
     record: dict[str, object] = {}
     try:
         for name, cell in cells.items():
             try:
                 record[name] = cell.as_py()
             except UnicodeDecodeError as error:
-                raise Rejected(Reason.TEXT_NOT_UTF8, f"column {name}: {error}") from None
-        key = key_of(record, config.key_column, number)
+                raise Rejected(Reason.TEXT_NOT_UTF8, f"column {name}: {error}; store the text as UTF-8") from None
+        key = key_of(record, config, uri, number)
     except Rejected as fault:
         return Row(key, fault, tuple)
+    if config.image_name is not None:
+        images = partial(_named_image, config.image_name, record, places, opener)
     return Row(key, record, images)
 
 
-def _images(cells: _ForwardCells, number: int, root: str, opener: Opener) -> tuple[bytes, ...]:
-    try:
-        cell = cells.at(number)
-    except UnicodeDecodeError as error:
-        raise Rejected(Reason.IMAGE_MISSING, f"an image's path is not UTF-8: {error}") from None
-    return read_images(cell, root, opener)
+def _named_image(template: str, record: dict[str, object], places: ImagePlaces, opener: Opener) -> tuple[bytes, ...]:
+    return read_images(image_name(template, record), places, opener)
+
+
+def _images(
+    cells: _ForwardCells, number: int, columns: list[str], places: ImagePlaces, opener: Opener
+) -> tuple[bytes, ...]:
+    images: list[bytes] = []
+    for column in range(len(columns)):
+        try:
+            cell = cells.at(number, column)
+        except UnicodeDecodeError as error:
+            raise Rejected(Reason.IMAGE_MISSING, f"an image's path is not UTF-8: {error}") from None
+        images += read_images(cell, places, opener)
+    return tuple(images)
 
 
 def _open(file: BinaryIO) -> pq.ParquetFile:

@@ -14,11 +14,16 @@ class Reason(StrEnum):
     IMAGE_EMPTY = "image_empty"
     IMAGE_CORRUPT = "image_corrupt"
     IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_OUTSIDE = "image_outside"
+    TEXT_ONLY = "text_only"
     TEXT_MISSING = "text_missing"
     TEXT_EMPTY = "text_empty"
     TEXT_NOT_UTF8 = "text_not_utf8"
     TEXT_MALFORMED = "text_malformed"
     IMAGE_COUNT = "image_count"
+    MEMBER_STRAY = "member_stray"
+    MEMBERS_UNCLEAR = "members_unclear"
+    MEMBERS_SCATTERED = "members_scattered"
     PROMPT_TOO_LONG = "prompt_too_long"
     OUT_OF_MEMORY = "out_of_memory"
     NOT_FINITE = "not_finite"
@@ -27,11 +32,15 @@ class Reason(StrEnum):
     SHARD_UNREADABLE = "shard_unreadable"
 
 
+SHARD_REASONS = (Reason.SHARD_TRUNCATED, Reason.SHARD_UNREADABLE)
+"""These stand for the rest of a shard, not for one sample."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One message of the prompt. `text` may hold `<image>` markers where the images go."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     text: str
 
 
@@ -52,12 +61,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that goes to quarantine instead of the cache."""
+    """A sample that goes to quarantine instead of the cache.
+
+    `silent`: the user chose to pass over such samples (`source.text_only: skip`); it takes its place in the order
+    of the shard, and is neither counted nor written to the quarantine table.
+    """
 
     key: str
     index: int
     reason: Reason
     detail: str
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +80,14 @@ class Shard:
 
     `name` is unique in a cache and safe as a folder name. `rows` is the half-open range of rows of a file
     that was split, None for a whole file. `offset` is the byte at which the first of them starts, where rows
-    are lines: without it each run of a large JSONL file would have to read all of the file before it.
+    are text: without it each run of a large file would have to read all of the file before it.
     """
 
     name: str
     uri: str
     size: int
     etag: str
-    format: Literal["webdataset", "parquet", "jsonl"]
+    format: Literal["webdataset", "parquet", "jsonl", "json"]
     rows: tuple[int, int] | None = None
     offset: int = 0
 
@@ -85,6 +99,9 @@ class Opener(Protocol):
         """A seekable, buffered, read-only binary file; `ObjectDamaged` if it is another version than `etag`."""
         ...
 
-    def read(self, uri: str) -> bytes:
-        """The whole of a (small) object."""
+    def read(self, uri: str, limit: int | None = None) -> bytes:
+        """The whole of an object.
+
+        Raises `ObjectTooLarge` above `limit` bytes, and `NotAFile` for devices and pipes.
+        """
         ...

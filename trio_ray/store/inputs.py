@@ -56,10 +56,16 @@ class StoreOpener:
         store, name = self.locate(uri)
         return store.open(name, etag)
 
-    def read(self, uri: str) -> bytes:
-        """The whole of a (small) object. Raises `StoreError`."""
+    def read(self, uri: str, limit: int | None = None) -> bytes:
+        """The whole of an object, which has at most `limit` bytes.
+
+        Raises:
+            ObjectTooLarge: it has more.
+            NotAFile: it is a device or a pipe.
+            StoreError: it cannot be read.
+        """
         store, name = self.locate(uri)
-        return store.read(name)
+        return store.read(name, limit)
 
     def locate(self, uri: str) -> tuple[ObjectStore, str]:
         """The store that holds `uri`, one client a bucket, and the object's name in it."""

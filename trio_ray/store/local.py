@@ -6,12 +6,13 @@ import contextlib
 import errno
 import io
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.errors import AccessRefused, NotAFile, ObjectDamaged, ObjectMissing, ObjectTooLarge, StoreError
 from trio_ray.store.objects import (
     TEMPORARY_PREFIX,
     BytesLike,
@@ -84,10 +85,16 @@ class LocalStore(ObjectStore):
                 raise IsADirectoryError
             return _info(name, path.stat())
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         path = self._path(name)
-        with translated(str(path)):
-            return path.read_bytes()
+        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
+        with translated(str(path)), open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise NotAFile(str(path), "is a device or a pipe, not a regular file")
+            if limit is not None and status.st_size > limit:
+                raise ObjectTooLarge(str(path), f"has more than {limit} bytes")
+            return file.read()
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         path = self._path(name)
@@ -207,6 +214,10 @@ class _LocalWriter(ObjectWriter):
             self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _info(name: str, status: os.stat_result) -> ObjectInfo:

@@ -101,8 +101,13 @@ class ObjectStore(ABC):
         """What a listing would say of one object."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """A whole object."""
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """A whole object.
+
+        Raises:
+            ObjectTooLarge: it has more than `limit` bytes; no more than that was read.
+            NotAFile: the name leads to a device or pipe.
+        """
 
     @abstractmethod
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from trio_ray.config import S3Config
-from trio_ray.errors import ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.errors import ObjectDamaged, ObjectMissing, ObjectTooLarge, StoreError
 from trio_ray.store.objects import (
     TEMPORARY_PREFIX,
     BytesLike,
@@ -66,12 +66,15 @@ class S3Store(ObjectStore):
             head = self._client.head_object(Bucket=self._bucket, Key=self._key(name))
         return ObjectInfo(name, head["ContentLength"], _etag(head), head["LastModified"].timestamp())
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         """A whole object; a body that breaks off is asked for again."""
         with translated(self.uri_of(name)):
             failures = 0
             while True:
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
+                if limit is not None and answer["ContentLength"] > limit:
+                    answer["Body"].close()
+                    raise ObjectTooLarge(self.uri_of(name), f"has more than {limit} bytes")
                 try:
                     return answer["Body"].read()
                 except BROKEN_BODY:

@@ -182,7 +182,7 @@ class TrioRay(lmms):
 
 def _question(request: _Request, document: dict[str, Any], source: SourceConfig) -> Question:
     """The request as a question to a cache: keyed as precompute keys the document's row."""
-    key = key_of(document, source.key_column, request.doc_id)
+    key = key_of(document, source, "", request.doc_id)
     return Question(key, "", key, request.context.strip(), None, None)
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from trio_ray.evaluate.scoring.exact_match import plain
 from trio_ray.evaluate.scoring.scorer import Scorer, Truth
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from trio_ray.source.options import LETTERS
 
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[.:,]?")
 _IN_FRONT = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.:)])(?=\s)|([A-Z])(?=\n)")

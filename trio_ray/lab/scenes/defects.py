@@ -45,7 +45,7 @@ def defective_samples(samples: list[RawSample]) -> Iterator[tuple[Defect, RawSam
         ("truncated-jpeg", "image_corrupt", {"jpg": _save(picture, "JPEG")[:-400], "json": text}),
         ("empty-image", "image_empty", {"jpg": b"", "json": text}),
         ("text-as-image", "image_corrupt", {"jpg": b"<html>404 Not Found</html>\n", "json": text}),
-        ("no-image", "image_missing", {"json": text}),
+        ("no-image", "text_only", {"json": text}),
         ("no-text", "text_missing", {suffix: image}),
         ("text-not-utf8", "text_not_utf8", {suffix: image, "txt": "Où est le café ?".encode("latin-1")}),
         ("json-cut-off", "text_malformed", {suffix: image, "json": text[: len(text) // 2]}),

@@ -11,7 +11,7 @@ import pytest
 from tests.source.corpus import FailingFile, LocalOpener, OneFileOpener, encoded, read_file, reasons
 from trio_ray.config import SourceConfig
 from trio_ray.errors import StoreError
-from trio_ray.source import jsonl as jsonl_source
+from trio_ray.source import json_records, text_lines
 from trio_ray.source.reader import SHARD_KEY, read_shard
 from trio_ray.source.sample import BadSample, Reason, Sample, Shard, Turn
 from trio_ray.source.shards import split_file
@@ -48,13 +48,13 @@ def test_a_llava_conversation_file_needs_no_settings(folder: Path) -> None:
 def test_several_images_and_a_root_of_their_own(folder: Path) -> None:
     path = write(folder, {"image": ["1.jpg", "2.jpg"], "question": "<image> or <image>?"})
     (item,) = read_file(path, SourceConfig(image_root=str(folder / "img")))
-    assert item == Sample("0", 0, (encoded(1), encoded(2)), (Turn("user", "<image> or <image>?"),), None)
+    assert item == Sample("@0", 0, (encoded(1), encoded(2)), (Turn("user", "<image> or <image>?"),), None)
 
 
 def test_the_settings_choose_image_and_key(folder: Path) -> None:
     path = write(folder, {"file": "img/1.jpg", "uid": 5, "id": 6, "text": "t"}, {"file": "img/1.jpg", "text": "t"})
     items = read_file(path, SourceConfig(image_column="file", key_column="uid"))
-    assert [item.key for item in items] == ["5", "1"]
+    assert [item.key for item in items] == ["5", "@1"]
     assert reasons(items) == [None, "text_malformed"]
 
 
@@ -72,9 +72,10 @@ def test_each_turn_shares_the_image_which_is_read_once(folder: Path) -> None:
     ("line", "wanted"),
     [
         ({"image": "img/none.jpg", "text": "t"}, Reason.IMAGE_MISSING),
-        ({"image": None, "text": "t"}, Reason.IMAGE_MISSING),
-        ({"text": "t"}, Reason.IMAGE_MISSING),
-        ({"image": [], "text": "t"}, Reason.IMAGE_MISSING),
+        ({"image": None, "text": "t"}, Reason.TEXT_ONLY),
+        ({"text": "t"}, Reason.TEXT_ONLY),
+        ({"text": "<image> t"}, Reason.IMAGE_MISSING),
+        ({"image": [], "text": "t"}, Reason.TEXT_ONLY),
         ({"image": "", "text": "t"}, Reason.IMAGE_MISSING),
         ({"image": 5, "text": "t"}, Reason.IMAGE_MISSING),
         ({"image": "a\0b", "text": "t"}, Reason.IMAGE_MISSING),
@@ -94,7 +95,8 @@ def test_each_turn_shares_the_image_which_is_read_once(folder: Path) -> None:
 def test_a_bad_line_is_named_and_costs_no_other(
     folder: Path, line: object, wanted: Reason, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl_source, "MAX_LINE_BYTES", 4000)
+    monkeypatch.setattr(json_records, "MAX_RECORD_BYTES", 4000)
+    monkeypatch.setattr(text_lines, "MAX_RECORD_BYTES", 4000)
     (folder / "empty.jpg").write_bytes(b"")
     good = {"image": "img/0.jpg", "text": "t"}
     items = read_file(write(folder, {**good, "id": "before"}, line, {**good, "id": "after"}))
@@ -120,7 +122,7 @@ def test_blank_lines_a_byte_order_mark_and_a_last_line_without_newline_are_fine(
     record = json.dumps({"image": "img/1.jpg", "text": "t"}).encode()
     path = write(folder, b"\xef\xbb\xbf" + record, b"", b"  \r", record + b"\r", b"", record, ending=b"")
     items = read_file(path)
-    assert [item.key for item in items] == ["0", "1", "2"]
+    assert [item.key for item in items] == ["@0", "@1", "@2"]
     assert reasons(items) == [None] * 3
 
 
@@ -154,7 +156,7 @@ def test_a_run_starts_where_its_lines_are_and_reads_nothing_before(folder: Path)
     shards = split_file(str(path), path.stat().st_size, "e", SourceConfig(rows_per_shard=100), LocalOpener())
     assert path.read_bytes()[shards[9].offset :].startswith(b'{"image": "img/1.jpg", "text": "t900"}')
     (first, *_) = read_shard(shards[9], SourceConfig(), LocalOpener())
-    assert (first.key, first.index) == ("900", 0)
+    assert (first.key, first.index) == ("@900", 0)
 
 
 def test_skipped_lines_read_no_images_but_keep_their_keys(folder: Path) -> None:
@@ -176,8 +178,8 @@ def test_lines_that_went_missing_since_the_split_are_damage(folder: Path) -> Non
 
 
 def test_an_endless_line_is_not_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl_source, "MAX_LINE_BYTES", 1000)
-    sizes = [len(line.data) for line in jsonl_source.lines(io.BytesIO(b"x" * 10_000 + b"\n{}\n"))]
+    monkeypatch.setattr(text_lines, "MAX_RECORD_BYTES", 1000)
+    sizes = [len(line.data) for line in text_lines.lines(io.BytesIO(b"x" * 10_000 + b"\n{}\n"))]
     assert sizes == [1001, 3]
 
 
