@@ -18,8 +18,10 @@ Step = Callable[[NewRows], Tensor]
 
 @dataclass(frozen=True)
 class _Captured:
+    """A recorded step. The graph reads `rows` at every replay, so they must live as long as it does."""
+
     graph: torch.cuda.CUDAGraph
-    slot: Tensor
+    rows: NewRows
     logits: Tensor
 
 
@@ -45,8 +47,8 @@ class StepGraphs:
         if size not in self._captured:
             self._captured[size] = self._capture(size)
         captured = self._captured[size]
-        captured.slot[: len(slots)].copy_(slots)
-        captured.slot[len(slots) :].fill_(self._idle)
+        captured.rows.slot[: len(slots)].copy_(slots)
+        captured.rows.slot[len(slots) :].fill_(self._idle)
         captured.graph.replay()
         return captured.logits[: len(slots)]
 
@@ -62,7 +64,7 @@ class StepGraphs:
         # Other threads may pin memory meanwhile; that must not spoil the recording.
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             logits = self._step(rows)
-        return _Captured(graph, slot, logits)
+        return _Captured(graph, rows, logits)
 
 
 def padded_size(batch: int, sizes: Sequence[int] = BATCH_SIZES) -> int:
