@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_ray.commands._options import make_folder, number, whole
-from trio_ray.commands._progress import timed_steps
+from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import ConfigError
 from trio_ray.lab.restore.settings import CODECS, PARTS, SHAPES, RestoreSettings
 
@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         (out / "restore.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (out / "restore.md").write_text(markdown(record) + "\n", encoding="utf-8")
 
-    with tempfile.TemporaryDirectory() as folder:
-        record = run_bench(settings, Path(folder), timed_steps(), save)
+    with tempfile.TemporaryDirectory() as folder, shown_steps() as show:
+        record = run_bench(settings, Path(folder), show, save)
     print(markdown(record))
     print(f"\nwritten: {out}/restore.json, restore.md")
     return 0

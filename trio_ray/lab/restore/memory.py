@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from trio_ray.cache.pruned_cache import BATCH_BYTES
-from trio_ray.kv.container import CheckedContainer, check_container, checksum, restore_containers
+from trio_ray.kv.container import CheckedContainer, check_container, checksum
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.restore import restore_containers
+from trio_ray.kv.stage_times import stage_times
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.samples import StoredSamples, batches_of
 from trio_ray.ordered import ordered_map
@@ -100,25 +102,20 @@ class Restoring:
         return self.batches * passes
 
     def stages(self, rounds: int) -> dict[str, float]:
-        """Milliseconds a sample of one batch, stage by stage, each waited for."""
+        """Milliseconds a sample of one batch, stage by stage, each alone and waited for."""
         batch = self.batches[0]
-        checked = self.check(batch)
+        items = list(zip(batch.keys, batch.containers, strict=True))
+        times = stage_times(items, self.samples.codec, self._device, rounds)
 
-        def copy() -> Tensor:
-            return batch.data.to(self._device, non_blocking=True)
+        def checked(pool: ThreadPoolExecutor | None) -> float:
+            self.check(batch, pool)
+            return 1e3 * median(measure(self._device, lambda: self.check(batch, pool)).seconds for _ in range(rounds))
 
         with ThreadPoolExecutor(self._threads) as pool:
-            works: dict[str, Callable[[], object]] = {
-                "check, one thread": lambda: self.check(batch),
-                f"check, {self._threads} threads": lambda: self.check(batch, pool),
-                "copy": copy,
-                "restore": lambda: self.restore(checked),
-            }
-            return {name: self._milliseconds(work, rounds) / len(batch.keys) for name, work in works.items()}
-
-    def _milliseconds(self, work: Callable[[], object], rounds: int) -> float:
-        work()
-        return 1e3 * median(measure(self._device, work).seconds for _ in range(rounds))
+            stages = {"check, one thread": checked(None), f"check, {self._threads} threads": checked(pool)}
+        for name in ("copy", "lossless", "inverse", "restore"):
+            stages[name] = getattr(times, name)
+        return {name: milliseconds / len(batch.keys) for name, milliseconds in stages.items()}
 
 
 def compare_with_prefill(

@@ -29,7 +29,8 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
     stages = list(dict.fromkeys(stage for own in codecs.values() for stage in own))
     return [
         _table(["", *columns], rows),
-        "Milliseconds a sample of one batch, each stage alone and waited for; `restore` has `copy` in it:",
+        "Milliseconds a sample of one batch, each stage alone and waited for. Checks compare checksums and headers; "
+        "`restore` is copy, lossless stage and inverse together.",
         _table(
             ["", *stages],
             [
