@@ -8,12 +8,13 @@ import pytest
 
 from trio_ray.config import JobConfig, load_config, parse_section
 from trio_ray.errors import ConfigError
+from trio_ray.method.selectors.trio import Trio
 
 EXAMPLE = """
 input: s3://corpus/{00000..00099}.tar
 output: s3://bucket/cache
 model: {name: llava-hf/llava-v1.6-vicuna-7b-hf, dtype: bfloat16}
-method: {retention: 0.111, supervised_rows: [-2, -5, -4, -3]}
+method: {retention: 0.111, settings: {supervised_rows: [-2, -5, -4, -3]}}
 source: {turns: each, text_column: question}
 s3: {endpoint_url: "http://127.0.0.1:8333", part_mib: 64}
 replicas: {min: 2, max: 8, silence_limit_s: 600}
@@ -31,12 +32,12 @@ def test_a_small_file_and_overrides_make_a_configuration(tmp_path: Path) -> None
     config = load_config(
         write(tmp_path, EXAMPLE),
         ["method.retention=0.25", "source.turns=first", "input=[a.tar, b.tar]", "prompt.template='Q: {prompt}'"],
-        {"output": "/tmp/cache", "method.threshold": 0.7},
+        {"output": "/tmp/cache", "method.settings.threshold": 0.7},
     )
     assert config.input == ("a.tar", "b.tar")
     assert config.output == "/tmp/cache"
-    assert (config.method.retention, config.method.threshold) == (0.25, 0.7)
-    assert config.method.supervised_rows == (-5, -4, -3, -2)
+    assert config.method.retention == 0.25
+    assert config.method.build(32).selector == Trio(threshold=0.7, supervised_rows=(-5, -4, -3, -2))
     assert config.prompt.template == "Q: {prompt}"
     assert (config.replicas.min, config.replicas.max) == (2, 8)
 
@@ -71,14 +72,27 @@ def test_job_files_are_shipped() -> None:
         ("method.tokens=-1", "method.tokens", "greater than 0"),
         ("method.prune_points=[5, 2]", "method.prune_points", "ascending"),
         ("method.prune_points=[]", "method.prune_points", "ascending"),
-        ("method.supervised_rows=[-2, 0]", "method.supervised_rows", "negative"),
-        ("method.supervised_rows=[-2, -2]", "method.supervised_rows", "distinct"),
-        ("method={retention: 0.1, tokens: 64}", "method", "retention and tokens are both given"),
-        ("method={keep: [4, 2]}", "method", "keep needs prune_points"),
-        ("method={keep: [4, 2], prune_points: [1, 2, 3]}", "method", "keep has 2 entries for 3 prune_points"),
-        ("method={weights: [4, 2], prune_points: [1]}", "method", "weights has 2 entries for 1 prune_points"),
-        ("method={keep: [4, 2], prune_points: [1, 2], weights: [2, 1]}", "method", "keep and weights are both given"),
-        ("method={keep: [2, 4], prune_points: [1, 2]}", "method", "must not grow"),
+        ("method.settings.supervised_rows=[-2, 0]", "method.settings.supervised_rows", "negative"),
+        ("method.settings.supervised_rows=[-2, -2]", "method.settings.supervised_rows", "distinct"),
+        ("method={retention: 0.1, tokens: 64}", "method.tokens", "retention and tokens are both given"),
+        ("method.prune_points=[1, 2, 3, 4, 5]", "method.weights", "5 prune points need as many weights"),
+        ("method={keep: [4, 2]}", "method.keep", "needs method.prune_points"),
+        ("method={keep: [4, 2], prune_points: [1, 2, 3]}", "method.keep", "has 2 entries for 3 prune_points"),
+        ("method={weights: [4, 2], prune_points: [1]}", "method.weights", "has 2 entries for 1 prune_points"),
+        (
+            "method={keep: [4, 2], prune_points: [1, 2], weights: [2, 1]}",
+            "method.weights",
+            "means nothing beside method.keep",
+        ),
+        ("method={keep: [2, 4], prune_points: [1, 2]}", "method.keep", "not grow"),
+        ("method.selector=best", "method.selector", "module:Class"),
+        ("method.selector=no_such_module:Mine", "method.selector", "cannot be imported"),
+        ("method.selector=json:JSONEncoder", "method.selector", "inherits from Selector"),
+        ("method.settings={treshold: 0.7}", "method.settings.treshold", "its settings are: threshold, supervised_rows"),
+        ("method={selector: uniform, settings: {threshold: 0.7}}", "method.settings.threshold", "it has no settings"),
+        ("method.settings={threshold: high}", "method.settings.threshold", "number"),
+        ("method={layout: uniform, prune_points: [0, 4]}", "method.layout", "method.prune_points [0]"),
+        ("method={layout: uniform, positions: original}", "method.layout", "method.positions compact"),
         ("prompt.template=hello", "prompt.template", "{prompt}"),
         ("cache.codec=zip", "cache.codec", "raw"),
         ("cache.level=pixels", "cache.level", "embeds"),

@@ -12,13 +12,16 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trio_ray.errors import ConfigError
 from trio_ray.kv.codecs.spec import full_spec
+
+if TYPE_CHECKING:
+    from trio_ray.method.method import Method
 
 BUNDLED_MODEL = "bundled"
 
@@ -82,7 +85,7 @@ class PromptConfig(Section):
 
 
 class MethodConfig(Section):
-    """TRIO's settings (arXiv 2602.04657). The defaults are the authors'."""
+    """Which image tokens a prefix keeps. The defaults are those of TRIO's authors (arXiv 2602.04657)."""
 
     retention: float | None = Field(
         None,
@@ -98,53 +101,40 @@ class MethodConfig(Section):
     )
     prune_points: tuple[int, ...] | None = Field(
         None,
-        description="Layers before which tokens are dropped, ascending. Default: the authors' 1, 10, 15 of 32, scaled "
-        "to the model's depth; the first moves to 0 for a small retention, and where tokens are given.",
+        description="Layers before which tokens are dropped, ascending. Default: the selector's, scaled to the model's "
+        "depth; the first moves to 0 for a small retention, and where tokens are given.",
     )
     weights: tuple[float, ...] | None = Field(
         None,
-        description="Relative number of tokens kept at each prune point. Default: the authors' 92 : 54 : 22.",
+        description="Relative number of tokens kept at each prune point. Default: the selector's.",
     )
     keep: tuple[int, ...] | None = Field(
         None,
         description="Instead of retention, tokens and weights: the number of tokens kept at each prune point.",
     )
-    selector: Literal["trio", "trio-plus", "random", "uniform", "attention", "sieve"] = Field(
+    layout: Literal["ragged", "uniform"] = Field(
+        "ragged",
+        description="uniform: one prune before layer 0, so that every layer holds the same rows, at compact positions; "
+        "other engines can take such prefixes. ragged: later layers may hold fewer rows.",
+    )
+    selector: str = Field(
         "trio",
-        description="What decides which tokens stay: trio as its authors have it, trio-plus a training-free change "
-        "of it (README); the others are there for comparison.",
+        description="What decides which tokens stay: one of the selectors below, or module:Class for your own "
+        "(docs/selectors.md).",
     )
-    encoder: Literal["visionzip"] | None = Field(
-        None,
-        description="Does the first prune point, which is then 0, behind the vision tower (encoder-involved mode). "
-        " Default prune points: 0 and half the depth, 96 : 32.",
-    )
-    supervised_rows: tuple[int, ...] | None = Field(
-        None,
-        min_length=1,
-        description="Rows whose own prediction is the proxy's label, counted from the prompt's end (-1 is the last). "
-        "Default: the authors' -5, -4, -3, -2; for trio-plus -1 as well.",
+    settings: dict[str, Any] = Field(
+        {}, description="The selector's own settings by name; each selector below says which it has."
     )
     positions: Literal["compact", "original"] | None = Field(
         None,
         description="What becomes of the kept rows' positions: closed up as the authors do, or left as they were. "
-        "Default: compact; original for trio-plus.",
+        "Default: the selector's.",
     )
-    threshold: float | None = Field(
+    encoder: Literal["visionzip"] | None = Field(
         None,
-        gt=-1.0,
-        description="A token this similar (cosine) to one already kept is suppressed; above 1 switches it off. "
-        "Default: the authors' 0.8 for trio and trio-plus, else off.",
+        description="Does the first prune point, which is then 0, behind the vision tower (encoder-involved mode). "
+        "Default prune points: 0 and half the depth, 96 : 32.",
     )
-
-    @field_validator("supervised_rows")
-    @classmethod
-    def _rows_count_from_the_end(cls, rows: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if rows is None:
-            return None
-        if any(row >= 0 for row in rows) or len(set(rows)) != len(rows):
-            raise ValueError("must be distinct negative row numbers, such as -5, -4, -3, -2")
-        return tuple(sorted(rows))
 
     @field_validator("prune_points")
     @classmethod
@@ -160,33 +150,43 @@ class MethodConfig(Section):
             raise ValueError("must be positive and not grow: a token once dropped does not come back")
         return weights
 
+    @field_validator("keep")
+    @classmethod
+    def _counts_descend(cls, keep: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if keep is not None and (min(keep, default=0) < 0 or list(keep) != sorted(keep, reverse=True)):
+            raise ValueError("must not be negative and not grow from one prune point to the next")
+        return keep
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> MethodConfig:
-        if self.supervised_rows is not None and self.selector not in ("trio", "trio-plus"):
-            raise ValueError(f"supervised_rows means nothing to the selector {self.selector!r}")
-        if self.encoder and self.prune_points is not None and self.prune_points[0] != 0:
-            raise ValueError("encoder does the prune point 0, so prune_points must begin with 0")
-        positions = self.positions or ("original" if self.selector == "trio-plus" else "compact")
-        if self.encoder and positions == "original":
-            raise ValueError("positions: original is not possible with an encoder, whose merged tokens have no place")
-        if self.threshold is not None and self.selector in ("uniform", "sieve"):
-            raise ValueError(f"threshold means nothing to the selector {self.selector!r}")
         given = [name for name in ("retention", "tokens", "keep") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both given; choose one")
+            raise ConfigError(f"method.{given[1]}", f"{' and '.join(given)} are both given; choose one")
         if self.keep is not None and self.prune_points is None:
-            raise ValueError("keep needs prune_points")
+            raise ConfigError("method.keep", "needs method.prune_points")
         if self.keep is not None and self.weights is not None:
-            raise ValueError("keep and weights are both given; choose one")
+            raise ConfigError("method.weights", "means nothing beside method.keep; give one of the two")
         for name in ("weights", "keep"):
             values = getattr(self, name)
             if values is not None and self.prune_points is not None and len(values) != len(self.prune_points):
-                raise ValueError(f"{name} has {len(values)} entries for {len(self.prune_points)} prune_points")
-        if self.keep is not None and (
-            any(k < 0 for k in self.keep) or list(self.keep) != sorted(self.keep, reverse=True)
-        ):
-            raise ValueError("keep must not grow from one prune point to the next")
+                raise ConfigError(
+                    f"method.{name}", f"has {len(values)} entries for {len(self.prune_points)} prune_points"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> MethodConfig:
+        """Find an unknown selector, a setting that it does not have, and contradictions before any model is read."""
+        # How deep the model is, and so what it can meet, is not known yet: a deep one that keeps all can meet anything.
+        any_budget = {} if self.keep is not None else {"retention": 1.0, "tokens": None}
+        self.model_copy(update=any_budget).build(max(32, (self.prune_points or (0,))[-1] + 1))
+        return self
+
+    def build(self, layers: int) -> Method:
+        """The method that these settings mean for a decoder of `layers` layers; see `Method.build`."""
+        from trio_ray.method.method import Method  # imports torch, which takes seconds
+
+        return Method.build(layers, **{name: getattr(self, name) for name in type(self).model_fields})
 
 
 class CacheConfig(Section):
@@ -492,7 +492,7 @@ class JobConfig(Section):
     output: str = Field("", description="The cache: a local folder or s3://bucket/prefix.")
     model: ModelConfig = ModelConfig()
     prompt: PromptConfig = PromptConfig()
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig = Field(default_factory=MethodConfig)  # its checks import torch, which takes seconds
     cache: CacheConfig = CacheConfig()
     source: SourceConfig = SourceConfig()
     s3: S3Config = S3Config()

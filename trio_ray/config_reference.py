@@ -14,6 +14,8 @@ from trio_ray.config import JobConfig, Section
 from trio_ray.distill.config import DistillConfig
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.kv.codecs.spec import FAMILIES, PRESETS
+from trio_ray.method.selectors.catalogue import bundled_selectors
+from trio_ray.method.selectors.selector import settings_model
 
 HEAD = """# Configuration
 
@@ -41,12 +43,29 @@ def reference() -> str:
     ]
     for name, spec in FAMILIES.items():
         parts += [f"### {name}\n", f"{_sentence(spec.__doc__)}\n", _table(spec), ""]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join([*parts, *_selectors()]).rstrip() + "\n"
 
 
-def _table(kind: type[BaseModel]) -> str:
+def _selectors() -> Iterator[str]:
+    yield "## Selectors\n"
+    yield (
+        "`method.selector` is one of these names, or `module:Class` (docs/selectors.md). Each has its own settings,\n"
+        "under `method.settings`, and a default schedule, here for the depth that it was made for.\n"
+    )
+    for name, kind in bundled_selectors().items():
+        shape = kind.shape
+        yield f"### {name}\n"
+        summary, _, _ = (kind.__doc__ or "").partition("\n\n")
+        yield f"{_sentence(summary)}\n"
+        points, weights = list(shape.prune_points), " : ".join(f"{weight:g}" for weight in shape.weights)
+        yield f"Prunes before layers {points} of {shape.layers} and keeps {weights}; positions {kind.positions}.\n"
+        model = settings_model(kind)
+        yield _table(model, "method.settings.") + "\n" if model.model_fields else "It has no settings.\n"
+
+
+def _table(kind: type[BaseModel], prefix: str = "") -> str:
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    for name, entry in _fields(kind):
+    for name, entry in _fields(kind, prefix):
         lines.append(f"| `{name}` | {_type(entry)} | {_default(entry)} | {_sentence(entry.description)} |")
     return "\n".join(lines)
 

@@ -10,20 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from trio_ray.cache.identity import build_identity, known_method_of, schedule_of
+from trio_ray.cache.identity import build_identity, method_of
 from trio_ray.config import DEFAULT_INSTRUCTION, JobConfig, load_config
 from trio_ray.kv.codecs.spec import full_spec
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.visionzip import VisionZip
-from trio_ray.model.known import KnownMethod
-from trio_ray.model.replica import make_schedule
 from trio_ray.store.dataset import first_difference, hash_identity
 
 
 def identity_of(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> dict[str, Any]:
     config: JobConfig = load_config(values={name.replace("__", "."): value for name, value in settings.items()})
     codec = full_spec("raw") if config.cache.level == "kv" else None
-    return build_identity(config, folder, dtype, make_schedule(config.method, 8), codec)
+    return build_identity(config, folder, dtype, config.method.build(8), codec)
 
 
 @pytest.fixture
@@ -55,7 +51,7 @@ def test_the_same_model_elsewhere_and_another_spread_of_work_change_nothing(fold
     [
         ({"method__retention": 0.6}, "method.retention"),
         ({"method__prune_points": [2, 3, 4]}, "method.prune_points"),
-        ({"method__supervised_rows": [-1]}, "method.selector_settings.supervised"),
+        ({"method__settings": {"supervised_rows": [-1]}}, "method.settings.supervised_rows"),
         ({"prompt__template": "{prompt}"}, "prompt.template"),
         ({"cache__top_k": 9}, "cache.top_k"),
         ({"cache__level": "embeds"}, "cache.codec"),
@@ -79,14 +75,6 @@ def test_level_scope_and_instruction_are_part_of_it_by_name(folder: Path) -> Non
     generic, other = identity_of(folder, **image), identity_of(folder, **image, cache__instruction="what is it ?")
     assert (generic["cache"]["level"], generic["cache"]["codec"]) == ("embeds", None)
     assert first_difference(generic, other) == ("cache.instruction", DEFAULT_INSTRUCTION, "what is it ?")
-
-
-def test_how_to_prefill_again_comes_back_from_it(folder: Path) -> None:
-    settings = {"method__encoder": "visionzip", "cache__scope": "image", "cache__top_k": 3}
-    identity = json.loads(json.dumps(identity_of(folder, **settings)))
-    points = tuple(identity["method"]["prune_points"])
-    assert known_method_of(identity) == KnownMethod(points, "compact", "image", DEFAULT_INSTRUCTION, VisionZip(), 3)
-    assert known_method_of(identity_of(folder, method__selector="trio-plus")).positions == "original"
 
 
 @pytest.mark.parametrize(
@@ -115,17 +103,9 @@ def test_the_arithmetic_is_part_of_it(folder: Path) -> None:
     assert difference == ("model.dtype", "float32", "bfloat16")
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"method__retention": 0.4},
-        {"method__tokens": 20.5},
-        {"method__keep": [9, 3], "method__prune_points": [1, 4]},
-    ],
-)
-def test_the_schedule_comes_back_from_it(folder: Path, settings: dict[str, Any]) -> None:
-    config = load_config(values={name.replace("__", "."): value for name, value in settings.items()})
-    wanted: Schedule = make_schedule(config.method, 8)
-    found = schedule_of(json.loads(json.dumps(identity_of(folder, **settings))))
-    assert [found.counts(tokens) for tokens in range(1, 90, 7)] == [wanted.counts(tokens) for tokens in range(1, 90, 7)]
-    assert (found.layers, found.prune_points) == (wanted.layers, wanted.prune_points)
+def test_the_method_is_in_it_as_itself(folder: Path) -> None:
+    settings = {"method__selector": "trio-plus", "method__settings": {"threshold": 0.7}, "method__tokens": 20.5}
+    identity = json.loads(json.dumps(identity_of(folder, **settings)))
+    method = load_config(values={name.replace("__", "."): value for name, value in settings.items()}).method.build(8)
+    assert identity["method"] == method.to_dict()
+    assert method_of(identity) == method

@@ -25,12 +25,12 @@ from trio_ray.cache.fetched import StoredBytes
 from trio_ray.cache.pruned_cache import AmbiguousKey, PrunedCache, StoredPrefix, UnknownKey, UnknownShard
 from trio_ray.cache.unreadable import PrefixDamaged, PrefixMissing
 from trio_ray.errors import AccessRefused, IdentityMismatch, ObjectDamaged, ObjectMissing, PrefixError
-from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.container import checksum
 from trio_ray.kv.prefix import Prefix
+from trio_ray.method.method import Method
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica
+from trio_ray.model.replica import Prefilled, Replica
 from trio_ray.store.dataset import NotACacheError
 
 KEYS = ["a.b.c", "dir/sub/name", "plain", "ünï"]
@@ -39,12 +39,12 @@ KEYS = ["a.b.c", "dir/sub/name", "plain", "ünï"]
 class Recording(Replica):
     """A replica that keeps what it computes: (key, prefix) in order."""
 
-    def prefill_batch(self, samples: Sequence[PreparedSample], *arguments: Any, **options: Any) -> PrefixBatch:
+    def prefill(self, samples: Sequence[PreparedSample], method: Method, **options: Any) -> Prefilled:
         """See `Replica`."""
-        batch = super().prefill_batch(samples, *arguments, **options)
-        # A batch whose selection had not settled is made once more, and then it is this one that is stored.
-        self.batches[tuple(sample.key for sample in samples)] = batch.split()
-        return batch
+        prefilled = super().prefill(samples, method, **options)
+        # A batch whose selection had not converged is recomputed, and then it is this one that is stored.
+        self.batches[tuple(sample.key for sample in samples)] = prefilled.prefixes
+        return prefilled
 
     @classmethod
     def of(cls, replica: Replica) -> Recording:
@@ -400,7 +400,7 @@ def test_another_model_is_refused_by_the_field_that_differs(
 
 def test_the_schedule_says_how_many_tokens_each_sample_kept(cache: PrunedCache) -> None:
     for row in cache.table.to_pylist():
-        assert [len(kept) for kept in row["kept"]] == list(cache.schedule.counts(row["image_tokens"]))
+        assert [len(kept) for kept in row["kept"]] == list(cache.method.schedule.counts(row["image_tokens"]))
 
 
 def test_webdataset_streams_the_same_prefixes(finished: Finished) -> None:

@@ -24,7 +24,7 @@ from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,7 @@ def samples(bundled: Replica, questions: list[HeldOutQuestion]) -> list[Prepared
 def prefill(replica: Replica, samples: list[PreparedSample], **method: object) -> PrefixBatch:
     """At 11.1 % where nothing else is given; all logits' entries of the first token."""
     config = MethodConfig(**{"retention": 0.111, **method})
-    return replica.prefill_batch(
-        samples, make_schedule(config, replica.decoder.depth), make_selector(config), top_k=128
-    )
+    return replica.prefill(samples, config.build(replica.decoder.depth), top_k=128).batch
 
 
 def tails(replica: Replica, samples: list[PreparedSample]) -> list[list[int]]:

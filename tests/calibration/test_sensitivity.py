@@ -9,7 +9,7 @@ from trio_ray.calibration.sensitivity import TEMPERATURE, gradients
 from trio_ray.config import MethodConfig
 from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 
 TOKENS = [5, 9, 3]
 
@@ -17,7 +17,7 @@ TOKENS = [5, 9, 3]
 def prefix_of(replica: Replica) -> Prefix:
     config = MethodConfig(retention=0.4)
     samples = prepare(replica, [make_sample([(40, 60)], "what is this")])
-    return replica.prefill(samples, make_schedule(config, replica.decoder.depth), make_selector(config))[0]
+    return replica.prefill(samples, config.build(replica.decoder.depth)).prefixes[0]
 
 
 def test_the_mean_square_along_random_directions_is_the_information(replica: Replica) -> None:

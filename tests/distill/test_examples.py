@@ -16,7 +16,7 @@ from trio_ray.distill.stream import CachedSample
 from trio_ray.distill.student import build_student
 from trio_ray.distill.teacher import StoredTeacher
 from trio_ray.distill.training import student_logits
-from trio_ray.method.selector import Positions
+from trio_ray.method.selectors.selector import Positions
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.replica import Replica
 

@@ -26,7 +26,7 @@ from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.job import run_evaluation
 from trio_ray.lab.scenes.corpus import write_corpus
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Sample
 from trio_ray.source.shards import split_file
@@ -77,7 +77,7 @@ def metrics(uri: str, config: JobConfig) -> dict[str, Any]:
 def in_process(config: JobConfig, replica: Replica) -> dict[str, tuple[str, str | None]]:
     """Key -> answer and truth of every good sample of the job's input, pruned and answered one by one: no cache."""
     prepare = replica.preparer(config.source.max_pixels).prepare
-    schedule, selector = make_schedule(config.method, replica.decoder.depth), make_selector(config.method)
+    method = config.method.build(replica.decoder.depth)
     opener = StoreOpener(config.s3)
     answers = {}
     for file in expand_inputs(config.input, config.s3):
@@ -85,7 +85,7 @@ def in_process(config: JobConfig, replica: Replica) -> dict[str, tuple[str, str 
             for item in read_shard(shard, config.source, opener):
                 prepared = prepare(item)
                 if isinstance(item, Sample) and isinstance(prepared, PreparedSample):
-                    (answer,) = replica.generate(replica.prefill([prepared], schedule, selector), NEW_TOKENS)
+                    (answer,) = replica.generate(replica.prefill([prepared], method).prefixes, NEW_TOKENS)
                     answers[item.key] = answer, item.answer
     return answers
 

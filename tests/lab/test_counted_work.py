@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from trio_ray.config import MethodConfig, ModelConfig
+from trio_ray.config import ModelConfig
 from trio_ray.lab.prefill.comparison import counted_flop
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.prefill.rounds import run_rounds
 from trio_ray.lab.workload import make_workload
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.method import Method
 from trio_ray.model.flops import FlopCounter
-from trio_ray.model.replica import Replica, make_schedule
+from trio_ray.model.replica import Replica
 
 STORED = json.loads((Path(__file__).parent / "counted_work.json").read_text(encoding="utf-8"))
 """`share`: the least that is accepted; `seen`: what was measured when it was set, with our selection and with one of
@@ -35,8 +34,8 @@ def test_pruning_saves_the_time_that_its_counted_work_says() -> None:
     replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device("cpu"))
     samples = make_workload(replica, "pope", SAMPLES).samples
     depth = replica.decoder.depth
-    whole = Pruned(replica, samples, TOKEN_BUDGET, Schedule(depth, (), keep=()), Trio())
-    pruned = Pruned(replica, samples, TOKEN_BUDGET, make_schedule(MethodConfig(), depth), Trio())
+    whole = Pruned(replica, samples, TOKEN_BUDGET, Method.unpruned(depth))
+    pruned = Pruned(replica, samples, TOKEN_BUDGET, Method.build(depth))
     timings = run_rounds({"whole": whole, "pruned": pruned}, ROUNDS, replica.device, lambda: 0.0)
     counter = FlopCounter(replica.model.config)
     promised = counted_flop(counter, samples, whole) / counted_flop(counter, samples, pruned)

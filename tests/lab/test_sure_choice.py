@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.lab.sure_choice import SureTrio
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 
 
 def choose(selector: Trio, score: list[float], hidden: Tensor, keep: int) -> set[int]:

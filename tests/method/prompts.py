@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.method.layers import WIDTH, proxy_of, random_model
 from tests.method.test_saliency import prompt
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import Selection, Selector
+from trio_ray.method.selectors.selector import Selection, Selector
 
 PROMPTS = [
     prompt(3, 40, 9), torch.cat([prompt(2, 21, 4), prompt(1, 15, 7)]), prompt(0, 17, 6), prompt(5, 25, 3),

@@ -13,9 +13,10 @@ from transformers import DynamicCache
 
 from tests.method.reference import greedy_suppression
 from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.selectors import SELECTORS, selector_named
-from trio_ray.method.trio import AUTHORS_ROWS, Trio
+from trio_ray.method.selectors.catalogue import bundled_selectors, make_selector
+from trio_ray.method.selectors.trio import AUTHORS_ROWS, Trio
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.replica import Replica
 
@@ -81,8 +82,8 @@ def test_a_pruned_run_equals_plain_layers_at_the_unpruned_positions(replica: Rep
     position `length` in every layer.
     """
     samples = prepare(replica, [make_sample([(40, 50)], words(6)), make_sample([(100, 30), (9, 9)], words(2, 1), 1)])
-    prefixes = replica.prefill(samples, SCHEDULE, Trio(positions="original"), top_k=40)
-    compact = replica.prefill(samples, SCHEDULE, Trio())
+    prefixes = replica.prefill(samples, Method(SCHEDULE, Trio(), "original"), top_k=40).prefixes
+    compact = replica.prefill(samples, Method(SCHEDULE, Trio())).prefixes
     for sample, prefix, other in zip(samples, prefixes, compact, strict=True):
         hidden, rows = replica.embed([sample])
         keep = SCHEDULE.counts(sample.image_tokens)
@@ -100,13 +101,13 @@ def test_a_pruned_run_equals_plain_layers_at_the_unpruned_positions(replica: Rep
         assert not torch.allclose(prefix.segments[-1].keys[0, 0], other.segments[-1].keys[0, 0], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", bundled_selectors())
 def test_prefixes_and_answers_do_not_depend_on_the_company(llama: Replica, name: str) -> None:
-    selector = selector_named(name, positions="original")
+    method = Method(SCHEDULE, make_selector(name), "original")
     samples = prepare(llama, samples_of_all_grids(10))
-    alone = [llama.prefill([sample], SCHEDULE, selector)[0] for sample in samples]
+    alone = [llama.prefill([sample], method).prefixes[0] for sample in samples]
     order = [7, 2, 5, 0, 9, 3, 6, 1, 4, 8]
-    packed = llama.prefill([samples[member] for member in order], SCHEDULE, selector)
+    packed = llama.prefill([samples[member] for member in order], method).prefixes
     for member, prefix in zip(order, packed, strict=True):
         assert [kept.tolist() for kept in prefix.kept] == [kept.tolist() for kept in alone[member].kept]
         for ours, other in zip(prefix.segments, alone[member].segments, strict=True):
@@ -116,12 +117,12 @@ def test_prefixes_and_answers_do_not_depend_on_the_company(llama: Replica, name:
     assert len({tuple(answer) for answer in answers}) > 2
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", bundled_selectors())
 def test_without_a_prune_the_positions_make_no_difference(llama: Replica, name: str) -> None:
     samples = prepare(llama, samples_of_all_grids(4))
     whole = Schedule(8, POINTS, retention=1.0)
     compact, original = (
-        llama.prefill(samples, whole, selector_named(name, positions=positions))
+        llama.prefill(samples, Method(whole, make_selector(name), positions)).prefixes
         for positions in ("compact", "original")
     )
     for one, other in zip(compact, original, strict=True):

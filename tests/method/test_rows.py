@@ -53,9 +53,9 @@ def test_indices_stay_those_of_the_original_tokens_after_several_prunes(rows: Pa
 
 
 def test_kept_rows_stay_where_they_were_if_they_are_not_renumbered(rows: PackedRows) -> None:
-    once = rows.keep(torch.tensor([0, 1, 3, 5, 7, 8, 10, 11, 12, 13, 16, 17]), (1, 0, 0, 2), renumber=False)
+    once = rows.keep(torch.tensor([0, 1, 3, 5, 7, 8, 10, 11, 12, 13, 16, 17]), (1, 0, 0, 2), "original")
     assert once.position.tolist() == [0, 1, 3, 5, 7, 8, 0, 1, 2, 0, 3, 4]
-    twice = once.keep(torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 10, 11]), (0, 0, 0, 1), renumber=False)
+    twice = once.keep(torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 10, 11]), (0, 0, 0, 1), "original")
     assert twice.position.tolist() == [0, 1, 5, 7, 8, 0, 1, 2, 3, 4]
     assert once.ends == twice.ends == rows.ends
     assert once.image_index.tolist() == [-1, -1, 1, -1, -1, -1, -1, -1, -1, 0, 3, -1]

@@ -6,24 +6,24 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trio_ray.method.schedule import AUTHORS_KEEP, AUTHORS_PRUNE_POINTS, Schedule, default_prune_points
+from trio_ray.method.schedule import AUTHORS_SHAPE, Schedule
 
 
 def test_one_ninth_of_llava_1_5_gives_the_authors_counts() -> None:
-    schedule = Schedule(32, AUTHORS_PRUNE_POINTS, retention=1 / 9)
-    assert schedule.counts(576) == (92, 54, 22) == AUTHORS_KEEP
+    schedule = Schedule(32, AUTHORS_SHAPE.prune_points, retention=1 / 9)
+    assert schedule.counts(576) == (92, 54, 22) == AUTHORS_SHAPE.weights
     assert schedule.mean_tokens(576) == pytest.approx(64, abs=0.5)
 
 
 def test_64_tokens_of_llava_1_5_give_the_authors_counts() -> None:
-    assert Schedule(32, AUTHORS_PRUNE_POINTS, tokens=64).counts(576) == (92, 54, 22)
+    assert Schedule(32, AUTHORS_SHAPE.prune_points, tokens=64).counts(576) == (92, 54, 22)
 
 
 def test_two_ninths_of_llava_1_5_come_near_the_authors_counts() -> None:
     """Their 218, 128, 54 have other proportions than their 92, 54, 22; the budget is the same."""
-    counts = Schedule(32, AUTHORS_PRUNE_POINTS, retention=2 / 9).counts(576)
+    counts = Schedule(32, AUTHORS_SHAPE.prune_points, retention=2 / 9).counts(576)
     assert counts == pytest.approx((218, 128, 54), abs=2)
-    assert Schedule(32, AUTHORS_PRUNE_POINTS, keep=(218, 128, 54)).mean_tokens(576) == pytest.approx(128, abs=0.5)
+    assert Schedule(32, AUTHORS_SHAPE.prune_points, keep=(218, 128, 54)).mean_tokens(576) == pytest.approx(128, abs=0.5)
 
 
 @st.composite
@@ -59,7 +59,7 @@ def test_retention_1_keeps_every_token(tokens: int, layers: int) -> None:
 
 def test_what_an_early_point_cannot_use_goes_to_the_later_ones() -> None:
     """At 90 % the authors' weights would keep 140 % of the tokens at the first point; the surplus is not lost."""
-    schedule = Schedule(32, AUTHORS_PRUNE_POINTS, retention=0.9)
+    schedule = Schedule(32, AUTHORS_SHAPE.prune_points, retention=0.9)
     first, second, third = schedule.counts(1000)
     assert first == second == 1000
     assert 0 < third < 1000
@@ -67,14 +67,14 @@ def test_what_an_early_point_cannot_use_goes_to_the_later_ones() -> None:
 
 
 def test_fixed_counts_are_capped_by_what_the_image_has() -> None:
-    schedule = Schedule(32, AUTHORS_PRUNE_POINTS, keep=(92, 54, 22))
+    schedule = Schedule(32, AUTHORS_SHAPE.prune_points, keep=(92, 54, 22))
     assert schedule.counts(60) == (60, 54, 22)
     assert schedule.counts(10) == (10, 10, 10)
     assert schedule.counts(0) == (0, 0, 0)
 
 
 def test_a_fixed_budget_is_met_where_the_image_has_enough() -> None:
-    schedule = Schedule(32, AUTHORS_PRUNE_POINTS, tokens=320)
+    schedule = Schedule(32, AUTHORS_SHAPE.prune_points, tokens=320)
     assert schedule.mean_tokens(2880) == pytest.approx(320, abs=0.5)
     assert schedule.mean_tokens(1800) == pytest.approx(320, abs=0.5)
     assert schedule.counts(200) == (200, 200, 200)
@@ -103,10 +103,10 @@ def test_what_cannot_be_met_is_refused(settings: dict[str, object], word: str) -
 
 
 def test_default_prune_points_scale_with_depth() -> None:
-    assert default_prune_points(32) == (1, 10, 15)
-    assert default_prune_points(64) == (2, 20, 30)
-    assert default_prune_points(28) == (1, 9, 13)
-    assert default_prune_points(8) == (1, 2, 4)
+    assert AUTHORS_SHAPE.points_for(32) == (1, 10, 15)
+    assert AUTHORS_SHAPE.points_for(64) == (2, 20, 30)
+    assert AUTHORS_SHAPE.points_for(28) == (1, 9, 13)
+    assert AUTHORS_SHAPE.points_for(8) == (1, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,6 @@ def test_a_fixed_budget_that_the_first_layers_use_up_is_told(
 
 @given(st.integers(2, 128), st.floats(0.001, 1.0))
 def test_default_prune_points_can_meet_every_retention(layers: int, retention: float) -> None:
-    points = default_prune_points(layers, retention)
+    points = AUTHORS_SHAPE.points_for(layers, retention)
     assert list(points) == sorted(set(points))
-    Schedule(layers, points, retention=retention, weights=AUTHORS_KEEP[-len(points) :])
+    Schedule(layers, points, retention=retention, weights=AUTHORS_SHAPE.weights_for(len(points)))

@@ -12,23 +12,22 @@ from hypothesis import strategies as st
 from tests.method.layers import FAMILIES, proxy_of, random_model
 from tests.method.prompts import IMAGES, KEEP, KEEP_LATER, PROMPTS, kept_numbers, select, states
 from tests.method.reference import eager_attention, greedy_suppression
-from trio_ray.method.attention_score import AttentionScore
-from trio_ray.method.random_choice import RandomChoice
-from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import NO_SUPPRESSION, Positions, Selector
-from trio_ray.method.selectors import SELECTORS, selector_named
-from trio_ray.method.uniform import Uniform
+from trio_ray.method.rows import PackedRows, Positions
+from trio_ray.method.selectors.attention import AttentionScore
+from trio_ray.method.selectors.catalogue import bundled_selectors, make_selector
+from trio_ray.method.selectors.random import RandomChoice
+from trio_ray.method.selectors.selector import Selector, SuppressingSelector
+from trio_ray.method.selectors.uniform import Uniform
+from trio_ray.method.suppression import NO_SUPPRESSION
 
 EVERYBODY = range(len(PROMPTS))
-SUPPRESSING = [
-    name for name, kind in SELECTORS.items() if (kind.choose, kind.select) == (Selector.choose, Selector.select)
-]
+SUPPRESSING = [name for name, kind in bundled_selectors().items() if issubclass(kind, SuppressingSelector)]
 """Selectors that keep the best scores and skip what resembles a better one."""
 
 
-@pytest.fixture(params=SELECTORS)
+@pytest.fixture(params=bundled_selectors())
 def selector(request: pytest.FixtureRequest) -> Selector:
-    return selector_named(request.param)
+    return make_selector(request.param)
 
 
 @pytest.mark.parametrize("keep", [KEEP, IMAGES, [0] * len(PROMPTS), [count // 2 for count in IMAGES]])
@@ -51,13 +50,13 @@ def test_a_samples_choice_does_not_depend_on_its_company(selector: Selector, ord
 
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", bundled_selectors())
 def test_a_later_prune_chooses_among_what_is_left_whatever_the_company(name: str, positions: Positions) -> None:
-    selector, model, hidden = selector_named(name, positions=positions), random_model("llama"), states()
+    selector, model, hidden = make_selector(name), random_model("llama"), states()
 
     def prune_twice(members: list[int]) -> tuple[list[list[int]], list[list[int]]]:
         rows, once = select(selector, members, [KEEP[member] for member in members], "llama")
-        left = rows.keep(once.rows, [KEEP[member] for member in members], renumber=positions == "compact")
+        left = rows.keep(once.rows, [KEEP[member] for member in members], positions)
         packed = torch.cat([hidden[member] for member in members])[once.rows]
         twice = selector.select(packed, left, proxy_of(model, packed, left), [KEEP_LATER[member] for member in members])
         return kept_numbers(rows, once), kept_numbers(left, twice)
@@ -72,7 +71,7 @@ def test_a_later_prune_chooses_among_what_is_left_whatever_the_company(name: str
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8, NO_SUPPRESSION])
 @pytest.mark.parametrize("name", SUPPRESSING)
 def test_keeps_the_best_scores_and_skips_what_is_as_similar_as_the_threshold(name: str, threshold: float) -> None:
-    rows, selection = select(selector_named(name, threshold=threshold), EVERYBODY, KEEP)
+    rows, selection = select(make_selector(name, {"threshold": threshold}), EVERYBODY, KEEP)
     expected = []
     for sample, (mask, hidden) in enumerate(zip(PROMPTS, states(), strict=True)):
         score = selection.score[rows.offsets[sample] : rows.offsets[sample + 1]]
@@ -82,16 +81,8 @@ def test_keeps_the_best_scores_and_skips_what_is_as_similar_as_the_threshold(nam
 
 def test_suppression_is_there_for_trio_random_and_attention() -> None:
     assert {"trio", "random", "attention"} <= set(SUPPRESSING)
-    assert selector_named("trio").threshold == 0.8
-    assert selector_named("random").threshold == selector_named("attention").threshold == NO_SUPPRESSION
-
-
-def test_a_setting_that_is_not_given_is_the_selectors_own() -> None:
-    for name, kind in SELECTORS.items():
-        assert selector_named(name) == kind()
-        assert selector_named(name, positions="original").positions == "original"
-    with pytest.raises(KeyError):
-        selector_named("fastest")
+    thresholds = [make_selector(name).settings["threshold"] for name in ("trio", "random", "attention")]
+    assert thresholds == [0.8, NO_SUPPRESSION, NO_SUPPRESSION]
 
 
 # --- random ---

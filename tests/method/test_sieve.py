@@ -11,7 +11,7 @@ from tests.method.prompts import kept_numbers, states
 from tests.method.reference import eager_attention
 from tests.method.test_saliency import prompt
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.sieve import Sieve
+from trio_ray.method.selectors.sieve import Sieve
 
 PROMPTS = [prompt(3, 40, 9), prompt(0, 17, 6), prompt(5, 25, 3), prompt(2, 30, 1), prompt(0, 8, 12)]
 KEEP = [11, 6, 25, 3, 8]

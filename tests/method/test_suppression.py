@@ -67,7 +67,7 @@ def test_equals_the_greedy_loop(name: str, keep: int) -> None:
 
 @pytest.mark.parametrize("order", ["forward", "backward"])
 @pytest.mark.parametrize("length", [9, 64, 250])
-def test_a_chain_in_which_each_suppresses_the_next_is_settled_to_its_end(length: int, order: str) -> None:
+def test_a_chain_in_which_each_suppresses_the_next_is_decided_to_its_end(length: int, order: str) -> None:
     """The fixpoint of a chain takes as many rounds as the chain is long: a fixed number of rounds would err."""
     score = torch.linspace(2, 1, length) if order == "forward" else torch.linspace(1, 2, length)
     check([score], [chain(length)], [length // 2], 0.4)

@@ -9,7 +9,7 @@ from tests.method.layers import FAMILIES, WIDTH, proxy_of, random_model
 from tests.method.reference import autograd_saliency, greedy_suppression
 from tests.method.test_saliency import PROMPTS
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 
 KEEP = [11, 3, 25, 0, 12, 1]
 

@@ -15,7 +15,7 @@ from tests.method.reference import greedy_suppression, run_layer
 from tests.method.test_saliency import relative_error
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.saliency import proxy_saliency
-from trio_ray.method.trio_plus import TrioPlus
+from trio_ray.method.selectors.trio_plus import TrioPlus
 
 ROWS = (-5, -4, -3, -2, -1)
 
@@ -81,4 +81,4 @@ def test_the_salient_share_comes_first_and_the_rest_is_spread_over_what_is_left(
 
 
 def test_its_rows_positions_and_threshold_are_its_own() -> None:
-    assert (TrioPlus().supervised, TrioPlus().positions, TrioPlus().threshold) == (ROWS, "original", 0.8)
+    assert (TrioPlus().supervised_rows, TrioPlus().positions, TrioPlus().threshold) == (ROWS, "original", 0.8)

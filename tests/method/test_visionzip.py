@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from tests.method.reference import reference_greedy, reference_prefill
 from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.selectors import SELECTORS, selector_named
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.catalogue import bundled_selectors, make_selector
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.method.visionzip import AUTHORS_CONTEXTUAL, VisionZip
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.loading import load_model
@@ -158,7 +159,7 @@ def test_a_budget_of_all_tokens_changes_nothing(llama: Replica) -> None:
 def test_the_prefill_meets_its_schedule_over_encoder_and_decoder(llama: Replica) -> None:
     """Mean retention over all layers, counted on the rows that are stored, is the wanted one within rounding."""
     samples = prepare(llama, samples_of_all_grids(14))
-    prefixes = llama.prefill(samples, ENCODER, Trio(), zipper=VisionZip())
+    prefixes = llama.prefill(samples, Method(ENCODER, Trio(), encoder_reducer=VisionZip())).prefixes
     for sample, prefix in zip(samples, prefixes, strict=True):
         counts = ENCODER.counts(sample.image_tokens)
         text = sample.rows - sample.image_tokens
@@ -175,12 +176,13 @@ def test_the_prefill_meets_its_schedule_over_encoder_and_decoder(llama: Replica)
         assert (len(first), len(second)) == counts
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", bundled_selectors())
 def test_a_samples_reduced_prefix_does_not_depend_on_its_company(llama: Replica, name: str) -> None:
-    samples, selector = prepare(llama, samples_of_all_grids(12)), selector_named(name)
-    alone = [llama.prefill([sample], ENCODER, selector, zipper=VisionZip())[0] for sample in samples]
+    samples = prepare(llama, samples_of_all_grids(12))
+    method = Method(ENCODER, make_selector(name), encoder_reducer=VisionZip())
+    alone = [llama.prefill([sample], method).prefixes[0] for sample in samples]
     for members in ([5, 0, 11, 3, 8, 1], [10, 2, 9, 4, 7, 6]):
-        packed = llama.prefill([samples[member] for member in members], ENCODER, selector, zipper=VisionZip())
+        packed = llama.prefill([samples[member] for member in members], method).prefixes
         for member, prefix in zip(members, packed, strict=True):
             assert [k.tolist() for k in prefix.kept] == [k.tolist() for k in alone[member].kept]
             for ours, other in zip(prefix.segments, alone[member].segments, strict=True):
@@ -191,7 +193,7 @@ def test_a_samples_reduced_prefix_does_not_depend_on_its_company(llama: Replica,
 
 def test_trio_behind_the_encoder_equals_plain_layers_over_the_reduced_prompt(replica: Replica) -> None:
     samples = prepare(replica, [make_sample([(40, 50)], words(6)), make_sample([(100, 30), (9, 9)], words(2, 1), 1)])
-    prefixes = replica.prefill(samples, ENCODER, Trio(), top_k=40, zipper=VisionZip())
+    prefixes = replica.prefill(samples, Method(ENCODER, Trio(), encoder_reducer=VisionZip()), top_k=40).prefixes
     language_model, head = replica.model.model.language_model, replica.model.lm_head  # type: ignore[union-attr]
     for sample, prefix in zip(samples, prefixes, strict=True):
         counts = ENCODER.counts(sample.image_tokens)

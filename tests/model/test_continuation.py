@@ -8,22 +8,23 @@ import torch
 
 from tests.kv.prefixes import codec_of, contained
 from tests.model.corpus import make_sample, prepare, samples_of_all_grids, words
-from trio_ray.config import MethodConfig, ModelConfig
+from trio_ray.config import ModelConfig
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import read_container
 from trio_ray.lab.accuracy.questions import held_out_questions
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.decode.engine import generate
-from trio_ray.model.replica import Replica, make_schedule
+from trio_ray.model.replica import Replica
 
 SCHEDULE = Schedule(8, (1, 3, 5), retention=0.25)
 
 
 def prefixes_of(replica: Replica, count: int) -> list[Prefix]:
     """Prefixes of samples of many lengths."""
-    return replica.prefill(prepare(replica, samples_of_all_grids(count)), SCHEDULE, Trio())
+    return replica.prefill(prepare(replica, samples_of_all_grids(count)), Method(SCHEDULE, Trio())).prefixes
 
 
 def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
@@ -42,8 +43,8 @@ def test_the_bundled_models_answers_in_one_batch_are_those_alone() -> None:
     replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device("cpu"))
     questions = held_out_questions(12, per_scene=3, first_seed=40)
     samples = prepare(replica, [question.sample for question in questions])
-    schedule = make_schedule(MethodConfig(), replica.decoder.depth)
-    prefixes = [prefix for sample in samples for prefix in replica.prefill([sample], schedule, Trio())]
+    method = Method.build(replica.decoder.depth)
+    prefixes = [prefix for sample in samples for prefix in replica.prefill([sample], method).prefixes]
     together = replica.generate(prefixes, 12)
     assert together == [replica.generate([prefix], 12)[0] for prefix in prefixes]
     assert len(set(together)) > 3
@@ -90,12 +91,12 @@ def test_continuing_a_prompt_equals_prefilling_it_with_the_tokens_behind(llama: 
     """With nothing dropped, prompt + tokens by the continuation is prompt + tokens by the prefill."""
     whole = Schedule(8, (1,), retention=1.0, weights=(1,))
     (sample,) = prepare(llama, [make_sample([(40, 50)], words(4))])
-    (prefix,) = llama.prefill([sample], whole, Trio(), top_k=40)
+    (prefix,) = llama.prefill([sample], Method(whole, Trio()), top_k=40).prefixes
     tail = [20, 21, 22, 9]
     logits = Continuation(llama.decoder, [prefix], room=4).extend([tail])[0]
     ids = {"prompt_ids": (*sample.prompt_ids, *tail), "input_ids": (*sample.input_ids, *tail)}
     longer = replace(sample, **ids)
-    (truth,) = llama.prefill([longer], whole, Trio(), top_k=40)
+    (truth,) = llama.prefill([longer], Method(whole, Trio()), top_k=40).prefixes
     ours = logits.log_softmax(-1)[truth.top_ids.long()]
     assert relative_error(ours, truth.top_logprobs) < 1e-5
 

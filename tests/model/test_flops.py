@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tests.model.corpus import make_sample, prepare, words
-from trio_ray.method.random_choice import RandomChoice
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.random import RandomChoice
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.flops import FlopCounter
 from trio_ray.model.loading import read_model_config
 from trio_ray.model.replica import Replica
@@ -47,7 +48,7 @@ def test_a_random_selections_prefill_is_counted_as_torch_counts_it(replica: Repl
     lengths = [sample.rows] + [
         text + count for count, span in zip(counts, SCHEDULE.spans, strict=True) for _ in range(span)
     ]
-    seen = counted(lambda: replica.prefill([sample], SCHEDULE, RandomChoice()))
+    seen = counted(lambda: replica.prefill([sample], Method(SCHEDULE, RandomChoice())).prefixes)
     assert tiles > 1
     assert seen == prompt.total + counter.image(tiles) + whole_attention(replica, lengths)
     assert len(prompt.segments) == 4
@@ -77,7 +78,7 @@ def test_the_score_is_counted_no_higher_than_it_is(replica: Replica, text_words:
     for selector in (RandomChoice(), RandomChoice(), Trio(threshold=2.0)):
         # After the first pass all find the image encoded, so that the last two differ in the score alone.
         with ProductCounter() as counter:
-            replica.prefill([sample], SCHEDULE, selector)
+            replica.prefill([sample], Method(SCHEDULE, selector))
         seen.append(counter.total)
     score = FlopCounter(replica.model.config).prompt(sample.rows, sample.image_tokens, SCHEDULE, 4).score
     assert 0 < score <= seen[2] - seen[1] < 1.25 * score

@@ -6,8 +6,9 @@ from typing import Any
 
 from tests.model.corpus import prepare, samples_of_all_grids
 from trio_ray.kv.prefix import Prefix
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.hugging_face import generate_inputs
 from trio_ray.model.replica import Replica
@@ -18,7 +19,7 @@ NEW_TOKENS = 10
 def prefixes_of(replica: Replica, count: int) -> list[Prefix]:
     """Prefixes of samples of many lengths."""
     schedule = Schedule(8, (1, 3, 5), retention=0.25)
-    return replica.prefill(prepare(replica, samples_of_all_grids(count)), schedule, Trio())
+    return replica.prefill(prepare(replica, samples_of_all_grids(count)), Method(schedule, Trio())).prefixes
 
 
 def answers_of(model: Any, prefixes: list[Prefix]) -> list[list[int]]:

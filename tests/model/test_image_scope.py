@@ -10,12 +10,12 @@ import torch
 from tests.model.corpus import make_sample, prepare, samples_of_all_grids
 from tests.model.test_continuation import relative_error
 from trio_ray.kv.prefix import NoFirstToken, Prefix
+from trio_ray.method.method import Method
+from trio_ray.method.rows import Positions
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.continuation import Continuation
-from trio_ray.model.known import KnownMethod
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
@@ -41,10 +41,8 @@ def prepare_images(replica: Replica, samples: list[Sample]) -> list[PreparedSamp
     return prepared  # type: ignore[return-value]
 
 
-def image_prefixes(
-    replica: Replica, prepared: list[PreparedSample], selector: Selector, schedule: Schedule = SCHEDULE
-) -> list[Prefix]:
-    return replica.prefill_batch(prepared, schedule, selector, scope="image").split()
+def image_prefixes(replica: Replica, prepared: list[PreparedSample], method: Method) -> list[Prefix]:
+    return replica.prefill(prepared, method, scope="image").prefixes
 
 
 def asked(samples: list[Sample], question: str) -> list[Sample]:
@@ -54,19 +52,19 @@ def asked(samples: list[Sample], question: str) -> list[Sample]:
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_five_later_questions_equal_each_from_scratch_with_the_same_kept_tokens(
-    replica: Replica, positions: str
+    replica: Replica, positions: Positions
 ) -> None:
     samples = samples_of_all_grids(7)  # one of them with two pictures
-    selector = Trio(positions=positions)  # type: ignore[arg-type]
+    method = Method(SCHEDULE, Trio(), positions)
     prepared = prepare_images(replica, samples)
-    prefixes = image_prefixes(replica, prepared, selector)
+    prefixes = image_prefixes(replica, prepared, method)
     prompts = [sample.image_part.prompt for sample in prepared if sample.image_part]
     stored = [len(sample.image_part.prompt_ids) for sample in prepared if sample.image_part]
-    method = KnownMethod(SCHEDULE.prune_points, selector.positions, top_k=40)
     answers = set()
     for question in QUESTIONS:
         whole = prepare(replica, asked(samples, question))
-        scratch = replica.prefill_known(whole, [prefix.kept for prefix in prefixes], method)  # type: ignore[arg-type]
+        kept = [prefix.kept for prefix in prefixes]
+        scratch = replica.prefill(whole, method, top_k=40, known=kept).prefixes  # type: ignore[arg-type]
         tails = [list(sample.prompt_ids[held:]) for sample, held in zip(whole, stored, strict=True)]
         logits = Continuation(replica.decoder, prefixes, room=max(map(len, tails))).extend(tails).log_softmax(-1)
         for ours, truth in zip(logits, scratch, strict=True):
@@ -79,7 +77,7 @@ def test_five_later_questions_equal_each_from_scratch_with_the_same_kept_tokens(
 
 def test_ragged_questions_in_one_batch_equal_each_alone(replica: Replica) -> None:
     prepared = prepare_images(replica, samples_of_all_grids(5))
-    prefixes = image_prefixes(replica, prepared, Trio())
+    prefixes = image_prefixes(replica, prepared, Method(SCHEDULE, Trio()))
     prompts = [sample.image_part.prompt for sample in prepared if sample.image_part]
     together = replica.ask(prefixes, prompts, QUESTIONS, NEW_TOKENS)
     alone = [
@@ -91,8 +89,10 @@ def test_ragged_questions_in_one_batch_equal_each_alone(replica: Replica) -> Non
 
 def test_it_is_the_whole_prompts_prefix_without_the_rows_behind_the_last_image(llama: Replica) -> None:
     prepared = prepare_images(llama, samples_of_all_grids(6))
-    whole = llama.prefill(prepared, SCHEDULE, Trio())
-    for sample, cut, full in zip(prepared, image_prefixes(llama, prepared, Trio()), whole, strict=True):
+    whole = llama.prefill(prepared, Method(SCHEDULE, Trio())).prefixes
+    for sample, cut, full in zip(
+        prepared, image_prefixes(llama, prepared, Method(SCHEDULE, Trio())), whole, strict=True
+    ):
         assert sample.image_part is not None
         tail = len(sample.prompt_ids) - len(sample.image_part.prompt_ids)
         assert tail == len(INSTRUCTION.split()) + 1
@@ -109,17 +109,17 @@ def test_it_is_the_whole_prompts_prefix_without_the_rows_behind_the_last_image(l
 def test_with_an_encoder_step_a_question_can_follow_too(llama: Replica) -> None:
     samples, schedule = samples_of_all_grids(4), Schedule(8, (0, 4), retention=0.3, weights=(3, 1))
     prepared = prepare_images(llama, samples)
-    prefixes = llama.prefill_batch(prepared, schedule, Trio(), zipper=VisionZip(), scope="image").split()
+    method = Method(schedule, Trio(), encoder_reducer=VisionZip())
+    prefixes = image_prefixes(llama, prepared, method)
     prompts = [sample.image_part.prompt for sample in prepared if sample.image_part]
-    method = KnownMethod(schedule.prune_points, "compact", zipper=VisionZip())
     whole = prepare(llama, asked(samples, QUESTIONS[0]))
-    scratch = llama.prefill_known(whole, [prefix.kept for prefix in prefixes], method)  # type: ignore[arg-type]
+    scratch = llama.prefill(whole, method, known=[prefix.kept for prefix in prefixes]).prefixes  # type: ignore[arg-type]
     assert llama.ask(prefixes, prompts, QUESTIONS[:1] * 4, NEW_TOKENS) == llama.generate(scratch, NEW_TOKENS)
 
 
 def test_an_answer_before_any_question_is_refused(llama: Replica) -> None:
     prepared = prepare_images(llama, samples_of_all_grids(2))
-    prefixes = image_prefixes(llama, prepared, Trio())
+    prefixes = image_prefixes(llama, prepared, Method(SCHEDULE, Trio()))
     assert [len(prefix.top_ids) for prefix in prefixes] == [0, 0]
     for answer in (
         lambda: llama.generate(prefixes, 4),
@@ -132,7 +132,7 @@ def test_an_answer_before_any_question_is_refused(llama: Replica) -> None:
 
 def test_a_prompt_that_the_template_does_not_begin_with_is_refused(llama: Replica) -> None:
     prepared = prepare_images(llama, [make_sample([(40, 50)], "red")])
-    prefixes = image_prefixes(llama, prepared, Trio())
+    prefixes = image_prefixes(llama, prepared, Method(SCHEDULE, Trio()))
     with pytest.raises(PromptError, match="in another way"):
         llama.ask(prefixes, ["Picture: <image>"], ["how many"], 4)
     with pytest.raises(PromptError, match="cannot place an image"):

@@ -13,8 +13,9 @@ import torch
 from tests.method.reference import reference_greedy, reference_prefill
 from tests.model.corpus import hugging_face_inputs, make_sample, prepare, samples_of_all_grids, words
 from trio_ray.kv.prefix import Prefix
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.replica import Replica
 
@@ -28,7 +29,9 @@ def test_retention_1_answers_as_hugging_face_generate_does(replica: Replica, pro
     samples = samples_of_all_grids(54)
     prepared = prepare(replica, samples)
     prefixes = [
-        prefix for start in range(0, 54, 9) for prefix in replica.prefill(prepared[start : start + 9], WHOLE, Trio())
+        prefix
+        for start in range(0, 54, 9)
+        for prefix in replica.prefill(prepared[start : start + 9], Method(WHOLE, Trio())).prefixes
     ]
     answers = generate(replica.decoder, prefixes, NEW_TOKENS, replica.stop_tokens)
     assert len({image.grid for sample in prepared for image in sample.images}) == 5
@@ -54,10 +57,12 @@ def test_results_do_not_depend_on_the_batch(replica: Replica, batch: int, order:
     """
     prepared = prepare(replica, samples_of_all_grids(12))
     vocabulary = replica.model.config.text_config.vocab_size  # type: ignore[union-attr]
-    alone = [replica.prefill([sample], PRUNED, Trio(), vocabulary)[0] for sample in prepared]
+    alone = [replica.prefill([sample], Method(PRUNED, Trio()), top_k=vocabulary).prefixes[0] for sample in prepared]
     for start in range(0, 12, batch):
         members = list(order[start : start + batch])
-        packed = replica.prefill([prepared[member] for member in members], PRUNED, Trio(), vocabulary)
+        packed = replica.prefill(
+            [prepared[member] for member in members], Method(PRUNED, Trio()), top_k=vocabulary
+        ).prefixes
         for member, prefix in zip(members, packed, strict=True):
             assert kept_of(prefix) == kept_of(alone[member])
             by_id = prefix.top_logprobs[prefix.top_ids.argsort()]
@@ -82,7 +87,7 @@ def test_pruned_run_equals_plain_layers_with_compact_positions(
     """
     prepared = prepare(replica, [make_sample([(40, 50)], words(6)), make_sample([(100, 30), (9, 9)], words(2, 1), 1)])
     schedule = Schedule(8, points, keep=keep)
-    prefixes = replica.prefill(prepared, schedule, Trio(), top_k=40)
+    prefixes = replica.prefill(prepared, Method(schedule, Trio()), top_k=40).prefixes
     language_model, head = replica.model.model.language_model, replica.model.lm_head  # type: ignore[union-attr]
     for ready, prefix in zip(prepared, prefixes, strict=True):
         embeds, rows = replica.embed([ready])
@@ -101,7 +106,7 @@ def test_pruned_run_equals_plain_layers_with_compact_positions(
 
 def test_budgets_are_met_per_sample(llama: Replica) -> None:
     prepared = prepare(llama, samples_of_all_grids(10))
-    for sample, prefix in zip(prepared, llama.prefill(prepared, PRUNED, Trio()), strict=True):
+    for sample, prefix in zip(prepared, llama.prefill(prepared, Method(PRUNED, Trio())).prefixes, strict=True):
         counts = PRUNED.counts(sample.image_tokens)
         assert tuple(len(kept) for kept in prefix.kept) == counts
         text = sample.rows - sample.image_tokens
@@ -116,8 +121,8 @@ def test_budgets_are_met_per_sample(llama: Replica) -> None:
 
 def test_top_entries_are_the_distributions_best(llama: Replica) -> None:
     (sample,) = prepare(llama, [make_sample([(40, 50)], words(5))])
-    (all_of_it,) = llama.prefill([sample], PRUNED, Trio(), top_k=10_000)
-    (best,) = llama.prefill([sample], PRUNED, Trio(), top_k=3)
+    (all_of_it,) = llama.prefill([sample], Method(PRUNED, Trio()), top_k=10_000).prefixes
+    (best,) = llama.prefill([sample], Method(PRUNED, Trio()), top_k=3).prefixes
     assert all_of_it.top_logprobs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
     assert best.top_ids.tolist() == all_of_it.top_ids[:3].tolist()
     assert best.top_logprobs.tolist() == sorted(best.top_logprobs.tolist(), reverse=True)
@@ -126,6 +131,6 @@ def test_top_entries_are_the_distributions_best(llama: Replica) -> None:
 
 def test_a_schedule_without_prune_points_keeps_one_segment(llama: Replica) -> None:
     (sample,) = prepare(llama, [make_sample([(40, 50)], words(5))])
-    (prefix,) = llama.prefill([sample], Schedule(8, (), keep=()), Trio())
+    (prefix,) = llama.prefill([sample], Method(Schedule(8, (), keep=()), Trio())).prefixes
     assert prefix.kept == ()
     assert [(segment.layers, segment.rows) for segment in prefix.segments] == [(8, sample.rows)]

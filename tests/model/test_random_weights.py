@@ -17,8 +17,9 @@ from transformers import LlavaNextForConditionalGeneration
 from tests.model.corpus import picture, png
 from trio_ray.config import ModelConfig
 from trio_ray.errors import ConfigError
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.loading import BUNDLED_FOLDER, load_model, load_processor, model_fingerprint, read_model_config
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.random_weights import RANDOM_WEIGHTS_FILE
@@ -89,10 +90,9 @@ def test_a_replica_prefills_with_finite_and_varied_results(folder: Path, dtype: 
     replica = Replica.load(ModelConfig(name=str(folder), dtype=dtype), device=CPU)
     prefixes = replica.prefill(
         samples(replica, [(224, 224), (112, 300), (300, 100), (90, 90)]),
-        Schedule(16, (1, 5, 8), retention=0.2),
-        Trio(),
+        Method(Schedule(16, (1, 5, 8), retention=0.2), Trio()),
         top_k=128,
-    )
+    ).prefixes
     assert all(prefix.top_logprobs.isfinite().all() for prefix in prefixes)
     assert len({tuple(prefix.top_ids[:8].tolist()) for prefix in prefixes}) == 4
     assert all(prefix.top_logprobs[0].exp() < 0.9 for prefix in prefixes), "a certain answer has no gradient"
@@ -156,7 +156,9 @@ def test_seven_billion_weights_are_there_in_seconds_and_never_on_the_host(shapes
     torch.cuda.synchronize()
     assert time.monotonic() - started < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4e6, "kilobytes on the host"
-    (prefix,) = replica.prefill(samples(replica, [(480, 640)]), Schedule(32, (1, 10, 15), retention=0.111), Trio(), 64)
+    (prefix,) = replica.prefill(
+        samples(replica, [(480, 640)]), Method(Schedule(32, (1, 10, 15), retention=0.111), Trio()), top_k=64
+    ).prefixes
     assert prefix.top_logprobs.isfinite().all()
     assert all(tensor.isfinite().all() for s in prefix.segments for tensor in (s.keys, s.values))
 

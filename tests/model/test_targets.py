@@ -10,8 +10,9 @@ import torch
 from tests.model.corpus import make_sample, samples_of_all_grids, words
 from tests.model.test_image_scope import INSTRUCTION
 from trio_ray.errors import ConfigError
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.prepare import AnswerTokens, PreparedSample
 from trio_ray.model.replica import Replica
@@ -32,7 +33,7 @@ def prepared_with_answers(replica: Replica, answers: list[str | None], scope: st
 def test_targets_equal_a_separate_pass_over_each_prefix(replica: Replica, scope: str) -> None:
     answers = ["red", None, "two and three", "no", "a blue circle left of the green square", None]
     prepared = prepared_with_answers(replica, answers, scope)
-    batch = replica.prefill_batch(prepared, SCHEDULE, Trio(), top_k=6, scope=scope)  # type: ignore[arg-type]
+    batch = replica.prefill(prepared, Method(SCHEDULE, Trio()), top_k=6, scope=scope).batch  # type: ignore[arg-type]
     targets = answer_targets(replica.decoder, batch, [sample.answer_tokens for sample in prepared], 6).split()
     assert [item is None for item in targets] == [answer is None for answer in answers]
     for sample, prefix, item in zip(prepared, batch.split(), targets, strict=True):
@@ -64,7 +65,7 @@ def test_an_answers_tokens_are_those_that_the_template_writes_behind_the_prompt(
 
 def test_an_answer_of_its_stop_token_alone_has_the_prompts_own_distribution(llama: Replica) -> None:
     prepared = prepared_with_answers(llama, ["red", "red"])
-    batch = llama.prefill_batch(prepared, SCHEDULE, Trio(), top_k=3)
+    batch = llama.prefill(prepared, Method(SCHEDULE, Trio()), top_k=3).batch
     targets = answer_targets(llama.decoder, batch, [AnswerTokens((), (STOP,)), None], 3).split()
     assert targets[1] is None
     assert targets[0] is not None
@@ -73,7 +74,7 @@ def test_an_answer_of_its_stop_token_alone_has_the_prompts_own_distribution(llam
 
 def test_without_any_answer_there_is_nothing(llama: Replica) -> None:
     prepared = prepared_with_answers(llama, [None, None])
-    batch = llama.prefill_batch(prepared, SCHEDULE, Trio(), top_k=3)
+    batch = llama.prefill(prepared, Method(SCHEDULE, Trio()), top_k=3).batch
     assert answer_targets(llama.decoder, batch, [None, None], 3).split() == [None, None]
 
 

@@ -79,7 +79,7 @@ def test_an_image_that_several_questions_share_passes_the_tower_once(
     assert encoded == [sum(len(question.images[0].tiles) for question in (questions[0], questions[2]))]
     llama.embed(questions[3:])
     assert len(encoded) == 1
-    llama.embed(questions, reduced_to=[20, 12, 20, 16, 12], zipper=VisionZip())
+    llama.embed(questions, reduced_to=[20, 12, 20, 16, 12], encoder_reducer=VisionZip())
     assert encoded[1:] == encoded[:1]
 
 

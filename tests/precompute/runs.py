@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from trio_ray.cache.identity import codec_of
 from trio_ray.config import JobConfig, load_config
-from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.plan import JobPlan, plan_job
 from trio_ray.precompute.shard_run import InputRead, ShardRunner
@@ -45,9 +45,7 @@ def make_runner(config: JobConfig, replica: Replica, plan: JobPlan) -> ShardRunn
     return ShardRunner(
         stage=ModelStage(
             replica=replica,
-            schedule=plan.schedule,
-            selector=make_selector(config.method),
-            zipper=make_zipper(config.method),
+            method=plan.method,
             codec=codec,
             cache=config.cache,
             token_budget=config.pipeline.batch_rows,

@@ -41,7 +41,7 @@ def test_a_replica_tries_budgets_once_and_stores_every_sample(
     tars = [str(write_tar(tmp_path / f"{name}.tar", samples(6))) for name in "ab"]
     config = job_config(tiny_model, tars, tmp_path / "cache", pipeline__token_budget="auto")
     plan = plan_job(config, with_gpu=False)
-    actor = ReplicaActor(ReplicaSpec(config, plan.schedule, plan.dataset, plan.run_id))
+    actor = ReplicaActor(ReplicaSpec(config, plan.dataset, plan.run_id))
     actor.load()
     reports = [report for task in plan.tasks for report in actor.run(task)]
     assert sum(report.stored for report in reports if isinstance(report, PartReport)) == 12

@@ -20,6 +20,7 @@ from trio_ray.cache.input_samples import read_again
 from trio_ray.cache.pruned_cache import OtherLevel, PrunedCache
 from trio_ray.config import S3Config
 from trio_ray.errors import PrefixError
+from trio_ray.method.method import Method
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.prepare import PreparedSample
@@ -60,7 +61,7 @@ def make(
 
 
 def prepared_again(cache: PrunedCache, replica: Replica) -> list[PreparedSample]:
-    preparer = replica.preparer(10**8, cache.method.instruction)
+    preparer = replica.preparer(10**8, cache.instruction)
     prepared = [preparer.prepare(found) for found in read_again(cache, cache.table.to_pylist(), S3Config())]
     assert all(isinstance(one, PreparedSample) for one in prepared)
     return prepared  # type: ignore[return-value]
@@ -75,7 +76,9 @@ def test_an_indices_cache_prefilled_again_is_the_kv_cache(
     columns = ["key", "prompt", "turns", "kept", "segments", "top_ids", "top_logprobs", "answer", "prompt_tokens"]
     assert indices.table.select(columns) == kv.table.select(columns)
     kept = indices.table.column("kept").to_pylist()
-    again = llama.prefill_known(prepared_again(indices, llama), kept, indices.method)
+    again = llama.prefill(
+        prepared_again(indices, llama), indices.method, scope=indices.scope, top_k=indices.top_k, known=kept
+    ).prefixes
     for ours, stored in zip(again, kv.stream(), strict=True):
         assert_same(ours, stored.prefix)
 
@@ -84,8 +87,8 @@ def test_an_embeds_cache_answers_as_one_prune_before_layer_0(make: Callable[...,
     cache = make(cache__level="embeds")
     stored = [cache.embeds(row) for row in cache.table.to_pylist()]
     first = [[row["kept"][0]] for row in cache.table.to_pylist()]
-    method = type(cache.method)((0,), "compact")
-    pruned = llama.prefill_known(prepared_again(cache, llama), first, method)
+    method = Method.build(8, layout="uniform")
+    pruned = llama.prefill(prepared_again(cache, llama), method, known=first).prefixes
     assert generate(llama.decoder, llama.prefill_embeds(stored), 8) == generate(llama.decoder, pruned, 8)
     assert {item.rows.dtype for item in stored} == {torch.float32}
 
@@ -145,8 +148,8 @@ class KnownSamples:
         self._cache, self._replica = cache, replica
 
     def answers(self, kept: list[Any]) -> list[str]:
-        prefixes = self._replica.prefill_known(prepared_again(self._cache, self._replica), kept, self._cache.method)
-        return self._replica.generate(prefixes, 6)
+        samples = prepared_again(self._cache, self._replica)
+        return self._replica.generate(self._replica.prefill(samples, self._cache.method, known=kept).prefixes, 6)
 
 
 @pytest.mark.parametrize("scope", ["prompt", "image"])

@@ -14,11 +14,12 @@ from trio_ray.config import CacheConfig
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.method import suppression
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.suppression import Haste
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
+from trio_ray.method.suppression import Speculation
 from trio_ray.model.prepare import AnswerTokens, PreparedSample
-from trio_ray.model.replica import Replica
+from trio_ray.model.replica import Prefilled, Replica
 from trio_ray.model.targets import answer_targets
 from trio_ray.precompute import model_stage
 from trio_ray.precompute.model_stage import ModelStage
@@ -33,19 +34,19 @@ class SmallMemory(Replica):
     most_rows: int = 0
     tried: list[int] = field(default_factory=list)
 
-    def prefill_batch(self, samples: Sequence[PreparedSample], *arguments: Any, **options: Any) -> PrefixBatch:
+    def prefill(self, samples: Sequence[PreparedSample], method: Method, **options: Any) -> Prefilled:
         rows = sum(sample.rows for sample in samples)
         self.tried.append(rows)
         if rows > self.most_rows:
             raise torch.OutOfMemoryError("no room")
-        return super().prefill_batch(samples, *arguments, **options)
+        return super().prefill(samples, method, **options)
 
 
 def make_stage(llama: Replica, most_rows: int, token_budget: int) -> tuple[ModelStage, SmallMemory]:
     fields = {name: getattr(llama, name) for name in Replica.__dataclass_fields__}
     replica = SmallMemory(**{**fields, "_last_image": None}, most_rows=most_rows)
     return ModelStage(
-        replica, SCHEDULE, Trio(), None, make_codec({"name": "raw"}), CacheConfig(top_k=4), token_budget
+        replica, Method(SCHEDULE, Trio()), make_codec({"name": "raw"}), CacheConfig(top_k=4), token_budget
     ), replica
 
 
@@ -128,20 +129,20 @@ def test_a_sample_above_the_budget_runs_alone(llama: Replica, prepared: list[Pre
     assert replace(stage).token_budget == 1
 
 
-def test_what_had_not_settled_is_made_again_and_the_next_batches_look_further(
+def test_what_has_not_converged_is_recomputed_and_the_next_batches_look_at_more(
     llama: Replica, prepared: list[PreparedSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too few candidates: the stage finds out when the results come, never before."""
     monkeypatch.setattr(suppression, "LEAST_WINDOW", 1)
     stage, replica = make_stage(llama, 1 << 30, 1 << 30)
-    stage.selector = Trio(threshold=0.2)
-    exact = replica.prefill(prepared, SCHEDULE, stage.selector)
+    stage.method = Method(SCHEDULE, Trio(threshold=0.2))
+    exact = replica.prefill(prepared, stage.method).prefixes
     replica.tried.clear()
-    stage._haste = Haste(window=1)
+    stage._speculation = Speculation(window=1)
     (group,) = stage.run(prepared)
     assert group is not None
     assert len(replica.tried) == 1
     for prefix, stored in zip(exact, group.samples(), strict=True):
         assert [kept.tolist() for kept in prefix.kept] == [kept.tolist() for kept in stored.coded.kept]
     assert len(replica.tried) == 2
-    assert stage._haste.window == 2
+    assert stage._speculation.window == 2

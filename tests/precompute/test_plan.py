@@ -56,7 +56,6 @@ def test_unread_weights_are_noticed_by_a_plan_that_is_not_refused(
     ("settings", "field", "word"),
     [
         ({"method__prune_points": [2, 8]}, "method.prune_points", "last layer, 7"),
-        ({"method__prune_points": [1, 2, 3, 4, 5]}, "method.weights", "5 prune points"),
         ({"method__prune_points": [4, 5, 6]}, "method.retention", "cannot be met"),
         ({"input": []}, "input", "no shards"),
         ({"input": ["/no/such/folder/*.tar"]}, "input", "matches no file"),
@@ -133,7 +132,7 @@ def test_another_setting_is_refused_by_the_name_of_the_field(tiny_model: Path, c
     plan_job(job_config(tiny_model, corpus, tmp_path / "cache"), with_gpu=False)
     for settings, field in [
         ({"method__retention": 0.5}, "method.retention"),
-        ({"method__threshold": 0.7}, "method.selector_settings.threshold"),
+        ({"method__settings": {"threshold": 0.7}}, "method.settings.threshold"),
         ({"model__dtype": "bfloat16"}, "model.dtype"),
         ({"prompt__template": "Q {prompt}"}, "prompt.template"),
         ({"cache__top_k": 3}, "cache.top_k"),

@@ -12,7 +12,7 @@ from tests.kv.prefixes import codec_of, contained
 from tests.precompute.contract import assert_follows_the_contract, assert_valid, described, prefix_header
 from tests.precompute.runs import job_config, run_here
 from trio_ray.kv.container import CONTAINER_VERSION, DTYPES
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 from trio_ray.source.sample import Sample, Turn
 from trio_ray.store.local import LocalStore
 
@@ -33,7 +33,7 @@ def header(llama: Replica) -> dict[str, object]:
     asked = Sample("a key", 0, (made["png"],), (Turn("user", "what is it ?"),))  # type: ignore[arg-type]
     prepared = llama.preparer(10**6).prepare(asked)
     config = job_config(Path(), [], "").method
-    (prefix,) = llama.prefill([prepared], make_schedule(config, 8), make_selector(config))  # type: ignore[list-item]
+    (prefix,) = llama.prefill([prepared], config.build(8)).prefixes  # type: ignore[list-item]
     return prefix_header(contained(prefix, codec_of("int4"), "a key", "0" * 64))
 
 

@@ -14,7 +14,7 @@ from tests.precompute.runs import job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import load_config
 from trio_ray.errors import ConfigError, IdentityMismatch
-from trio_ray.method.selectors import SELECTORS
+from trio_ray.method.selectors.catalogue import bundled_selectors
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.plan import plan_job
 from trio_ray.store.local import LocalStore
@@ -25,7 +25,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "encoder_alone": {"method__encoder": "visionzip", "method__prune_points": [0]},
     "encoder_and_random": {"method__encoder": "visionzip", "method__selector": "random"},
     "original_positions": {"method__positions": "original"},
-    **{name: {"method__selector": name} for name in SELECTORS if name != "trio"},
+    **{name: {"method__selector": name} for name in bundled_selectors() if name != "trio"},
 }
 
 
@@ -58,8 +58,8 @@ def test_what_a_job_stores_decodes_to_the_tokens_of_the_process(
     [
         ({"method__selector": "random"}, "method.selector"),
         ({"method__selector": "sieve"}, "method.selector"),
-        ({"method__positions": "original"}, "method.selector_settings.positions"),
-        ({"method__threshold": 0.7}, "method.selector_settings.threshold"),
+        ({"method__positions": "original"}, "method.positions"),
+        ({"method__settings": {"threshold": 0.7}}, "method.settings.threshold"),
         ({"method__encoder": "visionzip"}, "method.encoder"),
     ],
 )
@@ -76,21 +76,30 @@ def test_a_cache_of_one_selection_takes_no_prefixes_of_another(
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "field", "words"),
     [
         *(
-            ({"selector": name, "supervised_rows": [-1]}, "supervised_rows")
+            (
+                {"selector": name, "settings": {"supervised_rows": [-1]}},
+                "method.settings.supervised_rows",
+                "is not a setting",
+            )
             for name in ("random", "attention", "sieve")
         ),
-        *(({"selector": name, "threshold": 0.8}, "threshold") for name in ("uniform", "sieve")),
-        ({"encoder": "visionzip", "prune_points": [1, 5]}, "prune_points must begin with 0"),
-        ({"encoder": "visionzip", "positions": "original"}, "positions: original"),
+        *(
+            ({"selector": name, "settings": {"threshold": 0.8}}, "method.settings.threshold", "is not a setting")
+            for name in ("uniform", "sieve")
+        ),
+        ({"encoder": "visionzip", "prune_points": [1, 5]}, "method.prune_points", "must begin with 0"),
+        ({"encoder": "visionzip", "positions": "original"}, "method.positions", "not possible"),
     ],
 )
-def test_settings_that_mean_nothing_together_are_refused_by_name(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named) as caught:
+def test_settings_that_mean_nothing_together_are_refused_by_name(
+    settings: dict[str, Any], field: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
         load_config(values={"method": settings})
-    assert caught.value.field == "method"
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.model.corpus import make_sample, prepare, words
+from trio_ray.method.method import Method
 from trio_ray.method.proxy import ProxyLayer
-from trio_ray.method.random_choice import RandomChoice
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selection
+from trio_ray.method.selectors.random import RandomChoice
+from trio_ray.method.selectors.selector import Selection
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.token_budget import GAIN, BudgetSearch, Trial, as_of_new_images, find_budget
@@ -43,7 +44,7 @@ def samples(llama: Replica) -> list[PreparedSample]:
 def test_budgets_double_until_the_limit_and_the_best_is_one_of_those_tried(
     llama: Replica, samples: list[PreparedSample]
 ) -> None:
-    search = find_budget(llama, samples, SCHEDULE, RandomChoice(), most=1024)
+    search = find_budget(llama, samples, Method(SCHEDULE, RandomChoice()), most=1024)
     budgets = [trial.token_budget for trial in search.trials]
     longest = max(sample.rows for sample in samples)
     assert longest <= budgets[0] < 2 * longest
@@ -56,12 +57,12 @@ def test_budgets_double_until_the_limit_and_the_best_is_one_of_those_tried(
 
 
 def test_running_out_of_memory_ends_the_search_below_it(llama: Replica, samples: list[PreparedSample]) -> None:
-    search = find_budget(llama, samples, SCHEDULE, SmallMemory(most=300), most=1 << 13)
+    search = find_budget(llama, samples, Method(SCHEDULE, SmallMemory(most=300)), most=1 << 13)
     assert search.ended_by in ("memory", "gain")
     assert max(trial.token_budget for trial in search.trials) <= 512
     least = min(sample.rows for sample in samples)
     with pytest.raises(torch.OutOfMemoryError):
-        find_budget(llama, samples, SCHEDULE, SmallMemory(most=least - 1))
+        find_budget(llama, samples, Method(SCHEDULE, SmallMemory(most=least - 1)))
 
 
 def test_the_best_budget_is_the_smallest_of_about_equal_speed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,14 @@ from trio_ray.config import JobConfig
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.container import CONTAINER_VERSION
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.visionzip import VisionZip
-from trio_ray.model.known import KnownMethod
+from trio_ray.method.method import Method
 from trio_ray.model.loading import model_fingerprint
-from trio_ray.model.replica import make_selector, make_zipper
 from trio_ray.store.bases import read_basis
 from trio_ray.store.objects import ObjectStore
 
 
 def build_identity(
-    config: JobConfig, folder: Path, dtype: torch.dtype, schedule: Schedule, codec: Mapping[str, Any] | None = None
+    config: JobConfig, folder: Path, dtype: torch.dtype, method: Method, codec: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The identity of the cache that a job writes.
 
@@ -34,11 +30,10 @@ def build_identity(
         config: the job.
         folder: the model's folder.
         dtype: the replicas' arithmetic, which is also the type of raw keys and values.
-        schedule: the solved budget.
+        method: which tokens the prefixes keep.
         codec: all its parameters, a calibrated basis named by its hash; None where no keys and values are stored, or
             where it is still to be chosen (`with_codec`).
     """
-    zipper = make_zipper(config.method)
     return {
         "container_version": CONTAINER_VERSION,
         "model": {
@@ -47,18 +42,7 @@ def build_identity(
             "matmul": config.model.matmul,
         },
         "prompt": config.prompt.model_dump(mode="json"),
-        "method": {
-            "selector": config.method.selector,
-            "selector_settings": make_selector(config.method).settings,
-            "encoder": config.method.encoder,
-            "encoder_settings": None if zipper is None else asdict(zipper),
-            "layers": schedule.layers,
-            "prune_points": list(schedule.prune_points),
-            "retention": schedule.retention,
-            "tokens": schedule.tokens,
-            "keep": None if schedule.keep is None else list(schedule.keep),
-            "weights": None if schedule.keep is not None else list(schedule.weights),
-        },
+        "method": method.to_dict(),
         "cache": {
             "level": config.cache.level,
             "scope": config.cache.scope,
@@ -88,28 +72,6 @@ def codec_of(identity: dict[str, Any], store: ObjectStore) -> Codec | None:
     return None if spec is None else make_codec(spec, lambda digest: read_basis(store, digest))
 
 
-def schedule_of(identity: dict[str, Any]) -> Schedule:
-    """The schedule that a cache was made with."""
-    method = identity["method"]
-    return Schedule(
-        layers=method["layers"],
-        prune_points=tuple(method["prune_points"]),
-        retention=method["retention"],
-        tokens=method["tokens"],
-        keep=None if method["keep"] is None else tuple(method["keep"]),
-        weights=tuple(method["weights"] or ()),
-    )
-
-
-def known_method_of(identity: dict[str, Any]) -> KnownMethod:
-    """How the prefixes of a cache came about, for prefilling its samples again with the tokens that they kept."""
-    method, cache = identity["method"], identity["cache"]
-    zipper = method["encoder_settings"]
-    return KnownMethod(
-        prune_points=tuple(method["prune_points"]),
-        positions=method["selector_settings"]["positions"],
-        scope=cache["scope"],
-        instruction=cache["instruction"],
-        zipper=None if zipper is None else VisionZip(**zipper),
-        top_k=cache["top_k"],
-    )
+def method_of(identity: Mapping[str, Any]) -> Method:
+    """The method that a cache was made with."""
+    return Method.from_dict(identity["method"])

@@ -18,7 +18,7 @@ import torch
 
 from trio_ray.cache.arena import Arena, Block
 from trio_ray.cache.fetched import Fetched, Row, StoredBytes, Wanted, fetch
-from trio_ray.cache.identity import codec_of, known_method_of, schedule_of
+from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cache.part_tables import PartTables
 from trio_ray.cache.ranges import Member, coalesce_ranges
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
@@ -30,8 +30,8 @@ from trio_ray.kv.embeds import Embeds, read_embeds
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import restore_containers
 from trio_ray.kv.target import Allocate
-from trio_ray.method.schedule import Schedule
-from trio_ray.model.known import KnownMethod
+from trio_ray.method.method import Method
+from trio_ray.model.image_scope import Scope
 from trio_ray.model.loading import model_fingerprint
 from trio_ray.ordered import ordered_map
 from trio_ray.store.commits import CommitRecord, read_commits
@@ -76,7 +76,7 @@ class OtherLevel(PrefixError):
 _INSTEAD = {
     "kv": "take prefix() of it, or precompute with cache.level: embeds",
     "embeds": "take embeds() of it and Replica.prefill_embeds, or precompute with cache.level: kv",
-    "indices": "prefill its samples again (Replica.prefill_known), or precompute with another cache.level",
+    "indices": "prefill its samples again (Replica.prefill with known indices), or precompute with another cache.level",
 }
 
 
@@ -158,19 +158,29 @@ class PrunedCache:
         return sum(commit.stored for commit in self.commits)
 
     @property
-    def schedule(self) -> Schedule:
-        """The retention schedule that all prefixes were made with."""
-        return schedule_of(self.dataset.identity)
-
-    @property
     def level(self) -> str:
         """What is stored of a sample beside its row: kv, embeds, or nothing (indices)."""
         return self.dataset.identity["cache"]["level"]
 
+    @cached_property
+    def method(self) -> Method:
+        """The method that all prefixes were made with."""
+        return method_of(self.dataset.identity)
+
     @property
-    def method(self) -> KnownMethod:
-        """How the prefixes came about but for the selection: what `Replica.prefill_known` is told."""
-        return known_method_of(self.dataset.identity)
+    def scope(self) -> Scope:
+        """How far the prefixes go: over the whole prompt, or up to its images' end."""
+        return self.dataset.identity["cache"]["scope"]
+
+    @property
+    def instruction(self) -> str | None:
+        """With scope image, the text under which tokens were selected; else None."""
+        return self.dataset.identity["cache"]["instruction"]
+
+    @property
+    def top_k(self) -> int:
+        """Entries that are stored of the first token's distribution."""
+        return self.dataset.identity["cache"]["top_k"]
 
     @cached_property
     def codec(self) -> Codec | None:

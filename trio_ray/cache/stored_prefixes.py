@@ -20,16 +20,16 @@ def prefixes_of(cache: PrunedCache, replica: Replica, rows: list[dict[str, Any]]
         PrefixError: something stored, or the input, is not what it was.
         StoreError: the cache or the input cannot be read.
     """
-    method = cache.method
     if cache.level == "kv":
         return [item.prefix for item in cache.stream(rows, replica.device)]
     if cache.level == "embeds":
-        top_k = 0 if method.scope == "image" else method.top_k
-        return replica.prefill_embeds([cache.embeds(row) for row in rows], top_k, method.positions)
-    preparer = replica.preparer(cache.dataset.identity["source"]["max_pixels"], method.instruction)
+        top_k = 0 if cache.scope == "image" else cache.top_k
+        return replica.prefill_embeds([cache.embeds(row) for row in rows], top_k, cache.method.positions)
+    preparer = replica.preparer(cache.dataset.identity["source"]["max_pixels"], cache.instruction)
     samples = [preparer.prepare(sample) for sample in read_again(cache, rows, s3)]
     good = [sample for sample in samples if not isinstance(sample, BadSample)]
     if len(good) < len(samples):
         bad = next(sample for sample in samples if isinstance(sample, BadSample))
         raise InputChanged(bad.key, cache.uri, f"it was sound, and now: {bad.detail}")
-    return replica.prefill_known(good, [row["kept"] for row in rows], method)
+    kept = [row["kept"] for row in rows]
+    return replica.prefill(good, cache.method, scope=cache.scope, top_k=cache.top_k, known=kept).prefixes

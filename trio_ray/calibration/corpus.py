@@ -14,7 +14,7 @@ from trio_ray.errors import ConfigError, StoreError
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Opener, Shard
 from trio_ray.source.shards import split_file
@@ -76,11 +76,10 @@ def prefixes_of(
 
     `on_sample` is called behind each.
     """
-    schedule = make_schedule(config.method, replica.decoder.depth)
-    selector, zipper = make_selector(config.method), make_zipper(config.method)
+    method = config.method.build(replica.decoder.depth)
 
     def prefill(batch: Sequence[PreparedSample]) -> list[Prefix]:
-        return replica.prefill(batch, schedule, selector, zipper=zipper)
+        return replica.prefill(batch, method).prefixes
 
     for batch in pack(samples, config.pipeline.batch_rows):
         for fitting, prefixes in in_fitting_parts(replica.device, batch, prefill):

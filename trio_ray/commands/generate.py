@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     s3 = s3_config(arguments)
     cache = PrunedCache(arguments.cache, s3)
     identity = cache.dataset.identity
-    if arguments.question is not None and cache.method.scope != "image":
+    if arguments.question is not None and cache.scope != "image":
         raise ConfigError(
             "--question", "the prefixes of this cache end with questions of their own (cache.scope: prompt)"
         )

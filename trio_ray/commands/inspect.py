@@ -78,7 +78,7 @@ def _print_sample(cache: Any, row: dict[str, Any]) -> None:
         grid = f"{image['grid_rows']} x {image['grid_columns']} tiles"
         size = f"{image['width']} x {image['height']} pixels"
         print(f"{'image':14s} {size}, {grid}, {image['tokens']} tokens, {image['hash']}")
-    for layer, kept in zip(cache.schedule.prune_points, row["kept"], strict=True):
+    for layer, kept in zip(cache.method.schedule.prune_points, row["kept"], strict=True):
         print(f"{'kept':14s} before layer {layer}: {len(kept)}: {' '.join(map(str, kept))}")
     for segment in row["segments"]:
         last = segment["first_layer"] + segment["layers"] - 1
@@ -136,7 +136,7 @@ def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3
         stop = start + image["tokens"]
         kept = [[token - start for token in point if start <= token < stop] for point in row["kept"]]
         pixels = decode_image(data, max_pixels=cache.dataset.identity["source"]["max_pixels"])
-        picture = draw_overlay(pixels, tiler, kept, cache.schedule.prune_points)
+        picture = draw_overlay(pixels, tiler, kept, cache.method.schedule.prune_points)
         _save(picture, out if number == 0 else out.with_stem(f"{out.stem}-{number}"))
         start = stop
 

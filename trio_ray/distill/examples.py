@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trio_ray.distill.loss import IGNORED
 from trio_ray.kv.embeds import Embeds
-from trio_ray.method.selector import Positions
+from trio_ray.method.rows import Positions
 
 
 @dataclass(frozen=True)

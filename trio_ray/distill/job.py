@@ -75,7 +75,7 @@ def _embeds_cache(config: DistillConfig, field: str, uri: str) -> PrunedCache:
     cache = PrunedCache(uri, config.s3)
     if cache.level != "embeds":
         raise ConfigError(field, f"{uri} stores {cache.level}; students read input embeddings (cache.level: embeds)")
-    if cache.method.scope != "prompt":
+    if cache.scope != "prompt":
         raise ConfigError(field, f"{uri} ends with the image; students read whole prompts (cache.scope: prompt)")
     return cache
 
@@ -88,7 +88,7 @@ def _prefix_cache(config: DistillConfig, cache: PrunedCache) -> PrunedCache | No
             )
         return None
     prefixes = PrunedCache(config.prefixes, config.s3)
-    if prefixes.level != "kv" or prefixes.method.scope != "prompt":
+    if prefixes.level != "kv" or prefixes.scope != "prompt":
         raise ConfigError("prefixes", f"{config.prefixes} must be of level kv and scope prompt")
     return prefixes
 

@@ -15,7 +15,7 @@ from trio_ray.distill.config import DistillConfig, TrainingConfig
 from trio_ray.distill.examples import Example, ExampleBatch, collate
 from trio_ray.distill.loss import teacher_loss, truth_loss
 from trio_ray.distill.student import trained_parameters
-from trio_ray.method.selector import Positions
+from trio_ray.method.rows import Positions
 
 BETAS = (0.9, 0.98)
 

@@ -25,7 +25,7 @@ from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.kv.codecs.transform import Transform
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 from trio_ray.precompute.part_size import PartSize
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.tensors import torch_threads
@@ -143,11 +143,12 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
     config = settings.config
     folder = model_folder(config.model)
     model_config = read_model_config(folder)
-    schedule = make_schedule(config.method, model_config.get_text_config().num_hidden_layers)
+    method = config.method.build(model_config.get_text_config().num_hidden_layers)
+    schedule = method.schedule
     on_step("reading a sample of the corpus")
     corpus = draw_corpus(config, settings.samples)
     workload = prepare_workload(corpus.runs, make_preparer(config, folder))
-    work = count_work(model_config, workload, schedule, len(getattr(make_selector(config.method), "supervised", ())))
+    work = count_work(model_config, workload, schedule, method.selector.proxy_rows)
     facts = _facts(corpus, workload)
     codecs = {name: _codec(choice, config) for name, choice in settings.codecs.items()}
     if settings.flop_per_s is None:
@@ -156,15 +157,15 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
         own = _own_codec(config, lambda: calibrated_here(config, replica, workload))
         if isinstance(own.codec, Transform):
             codecs.setdefault(_own_name(config), own.codec)
-        machine = Machine(config, replica, schedule, own.codec, load_s)
+        machine = Machine(config, replica, method, own.codec, load_s)
         with torch_threads(config.replicas.torch_threads):
             measured = machine.measure(corpus, workload, codecs, settings.seconds, on_step)
-        model = SizeModel(config, model_config, schedule, dtype, workload)
+        model = SizeModel(config, model_config, method, dtype, workload)
         times, sizes = measured.times, _measured_sizes(config, measured, model)
     else:
         on_step("computing sizes")
         dtype = resolve_dtype(config.model.dtype, torch.device("cuda"))
-        model = SizeModel(config, model_config, schedule, dtype, workload)
+        model = SizeModel(config, model_config, method, dtype, workload)
         own = _own_codec(config, lambda: assumed(config, facts.stored_samples))
         times, sizes = work.times(settings.flop_per_s), _computed_sizes(config, codecs, own.codec, model)
     part = PartSize(config, schedule, model_config, dtype)

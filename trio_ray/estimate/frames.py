@@ -16,13 +16,14 @@ from transformers import LlavaNextConfig
 from trio_ray.config import JobConfig
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.encode import CodedPrefix
+from trio_ray.method.method import Method
+from trio_ray.method.rows import Positions
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import make_selector
 
 
 def frame_of_sample(
-    sample: PreparedSample, number: int, config: JobConfig, model_config: LlavaNextConfig, schedule: Schedule,
+    sample: PreparedSample, number: int, config: JobConfig, model_config: LlavaNextConfig, method: Method,
     dtype: torch.dtype, first_kept: bool = False,
 ) -> CodedPrefix:  # fmt: skip
     """A sample's stored prefix without keys and values.
@@ -32,7 +33,7 @@ def frame_of_sample(
         number: seeds the random choice of kept tokens.
         config: the job.
         model_config: the model's.
-        schedule: how many tokens are kept where.
+        method: which tokens are kept.
         dtype: of the keys and values.
         first_kept: whether the segment before the first prune point holds only what that keeps
             (`CodecSpec.first_segment`).
@@ -42,15 +43,15 @@ def frame_of_sample(
     places = np.flatnonzero(is_image)
     stored = int(places[-1]) + 1 if config.cache.scope == "image" else sample.rows
     kept, held = [], np.arange(len(places))
-    for count in schedule.counts(sample.image_tokens):
+    for count in method.schedule.counts(sample.image_tokens):
         held = np.sort(random.choice(held, count, replace=False))
         kept.append(held)
-    runs = [(layers, held) for layers, held in _runs(schedule, kept, len(places), first_kept) if layers]
+    runs = [(layers, held) for layers, held in _runs(method.schedule, kept, len(places), first_kept) if layers]
     texts, positions = [], []
     for _, held in runs:
         rows = np.sort(np.concatenate([np.flatnonzero(~is_image[:stored]), places[held]]))
         texts.append(torch.from_numpy(~is_image[rows]))
-        positions.append(_positions(rows, stored, config))
+        positions.append(_positions(rows, stored, method.positions))
     top_k = 0 if config.cache.scope == "image" else config.cache.top_k
     vocabulary = model_config.get_text_config().vocab_size
     return CodedPrefix(
@@ -74,8 +75,8 @@ def _runs(
     return [(stop - start, held) for (start, stop), held in zip(pairwise(edges), [first, *kept], strict=True)]
 
 
-def _positions(rows: np.ndarray, length: int, config: JobConfig) -> Tensor:
-    if make_selector(config.method).positions == "compact":
+def _positions(rows: np.ndarray, length: int, positions: Positions) -> Tensor:
+    if positions == "compact":
         return torch.arange(length - len(rows), length, dtype=torch.int32)
     return torch.from_numpy(rows).int()
 

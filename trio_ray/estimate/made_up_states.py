@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
-from trio_ray.method.schedule import DEFAULT_RETENTION, Schedule, default_prune_points
+from trio_ray.method.schedule import AUTHORS_SHAPE, DEFAULT_RETENTION, Schedule
 
 OUTLIER_SHARE, OUTLIER_SIZE = 0.03, 8.0
 SHARED = 16
@@ -59,7 +59,7 @@ def prefix_batch(geometry: Geometry, samples: int, device: torch.device, seed: i
     What a model decides, such as where a channel lies and what it shares with others, is the same for every seed;
     samples differ.
     """
-    points = default_prune_points(geometry.layers, DEFAULT_RETENTION)
+    points = AUTHORS_SHAPE.points_for(geometry.layers, DEFAULT_RETENTION)
     schedule = Schedule(geometry.layers, points, retention=DEFAULT_RETENTION)
     generator = torch.Generator(device).manual_seed(seed)
     step = (geometry.most - geometry.least) // max(samples - 1, 1)

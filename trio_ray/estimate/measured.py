@@ -26,13 +26,10 @@ from trio_ray.kv.embeds import Embeds
 from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import read_container
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.visionzip import VisionZip
-from trio_ray.model.known import KnownMethod
+from trio_ray.method.method import Method
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.shard_run import ShardRunner
 from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
@@ -87,14 +84,14 @@ class Machine:
     Attributes:
         config: the job.
         replica: the loaded model.
-        schedule: what is kept where.
+        method: which tokens are kept.
         codec: the job's; None where it stores no keys and values.
         load_s: what loading took.
     """
 
     config: JobConfig
     replica: Replica
-    schedule: Schedule
+    method: Method
     codec: Codec | None
     load_s: float
 
@@ -162,35 +159,32 @@ class Machine:
 
     def _stage(self) -> ModelStage:
         return ModelStage(
-            self.replica, self.schedule, self._selector, self._zipper, self.codec, self.config.cache,
+            self.replica, self.method, self.codec, self.config.cache,
             self.config.pipeline.batch_rows,
         )  # fmt: skip
 
     def _model_times(self, samples: Sequence[PreparedSample], prefixes: Sequence[Prefix]) -> tuple[float, ...]:
         """Seconds a sample: pruned, unpruned, with known tokens, from embeddings."""
         replica, cache = self.replica, self.config.cache
-        whole = Schedule(self.schedule.layers, (), retention=1.0, weights=())
-        known = KnownMethod(
-            self.schedule.prune_points, self._selector.positions, cache.scope, cache.selected_under, self._zipper,
-            cache.top_k,
-        )  # fmt: skip
+        whole = Method.unpruned(replica.decoder.depth)
         kept = {sample.key: [points.tolist() for points in p.kept] for sample, p in zip(samples, prefixes, strict=True)}
         embeds: dict[str, Embeds] = {}
         for batch in self._batches(samples):
-            _, made = replica.prefill_with_embeds(batch, self.schedule, self._selector, zipper=self._zipper)
+            made = replica.prefill(batch, self.method).embeds
             embeds |= dict(zip((sample.key for sample in batch), made.split(), strict=True))
 
         def with_known(batch: list[PreparedSample]) -> object:
-            return replica.prefill_known(batch, [kept[sample.key] for sample in batch], known)
+            known = [kept[sample.key] for sample in batch]
+            return replica.prefill(batch, self.method, scope=cache.scope, top_k=cache.top_k, known=known).prefixes
 
         return tuple(
             self._time(samples, work)
             for work in (
-                lambda batch: replica.prefill_batch(batch, self.schedule, self._selector, zipper=self._zipper),
-                lambda batch: replica.prefill_batch(batch, whole, self._selector),
+                lambda batch: replica.prefill(batch, self.method).batch,
+                lambda batch: replica.prefill(batch, whole).batch,
                 with_known,
                 lambda batch: replica.prefill_embeds(
-                    [embeds[sample.key] for sample in batch], positions=self._selector.positions
+                    [embeds[sample.key] for sample in batch], positions=self.method.positions
                 ),
             )
         )
@@ -210,9 +204,7 @@ class Machine:
         """Really encoded size, and seconds from a container's bytes back to keys and values."""
         cache, sizes, unpack = self.config.cache, [], []
         for batch in self._batches(samples):
-            prefixes = self.replica.prefill_batch(
-                batch, self.schedule, self._selector, cache.top_k, self._zipper, cache.scope
-            )
+            prefixes = self.replica.prefill(batch, self.method, scope=cache.scope, top_k=cache.top_k).batch
             coded = code_batch(prefixes, codec).on_host(new_memory)
             if self.replica.device.type == "cuda":
                 torch.cuda.synchronize(self.replica.device)
@@ -226,21 +218,11 @@ class Machine:
 
     def _prefixes(self, samples: Sequence[PreparedSample]) -> list[Prefix]:
         return [
-            prefix
-            for batch in self._batches(samples)
-            for prefix in self.replica.prefill(batch, self.schedule, self._selector, zipper=self._zipper)
+            prefix for batch in self._batches(samples) for prefix in self.replica.prefill(batch, self.method).prefixes
         ]
 
     def _batches(self, samples: Sequence[PreparedSample]) -> Iterator[list[PreparedSample]]:
         return pack(samples, self.config.pipeline.batch_rows)
-
-    @property
-    def _selector(self) -> Selector:
-        return make_selector(self.config.method)
-
-    @property
-    def _zipper(self) -> VisionZip | None:
-        return make_zipper(self.config.method)
 
 
 def _do_all(work: Callable[[list[PreparedSample]], object], batches: Sequence[list[PreparedSample]]) -> None:

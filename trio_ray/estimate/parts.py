@@ -70,7 +70,7 @@ def probe_shares(model: SizeModel, size: MemberSize) -> PartShares:
         store = LocalStore(folder)
         writer = PartWriter(store, dataset, shard, 0, "estimate")
         for sample, frame, (prefill_ms, encode_ms) in zip(samples, frames, times, strict=True):
-            good = good_sample(sample, model.schedule)
+            good = good_sample(sample, model.method.schedule)
             row = sample_row(good, StoredSample(frame), size.codec, prefill_ms, encode_ms)
             _add(writer, row, frame, size)
         commit = writer.commit(last=True)

@@ -21,7 +21,7 @@ from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedPrefix, code_batch
-from trio_ray.method.schedule import Schedule
+from trio_ray.method.method import Method
 from trio_ray.store.tar_members import member_header, padding
 
 Level = Literal["kv", "embeds", "indices"]
@@ -66,21 +66,21 @@ class SizeModel:
     Attributes:
         config: the job.
         model_config: the model's.
-        schedule: what is kept where.
+        method: which tokens are kept.
         dtype: of keys, values and embeddings.
         workload: the drawn samples.
     """
 
     config: JobConfig
     model_config: LlavaNextConfig
-    schedule: Schedule
+    method: Method
     dtype: torch.dtype
     workload: Workload
 
     def frames(self, count: int = FRAMES_MADE, first_kept: bool = False) -> list[CodedPrefix]:
         """Prefixes of some of the samples, without keys and values."""
         return [
-            frame_of_sample(sample, number, self.config, self.model_config, self.schedule, self.dtype, first_kept)
+            frame_of_sample(sample, number, self.config, self.model_config, self.method, self.dtype, first_kept)
             for number, sample in enumerate(evenly(self.workload.samples, count))
         ]
 
@@ -108,7 +108,7 @@ class SizeModel:
     def embeds(self) -> MemberSize:
         """Size of the retained input embeddings: a row each, its position (int32) and whether it is text (uint8)."""
         width = self.model_config.get_text_config().hidden_size
-        rows = fmean(retained_rows(sample, self.schedule) for sample in self.workload.samples)
+        rows = fmean(retained_rows(sample, self.method.schedule) for sample in self.workload.samples)
         data = rows * (width * self.dtype.itemsize + 5) + EMBEDS_HEADER_BYTES
         return MemberSize("embeds", None, in_tar(data, "key"), 1.0, "computed")
 

@@ -67,7 +67,7 @@ class PrefixDecoder:
     def _answer(self, batch: Sequence[tuple[Task, StoredPrefix]]) -> list[str]:
         """A prefix that ends with its question is answered; one that ends behind the image is asked it first."""
         prefixes = [stored.prefix for _, stored in batch]
-        if self.cache.method.scope == "prompt":
+        if self.cache.scope == "prompt":
             return self.replica.generate(prefixes, self.settings.max_new_tokens)
         prompts, questions = [task.row["prompt"] for task, _ in batch], [task.question for task, _ in batch]
         return self.replica.ask(prefixes, prompts, questions, self.settings.max_new_tokens)

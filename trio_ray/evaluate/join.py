@@ -84,7 +84,7 @@ class _Index:
 
     def __init__(self, cache: PrunedCache) -> None:
         self._uri = cache.uri
-        self._any_question = cache.method.scope == "image"
+        self._any_question = cache.scope == "image"
         self._taken: set[tuple[str, str]] = set()
         self._table = cache.read_table(_COLUMNS)
         self._shards = {commit.shard.name for commit in cache.commits}

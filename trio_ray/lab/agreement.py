@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig
+from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.accuracy.accuracy import MAX_NEW_TOKENS, prepared_batches
 from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
 from trio_ray.lab.sure_choice import SureTrio
+from trio_ray.method.method import Method
 from trio_ray.model.loading import model_folder, read_model_config
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,11 @@ def _in_common(kept: Sequence[frozenset[int]], other: Sequence[frozenset[int]]) 
 
 
 def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int, note_sure: bool) -> Outcome:
-    config = MethodConfig()
-    schedule, selector = make_schedule(config, replica.decoder.depth), make_selector(config)
+    method = Method.build(replica.decoder.depth)
     outcome = Outcome()
     for samples in prepared_batches(replica, questions, batch):
-        watched = SureTrio(**selector.settings) if note_sure else selector
-        prefixes = replica.prefill(samples, schedule, watched)
+        watched = SureTrio(**method.selector.settings) if note_sure else method.selector
+        prefixes = replica.prefill(samples, replace(method, selector=watched)).prefixes
         if isinstance(watched, SureTrio):
             outcome.sure.extend(watched.sure)
         outcome.first.extend(frozenset(prefix.kept[0].tolist()) for prefix in prefixes)

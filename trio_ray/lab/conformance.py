@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trio_ray.errors import TrioRayError
+from trio_ray.method.method import Method
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.attention import packed_attention
 from trio_ray.model.continuation import Continuation
 from trio_ray.model.decoder import Decoder, freeze
@@ -85,10 +86,11 @@ def _compare(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Out
         layers=decoder.depth, prune_points=tuple(case["layer_list"]), keep=tuple(case["image_token_list"])
     )
     supervised = tuple(range(-1 - case.get("loss_positions", 4), -1))
-    selector = Trio(threshold=case.get("nms_threshold", 0.8), supervised=supervised)
+    selector = Trio(threshold=case.get("nms_threshold", 0.8), supervised_rows=supervised)
     rows = PackedRows.pack([mask], embeds.device)
     budgets = [schedule.counts(case["image_len"])]
-    prefill = pruned_prefill(decoder, embeds, rows, schedule.prune_points, budgets, selector, packed_attention("sdpa"))
+    method = Method(schedule, selector)
+    prefill = pruned_prefill(decoder, embeds, rows, method, budgets, packed_attention("sdpa"))
     (prefix,) = prefill.prefixes(top_k=1).split()
 
     tokens: list[int] = case["greedy_tokens"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.method.suppression import suppress
-from trio_ray.method.trio import Trio
 
 NOISE = 0.02
 """Normally distributed, of each score, of hidden states' root mean square, and of the threshold, as likenesses err

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows, select_rows
-from trio_ray.method.selector import Selection, Selector
+from trio_ray.method.selectors.selector import Selection, Selector
 from trio_ray.tensors import to_device
 
 
 @dataclass(frozen=True)
 class KnownIndices(Selector):
-    """Keep the image tokens that are given, for one batch: no layer judges anything, so a prune point costs a lookup.
+    """Keeps the image tokens that are given, for one batch. No layer judges anything, so a prune point costs a lookup.
 
     Attributes:
         kept: per sample of the batch, in order, and per prune point (K,) int, indices into the sample's original image

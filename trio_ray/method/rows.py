@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trio_ray.tensors import on_device, to_device
+
+Positions = Literal["compact", "original"]
+"""What becomes of the rows that stay: "compact" closes up their positions, as TRIO's authors do; "original" leaves each
+row where it was in the unpruned prompt.
+"""
 
 ALIGNMENT = 8
 """Matrix products want numbers of rows that are multiples of this."""
@@ -134,20 +140,20 @@ class PackedRows:
         counts = [length - images for length, images in zip(self.lengths, self.image_counts, strict=True)]
         return _pad_selected(select_rows(~self.is_image, sum(counts)), counts)
 
-    def keep(self, rows: Tensor, image_counts: Sequence[int], renumber: bool = True) -> PackedRows:
+    def keep(self, rows: Tensor, image_counts: Sequence[int], positions: Positions = "compact") -> PackedRows:
         """The layout after all but `rows` ((T',) int64 ascending) are dropped; text rows are never dropped.
 
         Args:
             rows: those that stay.
             image_counts: image rows that each sample keeps: the host knows it, so nothing is read back.
-            renumber: close up the positions, right-aligned; else each row keeps the one it has.
+            positions: "compact" closes up the positions, right-aligned; "original" leaves each row's own.
         """
         lengths = tuple(
             length - before + after
             for length, before, after in zip(self.lengths, self.image_counts, image_counts, strict=True)
         )
         sample, position = self.sample[rows], self.position[rows]
-        if renumber:
+        if positions == "compact":
             # The last row keeps its position; the rest close up behind it.
             shift = [end - stop for end, stop in zip(self.ends, accumulate(lengths), strict=True)]
             position = torch.arange(len(rows), device=self.device) + on_device(shift, self.device)[sample]

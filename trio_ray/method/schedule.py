@@ -6,20 +6,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-AUTHORS_LAYERS = 32
-AUTHORS_PRUNE_POINTS = (1, 10, 15)
-AUTHORS_KEEP = (92, 54, 22)
-"""LLaVA-1.5 at 64 of 576 tokens (arXiv 2602.04657, released code): the shape that other budgets are scaled from."""
-
-AUTHORS_ENCODER_KEEP = (96, 32)
-"""The same budget where the encoder does the first step: 96 before layer 0, 32 before layer 16 (their README)."""
-
-PLUS_LAYERS = 16
-PLUS_PRUNE_POINTS = (0, 1, 2, 4, 6, 9)
-PLUS_KEEP = (100, 75, 55, 40, 9, 4)
-"""The shape of `trio-plus`, found on rendered scenes: small steps early, next to nothing late."""
-
 DEFAULT_RETENTION = 0.111
+
+
+@dataclass(frozen=True)
+class ScheduleShape:
+    """Where a method prunes by default, and in which proportions; other depths and budgets are scaled from it.
+
+    Attributes:
+        layers: depth of the decoder that the numbers are for.
+        prune_points: layers before which tokens are dropped, ascending.
+        weights: relative number of tokens that each prune point keeps.
+    """
+
+    layers: int
+    prune_points: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def points_for(self, layers: int, retention: float | None = None) -> tuple[int, ...]:
+        """The prune points of a decoder of `layers` layers, at least one layer apart.
+
+        A first point behind layer 0 moves to 0 where the layers before it would use up `retention` alone. So it does
+        at retention 0, which stands for a fixed number of tokens: that may be any small share of an image's tokens.
+        """
+        points: list[int] = []
+        for point in self.prune_points:
+            earliest = points[-1] + 1 if points else min(1, point)
+            points.append(max(earliest, round(point * layers / self.layers)))
+        if retention is not None and retention <= points[0] / layers:
+            points[0] = 0
+        return tuple(point for point in points if point < layers)
+
+    def weights_for(self, points: int) -> tuple[float, ...]:
+        """The weights of so many prune points: the last ones, since the last prunes are the ones that stay."""
+        return self.weights[-points:]
+
+
+AUTHORS_SHAPE = ScheduleShape(32, prune_points=(1, 10, 15), weights=(92, 54, 22))
+"""LLaVA-1.5 at 64 of 576 tokens (arXiv 2602.04657, released code)."""
+
+ENCODER_SHAPE = ScheduleShape(32, prune_points=(0, 16), weights=(96, 32))
+"""The same budget where the vision side does the first step: 96 before layer 0, 32 before layer 16 (their README)."""
+
+UNIFORM_SHAPE = ScheduleShape(1, prune_points=(0,), weights=(1,))
+"""One prune before layer 0, so that all layers hold the same rows."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +73,7 @@ class Schedule:
     retention: float | None = None
     tokens: float | None = None
     keep: tuple[int, ...] | None = None
-    weights: tuple[float, ...] = AUTHORS_KEEP
+    weights: tuple[float, ...] = AUTHORS_SHAPE.weights
 
     def __post_init__(self) -> None:
         points = self.prune_points
@@ -110,30 +140,10 @@ class Schedule:
         return (image_tokens * (self.layers - sum(self.spans)) + held) / self.layers
 
 
-def default_prune_points(layers: int, retention: float | None = None) -> tuple[int, ...]:
-    """The authors' prune points scaled to `layers`; the first moves to 0 where it alone would exceed `retention`.
-
-    So it does at retention 0, which stands for a fixed number of tokens: that may be any small share of an image's.
-    """
-    points = {max(1, round(point * layers / AUTHORS_LAYERS)) for point in AUTHORS_PRUNE_POINTS}
-    first = min(points)
-    if retention is not None and retention <= first / layers:
-        points = points - {first} | {0}
-    return tuple(sorted(point for point in points if point < layers))
-
-
-def plus_prune_points(layers: int) -> tuple[int, ...]:
-    """The prune points of `trio-plus` scaled to `layers`, at least one layer apart."""
-    points: list[int] = []
-    for point in PLUS_PRUNE_POINTS:
-        points.append(max(points[-1] + 1 if points else 0, round(point * layers / PLUS_LAYERS)))
-    return tuple(point for point in points if point < layers)
-
-
 def _descending(counts: Sequence[int], image_tokens: int) -> tuple[int, ...]:
     """Cap each count by the one before it, the first by `image_tokens`."""
-    capped, most = [], image_tokens
+    capped, bound = [], image_tokens
     for count in counts:
-        most = min(most, count)
-        capped.append(most)
+        bound = min(bound, count)
+        capped.append(bound)
     return tuple(capped)

@@ -12,27 +12,33 @@ from torch.nn import functional as F
 from trio_ray.method.rows import ALIGNMENT
 from trio_ray.tensors import fused, has_triton, on_device
 
+NO_SUPPRESSION = 2.0
+"""A threshold that no cosine similarity reaches."""
+
 SIMILARITY_ELEMENTS = 1 << 28
-"""Most elements of the similarity matrices held at once (1 GiB in fp32)."""
+"""Upper bound of the similarity matrices' elements held at once (1 GiB in fp32)."""
 
 WINDOW = 2
-"""Candidates looked at for each token kept, at first."""
+"""Candidates that are looked at first for each token kept."""
 
 LEAST_WINDOW = 64
 
 
 @dataclass
-class Haste:
-    """Leave to go on without waiting for the device, which alone knows whether a window held enough survivors.
+class Speculation:
+    """Permission to go on before it is known that suppression has converged.
+
+    Suppression looks at a window of the best candidates. Only the device knows whether the window held enough
+    survivors, and asking it would make the host wait. With a `Speculation` the host goes on as if the answer were yes.
 
     Attributes:
-        window: candidates looked at for each token kept.
-        unchecked: what must be looked at later, () bool each, on the device: where one is False, the choice may not be
-            the greedy one, and must be made again without haste.
+        window: candidates that are looked at for each token kept.
+        pending: () bool tensors on the device, one for each choice: whether it has converged. Where one of them is
+            False, the choice may differ from the greedy one, and must be recomputed without a `Speculation`.
     """
 
     window: int = WINDOW
-    unchecked: list[Tensor] = field(default_factory=list)
+    pending: list[Tensor] = field(default_factory=list)
 
 
 def suppress(
@@ -42,7 +48,7 @@ def suppress(
     real: Tensor,
     keep: Sequence[int],
     threshold: float,
-    haste: Haste | None = None,
+    speculation: Speculation | None = None,
 ) -> Tensor:
     """Choose `keep[s]` tokens of each sample: by descending score, skipping what resembles a token already chosen.
 
@@ -56,20 +62,20 @@ def suppress(
         real: (B, N) bool, False for padding.
         keep: number to keep of each sample, at most its number of real tokens.
         threshold: above 1 nothing is suppressed.
-        haste: without it the device is waited for until the result is certain.
+        speculation: without it the host waits for the device until the choice has converged.
 
     Returns:
         (B, N) bool.
     """
     batch, tokens = score.shape
     chosen = torch.zeros_like(real)
-    most = max(keep, default=0)
-    if most == 0:
+    largest = max(keep, default=0)
+    if largest == 0:
         return chosen
     ranked = torch.nan_to_num(score, nan=0.0).masked_fill(~real, float("-inf"))
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     real, ranked_slots = real.gather(1, order), slots.gather(1, order)
-    window = max((haste.window if haste else WINDOW) * most, LEAST_WINDOW)
+    window = max((speculation.window if speculation else WINDOW) * largest, LEAST_WINDOW)
     window = min(tokens, -(-window // ALIGNMENT) * ALIGNMENT)
     step = max(1, SIMILARITY_ELEMENTS // (window * window))
     for start in range(0, batch, step):
@@ -77,7 +83,7 @@ def suppress(
         wanted = on_device(tuple(keep[part]), score.device)[:, None]
         alive = real[part]
         if threshold <= 1:
-            alive = _survivors(hidden, ranked_slots[part], alive, wanted, threshold, window, haste)
+            alive = _survivors(hidden, ranked_slots[part], alive, wanted, threshold, window, speculation)
         best = _first(alive, real[part], wanted)
         chosen[part] = chosen[part].scatter(1, order[part], best)
     return chosen
@@ -93,7 +99,13 @@ def _first(alive: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _survivors(
-    hidden: Tensor, slots: Tensor, real: Tensor, wanted: Tensor, threshold: float, window: int, haste: Haste | None
+    hidden: Tensor,
+    slots: Tensor,
+    real: Tensor,
+    wanted: Tensor,
+    threshold: float,
+    window: int,
+    speculation: Speculation | None,
 ) -> Tensor:
     """(b, N) bool, the greedy result over the candidates in rank order, as far as it is needed to fill `wanted`.
 
@@ -107,8 +119,8 @@ def _survivors(
             return alive
         # A sample without real tokens behind the window has no more survivors anywhere.
         enough = ((alive.sum(1, keepdim=True) >= wanted) | ~real[:, window : window + 1]).all()
-        if haste is not None:
-            haste.unchecked.append(enough)
+        if speculation is not None:
+            speculation.pending.append(enough)
             return alive
         if enough:
             return alive
@@ -125,8 +137,8 @@ def _greedy(candidates: Tensor, real: Tensor, wanted: Tensor, threshold: float) 
         return first_survivors(*_products(candidates), real, wanted, threshold)
     products, length = _products(candidates)
     suppresses = (products >= threshold * length[:, :, None] * length[:, None]).triu(1)
-    # Token j survives if no surviving token i < j suppresses it. Iterating that statement from all-true settles the
-    # tokens in order of rank, so its fixpoint is the greedy result; it is reached when a round changes nothing.
+    # Token j survives if no surviving token i < j suppresses it. Iterating that rule from all-true decides the tokens
+    # in order of rank, so its fixpoint is the greedy result; it is reached when a round changes nothing.
     before, alive = None, real
     while before is None or not torch.equal(before, alive):
         before, alive = alive, real & ~(suppresses & alive[..., None]).any(1)

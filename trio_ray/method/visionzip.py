@@ -22,6 +22,11 @@ class VisionZip:
 
     contextual: float = AUTHORS_CONTEXTUAL
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """What decides what is kept, by name."""
+        return {"contextual": self.contextual}
+
     def reduce(self, hidden: Tensor, attention: Tensor, keys: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Reduce the N tokens of one image to `keep`, at most N.
 

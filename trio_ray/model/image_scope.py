@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.tensors import to_device
+
+Scope = Literal["prompt", "image"]
+"""How far a prefix goes: over the whole prompt, or up to the end of its last image."""
 
 
 def up_to_images(batch: PrefixBatch, tails: Sequence[int]) -> PrefixBatch:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
+from trio_ray.method.method import Method
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import Selector
 from trio_ray.model.attention import PackedAttention
 from trio_ray.model.decoder import Decoder
 
@@ -55,9 +55,8 @@ def pruned_prefill(
     decoder: Decoder,
     hidden: Tensor,
     rows: PackedRows,
-    prune_points: Sequence[int],
+    method: Method,
     budgets: Sequence[Sequence[int]],
-    selector: Selector,
     attention: PackedAttention,
 ) -> Prefill:
     """Run all layers over packed embeddings, dropping image rows at the prune points.
@@ -66,19 +65,18 @@ def pruned_prefill(
         decoder: the model's decoder.
         hidden: (T, d) input embeddings of all samples, image features in place.
         rows: their layout.
-        prune_points: layers before which rows are dropped, ascending.
+        method: where rows are dropped, which ones, and what becomes of their positions.
         budgets: per sample, how many image rows are left behind each prune point.
-        selector: which ones.
         attention: causal attention over packed rows.
     """
-    edges = (*prune_points, decoder.depth)
+    edges = (*method.schedule.prune_points, decoder.depth)
     whole, segments, left, scores = rows, [], [], []
     hidden, segment = _run_segment(decoder, hidden, rows, range(edges[0]), attention)
     if edges[0] > 0:
         segments.append(segment)
     for point, (start, stop) in enumerate(pairwise(edges)):
         keep = [budget[point] for budget in budgets]
-        hidden, rows, score = prune(decoder, hidden, rows, start, keep, selector)
+        hidden, rows, score = prune(decoder, hidden, rows, start, keep, method)
         hidden, segment = _run_segment(decoder, hidden, rows, range(start, stop), attention)
         segments.append(segment)
         left.append(rows)
@@ -88,7 +86,7 @@ def pruned_prefill(
 
 
 def prune(
-    decoder: Decoder, hidden: Tensor, rows: PackedRows, layer: int, keep: Sequence[int], selector: Selector
+    decoder: Decoder, hidden: Tensor, rows: PackedRows, layer: int, keep: Sequence[int], method: Method
 ) -> tuple[Tensor, PackedRows, Tensor | None]:
     """Drop image rows before layer `layer`, so that `keep[s]` are left of each sample.
 
@@ -98,8 +96,8 @@ def prune(
     if list(keep) == list(rows.image_counts):
         return hidden, rows, None
     proxy = decoder.proxy(layer, decoder.tables(hidden, rows.position))
-    selection = selector.select(hidden, rows, proxy, keep)
-    left = rows.keep(selection.rows, keep, renumber=selector.positions == "compact")
+    selection = method.selector.select(hidden, rows, proxy, keep)
+    left = rows.keep(selection.rows, keep, method.positions)
     return hidden[selection.rows], left, selection.score
 
 

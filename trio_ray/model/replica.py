@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from trio_ray.config import MethodConfig, ModelConfig, PromptConfig
+from trio_ray.config import ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.embeds import Embeds, EmbedsBatch
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.known_indices import KnownIndices
-from trio_ray.method.rows import PackedRows
-from trio_ray.method.schedule import (
-    AUTHORS_ENCODER_KEEP,
-    AUTHORS_KEEP,
-    DEFAULT_RETENTION,
-    PLUS_KEEP,
-    Schedule,
-    default_prune_points,
-    plus_prune_points,
-)
-from trio_ray.method.selector import Positions, Selector
-from trio_ray.method.selectors import selector_named
+from trio_ray.method.method import Method
+from trio_ray.method.rows import PackedRows, Positions
+from trio_ray.method.suppression import Speculation
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
 from trio_ray.model.conversation import Conversation
 from trio_ray.model.decode.engine import Engine, generate
 from trio_ray.model.decoder import Decoder, default_device
-from trio_ray.model.image_scope import up_to_images
-from trio_ray.model.known import KnownMethod, Scope, check_reduction
+from trio_ray.model.image_scope import Scope, up_to_images
+from trio_ray.model.known import check_reduction, known_indices
 from trio_ray.model.loading import load_model, model_folder, read_model_config, resolve_dtype
 from trio_ray.model.matrix import why_not_fp8
 from trio_ray.model.prefill import Prefill, pruned_prefill
@@ -119,67 +111,43 @@ class Replica:
     def prefill(
         self,
         samples: Sequence[PreparedSample],
-        schedule: Schedule,
-        selector: Selector,
-        top_k: int = 1,
-        zipper: VisionZip | None = None,
-    ) -> list[Prefix]:
-        """The prefixes of `prefill_batch`, one by one; their tensors are views of the batch's, on the device."""
-        return self.prefill_batch(samples, schedule, selector, top_k, zipper).split()
-
-    def prefill_batch(
-        self,
-        samples: Sequence[PreparedSample],
-        schedule: Schedule,
-        selector: Selector,
-        top_k: int = 1,
-        zipper: VisionZip | None = None,
+        method: Method,
+        *,
         scope: Scope = "prompt",
-    ) -> PrefixBatch:
-        """Pruned prefixes of a batch, packed, on the device, which may still be at work on them.
+        top_k: int = 1,
+        known: Sequence[Sequence[Sequence[int]]] | None = None,
+        speculation: Speculation | None = None,
+    ) -> Prefilled:
+        """Prefill a batch of prompts, and drop image tokens on the way.
+
+        With `known` indices nothing is scored. On the same machine and in the same batches the prefixes are then, bit
+        for bit, those that were selected. Without an encoder step to be checked, nothing waits for the device.
 
         Args:
-            samples: the batch.
-            schedule: how many image tokens each sample keeps where.
-            selector: which ones.
-            top_k: entries wanted of the first token's distribution.
-            zipper: does the schedule's first prune point, which must be 0, behind the vision tower.
+            samples: the batch; with known indices, prepared again from the same input under the same instruction.
+            method: how many image tokens stay in which layer, and which ones.
             scope: "image" selects with the whole prompt in view, then leaves off what stands behind the last image.
-        """
-        return self._prefill(samples, _budgets(schedule, samples), schedule, selector, zipper).prefixes(top_k, scope)
-
-    def prefill_with_embeds(
-        self,
-        samples: Sequence[PreparedSample],
-        schedule: Schedule,
-        selector: Selector,
-        top_k: int = 1,
-        zipper: VisionZip | None = None,
-        scope: Scope = "prompt",
-    ) -> tuple[PrefixBatch, EmbedsBatch]:
-        """As `prefill_batch`, and the input embeddings that are left behind the first prune point."""
-        done = self._prefill(samples, _budgets(schedule, samples), schedule, selector, zipper)
-        return done.prefixes(top_k, scope), done.embeds(scope)
-
-    def prefill_known(
-        self, samples: Sequence[PreparedSample], kept: Sequence[Sequence[Sequence[int]]], method: KnownMethod
-    ) -> list[Prefix]:
-        """The prefixes of samples whose kept tokens are known: nothing is scored.
-
-        On the same machine and in the same batches they are, bit for bit, those that were selected.
-
-        Args:
-            samples: prepared anew from the same input, under the method's instruction if it has one.
-            kept: of each sample the column `kept` of its row.
-            method: how the cache was made (`PrunedCache.method`).
+            top_k: entries wanted of the first token's distribution.
+            known: for each sample the column `kept` of its row in a cache, instead of a selection.
+            speculation: permission to go on before suppression is known to have converged.
 
         Raises:
-            KnownIndicesError: the indices cannot be those of these samples, or the encoder's reduction, made anew, has
-                left others.
+            KnownIndicesError: the known indices do not belong to these samples, or the encoder's reduction, made again,
+                has left others.
         """
-        selector = method.selector(samples, kept)
-        done = self._prefill(samples, selector.budgets(), method, selector, method.zipper)
-        return done.prefixes(method.top_k, method.scope).split()
+        if known is None:
+            budgets = [method.schedule.counts(sample.image_tokens) for sample in samples]
+            selector = replace(method.selector, speculation=speculation) if speculation else method.selector
+        else:
+            selector = known_indices(samples, known, len(method.schedule.prune_points))
+            budgets = selector.budgets()
+        reducer = method.encoder_reducer
+        hidden, rows = self.embed(samples, [budget[0] for budget in budgets] if reducer else None, reducer)
+        if reducer and isinstance(selector, KnownIndices):
+            check_reduction(samples, selector.kept, rows)
+        method = replace(method, selector=selector)
+        done = pruned_prefill(self.decoder, hidden, rows, method, budgets, packed_attention(self.attention))
+        return Prefilled(hidden, done, scope, top_k)
 
     @torch.no_grad()
     def prefill_embeds(
@@ -198,38 +166,22 @@ class Replica:
             position = to_device(torch.cat([item.position.long().cpu() for item in embeds]), self.device)
             rows = replace(rows, position=position, ends=tuple(item.length for item in embeds))
         hidden = torch.cat([item.rows.to(self.device, self.dtype) for item in embeds])
-        attention = packed_attention(self.attention)
-        budgets = [()] * len(embeds)
-        prefill = pruned_prefill(self.decoder, hidden, rows, (), budgets, KnownIndices(), attention)
+        method, budgets = Method.unpruned(self.decoder.depth, positions), [()] * len(embeds)
+        prefill = pruned_prefill(self.decoder, hidden, rows, method, budgets, packed_attention(self.attention))
         return prefill.prefixes(top_k).split()
-
-    def _prefill(
-        self,
-        samples: Sequence[PreparedSample],
-        budgets: Sequence[Sequence[int]],
-        points: Schedule | KnownMethod,
-        selector: Selector,
-        zipper: VisionZip | None,
-    ) -> _Prefilled:
-        hidden, rows = self.embed(samples, [budget[0] for budget in budgets] if zipper else None, zipper)
-        if zipper and isinstance(selector, KnownIndices):
-            check_reduction(samples, selector.kept, rows)
-        attention = packed_attention(self.attention)
-        prefill = pruned_prefill(self.decoder, hidden, rows, points.prune_points, budgets, selector, attention)
-        return _Prefilled(hidden, prefill)
 
     @torch.no_grad()
     def embed(
         self,
         samples: Sequence[PreparedSample],
         reduced_to: Sequence[int] | None = None,
-        zipper: VisionZip | None = None,
+        encoder_reducer: VisionZip | None = None,
     ) -> tuple[Tensor, PackedRows]:
         """(T, d) packed input embeddings of whole prompts, image features in place, and their layout.
 
-        With a `zipper`, sample s has only `reduced_to[s]` image tokens, and its rows' `image_index` says which.
+        With an `encoder_reducer`, sample s has only `reduced_to[s]` image tokens; its rows' `image_index` says which.
         """
-        if reduced_to is None or zipper is None:
+        if reduced_to is None or encoder_reducer is None:
             ids = self._input_ids(samples)
             features = self._image_features(samples)
             tokens = [features[image.hash] for sample in samples for image in sample.images]
@@ -237,7 +189,7 @@ class Replica:
         else:
             shares = [_share(count, sample.images) for count, sample in zip(reduced_to, samples, strict=True)]
             ids = self._input_ids(samples, shares)
-            tokens, index = self._reduced_features(samples, shares, zipper)
+            tokens, index = self._reduced_features(samples, shares, encoder_reducer)
         rows = PackedRows.pack([run == self.image_token_id for run in ids], self.device)
         hidden = self.decoder.embed(to_device(torch.cat(ids), self.device))
         hidden[rows.image_rows] = torch.cat(tokens)
@@ -307,7 +259,7 @@ class Replica:
         return known
 
     def _reduced_features(
-        self, samples: Sequence[PreparedSample], shares: Sequence[Sequence[int]], zipper: VisionZip
+        self, samples: Sequence[PreparedSample], shares: Sequence[Sequence[int]], encoder_reducer: VisionZip
     ) -> tuple[list[Tensor], Tensor]:
         """Each image's reduced tokens, and the numbers of all of them among their samples' original image tokens.
 
@@ -322,7 +274,7 @@ class Replica:
             for sample, share in zip(samples, shares, strict=True)
             for image, count in zip(sample.images, share, strict=True)
         ]
-        reduced = self.vision.reduced_tokens(features, maps, tiles, keep, zipper)
+        reduced = self.vision.reduced_tokens(features, maps, tiles, keep, encoder_reducer)
         first = [
             sum(image.tokens for image in sample.images[:n]) for sample in samples for n in range(len(sample.images))
         ]
@@ -334,25 +286,39 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class _Prefilled:
-    """A prefill, and the input embeddings, (T, d), that it began with."""
+class Prefilled:
+    """What a prefill gives: prefixes on the device, which may still be at work on them.
+
+    Attributes:
+        hidden: (T, d) input embeddings of the whole prompts.
+        prefill: all that the layers left.
+        scope: how far the prefixes go.
+        top_k: entries of the first token's distribution.
+    """
 
     hidden: Tensor
     prefill: Prefill
+    scope: Scope
+    top_k: int
 
-    def prefixes(self, top_k: int, scope: Scope) -> PrefixBatch:
-        if scope == "image":
+    @cached_property
+    def batch(self) -> PrefixBatch:
+        """The prefixes, packed."""
+        if self.scope == "image":
             return up_to_images(self.prefill.prefixes(0), self.prefill.rows.tails)
-        return self.prefill.prefixes(top_k)
+        return self.prefill.prefixes(self.top_k)
 
-    def embeds(self, scope: Scope) -> EmbedsBatch:
+    @property
+    def prefixes(self) -> list[Prefix]:
+        """The prefixes one by one; their tensors are views of the batch's."""
+        return self.batch.split()
+
+    @cached_property
+    def embeds(self) -> EmbedsBatch:
+        """The input embeddings of the rows that are left behind the first prune point."""
         rows = self.prefill.rows
-        tails = rows.tails if scope == "image" else (0,) * len(rows.tails)
+        tails = rows.tails if self.scope == "image" else (0,) * len(rows.tails)
         return retained_embeds(self.hidden, rows, self.prefill.left[0] if self.prefill.left else rows, tails)
-
-
-def _budgets(schedule: Schedule, samples: Sequence[PreparedSample]) -> list[tuple[int, ...]]:
-    return [schedule.counts(sample.image_tokens) for sample in samples]
 
 
 def _share(count: int, images: Sequence[PreparedImage]) -> list[int]:
@@ -364,49 +330,3 @@ def _share(count: int, images: Sequence[PreparedImage]) -> list[int]:
         shares.append(count * tokens // total - given)
         given += shares[-1]
     return shares
-
-
-def make_schedule(config: MethodConfig, layers: int) -> Schedule:
-    """The schedule that a configuration means for a decoder of `layers` layers.
-
-    Raises:
-        ConfigError: a prune point beyond the last layer, or a retention that the prune points cannot meet.
-    """
-    retention = config.retention
-    if retention is None and config.tokens is None and config.keep is None:
-        retention = DEFAULT_RETENTION
-    points = config.prune_points or _default_points(config, layers, retention)
-    if points[-1] >= layers:
-        raise ConfigError("method.prune_points", f"{points[-1]} is beyond the model's last layer, {layers - 1}")
-    weights = config.weights or _default_weights(config, len(points))
-    if config.keep is None and len(weights) != len(points):
-        message = f"{len(points)} prune points need as many weights; there are defaults for {len(weights)}"
-        raise ConfigError("method.weights", message)
-    try:
-        return Schedule(layers, points, retention, config.tokens, config.keep, weights)
-    except ValueError as error:
-        raise ConfigError("method.retention", str(error)) from None
-
-
-def _default_points(config: MethodConfig, layers: int, retention: float | None) -> tuple[int, ...]:
-    if config.encoder:
-        return 0, layers // 2
-    if config.selector == "trio-plus":
-        return plus_prune_points(layers)
-    return default_prune_points(layers, retention if config.tokens is None else 0.0)
-
-
-def _default_weights(config: MethodConfig, points: int) -> tuple[float, ...]:
-    if config.encoder:
-        return AUTHORS_ENCODER_KEEP[-points:]
-    return PLUS_KEEP[:points] if config.selector == "trio-plus" else AUTHORS_KEEP[-points:]
-
-
-def make_selector(config: MethodConfig) -> Selector:
-    """The selector that a configuration means."""
-    return selector_named(config.selector, config.threshold, config.supervised_rows, config.positions)
-
-
-def make_zipper(config: MethodConfig) -> VisionZip | None:
-    """The encoder-side reduction that a configuration means, if any."""
-    return VisionZip() if config.encoder == "visionzip" else None

@@ -91,9 +91,9 @@ class VisionEncoder:
         maps: Sequence[Tensor],
         tiles: Sequence[int],
         keep: Sequence[tuple[int, int]],
-        zipper: VisionZip,
+        encoder_reducer: VisionZip,
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `image_tokens`, but reduced by `zipper`.
+        """As `image_tokens`, but reduced by `encoder_reducer`.
 
         For each (image number, count) of `keep` so many tokens of that image, and their (count,) numbers within it.
         """
@@ -105,7 +105,7 @@ class VisionEncoder:
             flat = numbers[image]
             slots = flat.clamp_min(0)
             attention = torch.where(flat == NEWLINE, -1.0, features.attention[slots].float())
-            hidden, index = zipper.reduce(features.hidden[slots], attention, features.keys[slots], wanted)
+            hidden, index = encoder_reducer.reduce(features.hidden[slots], attention, features.keys[slots], wanted)
             tokens = self._model.multi_modal_projector(hidden)
             reduced.append((self._with_newlines(tokens, flat[index]), index))
         return reduced

@@ -34,9 +34,7 @@ def suit_budget(stage: ModelStage, config: JobConfig, shard: Shard, opener: Open
     if samples:
         try:
             limit = _memory_limit(stage.replica.device)
-            search = find_budget(
-                stage.replica, samples, stage.schedule, stage.selector, stage.zipper, memory_limit=limit
-            )
+            search = find_budget(stage.replica, samples, stage.method, memory_limit=limit)
             stage.token_budget = search.best.token_budget
         except torch.OutOfMemoryError:
             pass  # the stage halves its budget until a batch fits, and quarantines what does not fit alone

@@ -17,10 +17,8 @@ from trio_ray.config import CacheConfig
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.encode import code_batch, frame_of
 from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.suppression import Haste
-from trio_ray.method.visionzip import VisionZip
+from trio_ray.method.method import Method
+from trio_ray.method.suppression import Speculation
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
@@ -39,8 +37,8 @@ class StoredGroup:
         batch: in host memory once `copied` has come.
         started, ended: marks of time.
         copied: when all is in host memory.
-        settled: () bool beside the batch, whether nothing has to be made again; see `Haste`.
-        again: makes it again.
+        converged: () bool beside the batch: whether suppression has converged (`Speculation`).
+        recompute: prefills the batch again where it has not.
         lease: of the host memory that the batch is copied to.
     """
 
@@ -48,18 +46,20 @@ class StoredGroup:
     started: Mark
     ended: Mark
     copied: torch.cuda.Event | None = None
-    settled: Tensor | None = None
-    again: Callable[[], StoredGroup] | None = None
+    converged: Tensor | None = None
+    recompute: Callable[[], StoredGroup] | None = None
     lease: Lease | None = None
 
     def arrived(self) -> StoredGroup:
-        """Waits until the batch is in host memory; what had not settled is made again, and is another group."""
+        """Waits until the batch is in host memory; where suppression had not converged it is
+        recomputed, and that is another group.
+        """
         if self.copied is not None:
             self.copied.synchronize()
-        if self.settled is None or self.again is None or self.settled:
+        if self.converged is None or self.recompute is None or self.converged:
             return self
         self.release()
-        return self.again().arrived()
+        return self.recompute().arrived()
 
     def samples(self) -> list[StoredSample]:
         """The samples in host memory, as soon as they are there."""
@@ -89,15 +89,13 @@ class StoredGroup:
 class ModelStage:
     """A replica's model with all that it is told, used by one thread at a time.
 
-    Between the prune points of a batch the device is not asked whether suppression has settled (`Haste`): the host
-    goes on, and finds out when the results arrive. What had not settled is made again, exactly, and the batches after
-    it look further ahead.
+    Between the prune points of a batch the host does not ask the device whether suppression has converged
+    (`Speculation`). It goes on, and finds out when the results arrive. A batch that has not converged is recomputed
+    exactly, and the batches after it look at more candidates.
 
     Attributes:
         replica: the loaded model.
-        schedule: how many image tokens stay where.
-        selector: which ones.
-        zipper: the reduction behind the vision tower, if any.
+        method: which image tokens a prefix keeps.
         codec: how keys and values are stored; None where they are not.
         cache: what is stored of a sample.
         token_budget: most rows of a batch of several samples. It is halved whenever the device runs out of memory.
@@ -105,14 +103,12 @@ class ModelStage:
     """
 
     replica: Replica
-    schedule: Schedule
-    selector: Selector
-    zipper: VisionZip | None
+    method: Method
     codec: Codec | None
     cache: CacheConfig
     token_budget: int
     memory: HostMemory | None = None
-    _haste: Haste = field(default_factory=Haste)
+    _speculation: Speculation = field(default_factory=Speculation)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _copies: torch.cuda.Stream | None = None
     _frames: FrameMaker | None = None
@@ -141,51 +137,49 @@ class ModelStage:
         self.token_budget = max(1, self.token_budget // 2)
 
     def _group(self, samples: Sequence[PreparedSample]) -> StoredGroup:
-        haste = replace(self._haste, unchecked=[])
+        speculation = replace(self._speculation, pending=[])
         started = mark(self.replica.device)
-        stored = self._stored(samples, replace(self.selector, haste=haste))
-        settled = torch.stack(haste.unchecked).all() if haste.unchecked else None
-        return self._copied(stored, started, settled, partial(self._again, samples))
+        stored = self._stored(samples, speculation)
+        converged = torch.stack(speculation.pending).all() if speculation.pending else None
+        return self._copied(stored, started, converged, partial(self._recompute, samples))
 
-    def _again(self, samples: Sequence[PreparedSample]) -> StoredGroup:
-        """A batch that had not settled, waiting for the device as often as it takes."""
+    def _recompute(self, samples: Sequence[PreparedSample]) -> StoredGroup:
+        """A batch that had not converged, without speculation."""
         with self._lock:
-            self._haste = Haste(2 * self._haste.window)
-            return self._copied(self._stored(samples, self.selector), mark(self.replica.device))
+            self._speculation = Speculation(2 * self._speculation.window)
+            return self._copied(self._stored(samples), mark(self.replica.device))
 
     def _copied(
         self,
         stored: StoredBatch,
         started: Mark,
-        settled: Tensor | None = None,
-        again: Callable[[], StoredGroup] | None = None,
+        converged: Tensor | None = None,
+        recompute: Callable[[], StoredGroup] | None = None,
     ) -> StoredGroup:
         ended = mark(self.replica.device)
         if self.memory is None:
-            return StoredGroup(stored, started, ended, None, settled, again)
+            return StoredGroup(stored, started, ended, None, converged, recompute)
         lease = self.memory.lease(sum(aligned(t.numel() * t.element_size()) for t in stored.tensors()) + ALIGNMENT)
         if self._copies is None:
-            return StoredGroup(stored.on_host(lease.allocate), started, ended, None, settled, again, lease)
+            return StoredGroup(stored.on_host(lease.allocate), started, ended, None, converged, recompute, lease)
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(cast(torch.cuda.Event, ended))
             on_host = stored.on_host(lease.allocate)
-            if settled is not None:
-                settled.record_stream(self._copies)
-                settled = lease.allocate((), torch.bool).copy_(settled, non_blocking=True)
+            if converged is not None:
+                converged.record_stream(self._copies)
+                converged = lease.allocate((), torch.bool).copy_(converged, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
         for tensor in stored.tensors():
             tensor.record_stream(self._copies)  # or its memory would be given away while it is still being copied
-        return StoredGroup(on_host, started, ended, copied, settled, again, lease)
+        return StoredGroup(on_host, started, ended, copied, converged, recompute, lease)
 
-    def _stored(self, samples: Sequence[PreparedSample], selector: Selector) -> StoredBatch:
+    def _stored(self, samples: Sequence[PreparedSample], speculation: Speculation | None = None) -> StoredBatch:
         cache, replica = self.cache, self.replica
-        arguments = (samples, self.schedule, selector, cache.top_k, self.zipper, cache.scope)
-        embeds = targets = None
-        if cache.level == "embeds":
-            batch, embeds = replica.prefill_with_embeds(*arguments)
-        else:
-            batch = replica.prefill_batch(*arguments)
+        prefilled = replica.prefill(samples, self.method, scope=cache.scope, top_k=cache.top_k, speculation=speculation)
+        batch, targets = prefilled.batch, None
+        embeds = prefilled.embeds if cache.level == "embeds" else None
+        del prefilled  # what is not stored of it would take the memory that coding needs
         if cache.targets == "top_k":
             answers = [sample.answer_tokens for sample in samples]
             targets = answer_targets(replica.decoder, batch, answers, cache.top_k)

@@ -13,9 +13,8 @@ import torch
 from trio_ray.cache.identity import build_identity
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, StoreError
-from trio_ray.method.schedule import Schedule
+from trio_ray.method.method import Method
 from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
-from trio_ray.model.replica import make_schedule
 from trio_ray.precompute.calibration_task import calibrate_here
 from trio_ray.precompute.codec_basis import named_codec
 from trio_ray.precompute.codec_choice import CalibrationSpec, Calibrator, make_or_join
@@ -55,7 +54,7 @@ class JobPlan:
     run_id: str
     store: ObjectStore
     dataset: Dataset
-    schedule: Schedule
+    method: Method
     dtype: torch.dtype
     folder: Path
     codec_choice: str | None = None
@@ -90,12 +89,12 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     model_config = read_model_config(folder)
     dtype = resolve_dtype(config.model.dtype, torch.device("cuda" if with_gpu else "cpu"))
     text = model_config.get_text_config()
-    schedule = make_schedule(config.method, text.num_hidden_layers)
+    method = config.method.build(text.num_hidden_layers)
     units = find_units(config)
     store = _open_output(config)
-    named = named_codec(config, folder, schedule, text)
-    identity = build_identity(config, folder, dtype, schedule, named.codec.spec if named else None)
-    size = PartSize(config, schedule, model_config, dtype)
+    named = named_codec(config, folder, method.schedule, text)
+    identity = build_identity(config, folder, dtype, method, named.codec.spec if named else None)
+    size = PartSize(config, method.schedule, model_config, dtype)
     why = None
     if config.cache.chooses_codec:
         spec = _calibration_spec(config, identity, dtype)
@@ -104,7 +103,7 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         dataset = create_or_check(store, identity, size.samples(named.codec if named else None))
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
-    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, schedule, dtype, folder, why)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, dtype, folder, why)
     _find_work(plan, units)
     return plan
 

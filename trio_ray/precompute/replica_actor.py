@@ -9,13 +9,12 @@ from functools import partial
 
 import torch
 
-from trio_ray.cache.identity import codec_of
+from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cluster.actors import PooledActor, WantsMore
 from trio_ray.cluster.host_share import cpus_to_count_on
 from trio_ray.config import JobConfig
-from trio_ray.method.schedule import Schedule
 from trio_ray.model.decoder import default_device
-from trio_ray.model.replica import Replica, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.precompute.auto_budget import suit_budget
 from trio_ray.precompute.host_memory import HostMemory
 from trio_ray.precompute.metrics import ReplicaMetrics
@@ -34,7 +33,6 @@ class ReplicaSpec:
     """What an actor needs to become a replica; small, and free of credentials."""
 
     config: JobConfig
-    schedule: Schedule
     dataset: Dataset
     run_id: str
 
@@ -51,6 +49,8 @@ class ReplicaActor(PooledActor[Task]):
         torch.set_num_threads(spec.config.replicas.torch_threads)
         config = spec.config
         store = open_store(config.output, config.s3)
+        method = method_of(spec.dataset.identity)
+        method.require_selector()
         codec = codec_of(spec.dataset.identity, store)
         cpus = cpus_to_count_on(config.replicas)
         storing = StoringSpec.of(config, spec.dataset, codec, spec.run_id, cpus)
@@ -62,9 +62,7 @@ class ReplicaActor(PooledActor[Task]):
         self._runner = ShardRunner(
             stage=ModelStage(
                 replica=Replica.load(config.model, config.prompt),
-                schedule=spec.schedule,
-                selector=make_selector(config.method),
-                zipper=make_zipper(config.method),
+                method=method,
                 codec=codec,
                 cache=config.cache,
                 token_budget=config.pipeline.batch_rows,

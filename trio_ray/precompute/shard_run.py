@@ -85,7 +85,7 @@ class ShardRunner:
             self.config.source.max_pixels, cache.selected_under, with_answers=cache.targets != "none"
         ).prepare
         outcomes = ordered_map(
-            lambda item: within_budget(prepare(item), self.stage.schedule),
+            lambda item: within_budget(prepare(item), self.stage.method.schedule),
             items,
             self.decode_threads,
             self.config.pipeline.lookahead,
@@ -133,7 +133,7 @@ class ShardRunner:
         try:
             for number, group in enumerate(groups):
                 arrived[number] = group.arrived()
-            samples = [o if isinstance(o, BadSample) else good_sample(o, self.stage.schedule) for o in outcomes]
+            samples = [o if isinstance(o, BadSample) else good_sample(o, self.stage.method.schedule) for o in outcomes]
             return sink.add(HostBatch(samples, [group.on_host() for group in arrived]))
         finally:
             for group in arrived:

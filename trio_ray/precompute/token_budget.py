@@ -9,10 +9,8 @@ from functools import partial
 from itertools import count, islice
 from typing import Literal
 
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.suppression import Haste
-from trio_ray.method.visionzip import VisionZip
+from trio_ray.method.method import Method
+from trio_ray.method.suppression import Speculation
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
@@ -58,9 +56,7 @@ class BudgetSearch:
 def find_budget(
     replica: Replica,
     samples: Sequence[PreparedSample],
-    schedule: Schedule,
-    selector: Selector,
-    zipper: VisionZip | None = None,
+    method: Method,
     memory_limit: int | None = None,
     most: int | None = None,
 ) -> BudgetSearch:
@@ -72,7 +68,7 @@ def find_budget(
     Args:
         replica: the loaded model.
         samples: what the job's samples are like; some dozens are enough.
-        schedule, selector, zipper: as in `Replica.prefill_batch`.
+        method: which image tokens a prefix keeps.
         memory_limit: most bytes on the device that a budget may need, weights included; None allows all there is.
         most: largest budget to try, in prompt rows; None stands for `MOST_ROWS`.
 
@@ -80,7 +76,7 @@ def find_budget(
         torch.OutOfMemoryError: not even batches of about one sample fit into the memory.
     """
     most = most or MOST_ROWS[replica.device.type]
-    search = _Search(replica, samples, schedule, replace(selector, haste=Haste()), zipper, memory_limit)
+    search = _Search(replica, samples, method, memory_limit)
     budget = 1 << math.ceil(math.log2(max(sample.rows for sample in samples)))
     trials = [search.measure(budget)]
     ended_by: Literal["gain", "memory", "limit"] = "limit"
@@ -117,9 +113,7 @@ def as_of_new_images(samples: Iterable[PreparedSample], name: object) -> list[Pr
 class _Search:
     replica: Replica
     samples: Sequence[PreparedSample]
-    schedule: Schedule
-    selector: Selector
-    zipper: VisionZip | None
+    method: Method
     memory_limit: int | None
 
     def attempt(self, budget: int) -> Trial | None:
@@ -149,4 +143,4 @@ class _Search:
 
     def _run(self, groups: Sequence[Sequence[PreparedSample]]) -> None:
         for group in groups:
-            self.replica.prefill_batch(group, self.schedule, self.selector, zipper=self.zipper)
+            _ = self.replica.prefill(group, self.method, speculation=Speculation()).batch

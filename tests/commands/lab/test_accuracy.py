@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trio_ray.cli import main
-from trio_ray.lab.accuracy.methods import METHODS
+from trio_ray.lab.accuracy.methods import methods
 
 
 def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,4 +60,4 @@ def test_an_unknown_method_is_answered_with_the_names_there_are(capsys: pytest.C
     assert main(["lab", "accuracy", "--methods", "best"]) == 2
     error = capsys.readouterr().err
     assert "'best'" in error
-    assert all(name in error for name in METHODS)
+    assert all(name in error for name in methods())

@@ -22,7 +22,7 @@ from trio_ray.evaluate.lmms_eval.manifest import manifest
 from trio_ray.evaluate.lmms_eval.model import TrioRay
 from trio_ray.evaluate.question import NoAnswer
 from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 
 QUESTIONS = 8
 NEW_TOKENS = 16
@@ -87,11 +87,11 @@ def expected(questions: list[HeldOutQuestion]) -> list[str]:
     """The answers of a pruned run in this process, one by one."""
     replica = Replica.load(ModelConfig(dtype="float32"))
     config = job_config(Path(BUNDLED_MODEL), "in", "out")
-    schedule, selector = make_schedule(config.method, replica.decoder.depth), make_selector(config.method)
+    method = config.method.build(replica.decoder.depth)
     answers = []
     for question in questions:
         prepared = replica.preparer(10**8).prepare(question.sample)
-        answers += replica.generate(replica.prefill([prepared], schedule, selector), NEW_TOKENS)  # type: ignore[list-item]
+        answers += replica.generate(replica.prefill([prepared], method).prefixes, NEW_TOKENS)  # type: ignore[list-item]
     return answers
 
 

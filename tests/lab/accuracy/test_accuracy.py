@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.model.corpus import prepare
+from trio_ray.errors import ConfigError
 from trio_ray.evaluate.scoring.bootstrap import interval
 from trio_ray.lab.accuracy.accuracy import Result, Setting, measure_accuracy, prepared_batches
-from trio_ray.lab.accuracy.methods import METHODS, RETENTIONS, method_config
+from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
-from trio_ray.method.schedule import Schedule
-from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 
 # Where a layer may hold a fraction less or more than wanted: each prune point's count is a whole number.
 ROUNDING = 1.0
@@ -21,7 +21,7 @@ def test_every_method_answers_as_it_does_one_question_at_a_time(
     bundled: Replica, questions: list[HeldOutQuestion]
 ) -> None:
     """Answers, what counts as right, and the image tokens that a layer holds, all counted anew from the prefixes."""
-    settings = [Setting(name, 0.222, method_config(name, 0.222)) for name in METHODS]
+    settings = [Setting(name, 0.222, method_config(name, 0.222)) for name in methods()]
     settings.append(Setting("all tokens", 1.0, method_config("trio", 1.0)))
     told: list[int] = []
     results = measure_accuracy(bundled, questions, settings, 4, told.append)
@@ -31,10 +31,7 @@ def test_every_method_answers_as_it_does_one_question_at_a_time(
     for setting, result in zip(settings, results, strict=True):
         answers, held = [], []
         for sample in samples:
-            schedule = make_schedule(setting.config, bundled.decoder.depth)
-            (prefix,) = bundled.prefill(
-                [sample], schedule, make_selector(setting.config), zipper=make_zipper(setting.config)
-            )
+            (prefix,) = bundled.prefill([sample], setting.config.build(bundled.decoder.depth)).prefixes
             answers += bundled.generate([prefix], 16)
             text = sample.rows - sample.image_tokens
             rows = sum(segment.layers * (segment.rows - text) for segment in prefix.segments)
@@ -58,15 +55,15 @@ def test_questions_come_in_order_in_batches_of_the_wanted_size(
 
 
 @pytest.mark.parametrize("retention", [retention for retention in RETENTIONS if retention < 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods())
 def test_every_method_meets_every_retention_of_the_tables(bundled: Replica, name: str, retention: float) -> None:
-    schedule: Schedule = make_schedule(method_config(name, retention), bundled.decoder.depth)
+    schedule = method_config(name, retention).build(bundled.decoder.depth).schedule
     for tokens in (136, 200, 336):
         assert schedule.mean_tokens(tokens) == pytest.approx(retention * tokens, abs=ROUNDING)
 
 
 def test_an_unknown_method_has_no_settings() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(ConfigError, match="trio-plus"):
         method_config("the best", 0.1)
 
 

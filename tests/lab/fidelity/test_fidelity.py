@@ -14,8 +14,8 @@ from tests.lab.results import asked, result
 from tests.method.reference import autograd_saliency, reference_prefill, run_layer
 from tests.model.corpus import prepare, samples_of_all_grids
 from trio_ray.lab.fidelity.fidelity import depth_divergence, fine_and_coarse, rank_agreement
-from trio_ray.method.selectors import selector_named
-from trio_ray.method.trio import AUTHORS_ROWS
+from trio_ray.method.method import Method
+from trio_ray.method.selectors.trio import AUTHORS_ROWS
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
@@ -30,10 +30,10 @@ def parts(replica: Replica) -> tuple[Any, Any]:
 
 
 def test_a_prune_that_drops_nothing_moves_nothing(llama: Replica, batch: list[PreparedSample]) -> None:
-    selectors = {name: selector_named(name) for name in ("trio", "random")}
-    records = depth_divergence(llama, batch, range(8), selectors, 1.0)
+    methods = {name: Method.build(8, selector=name) for name in ("trio", "random")}
+    records = depth_divergence(llama, batch, range(8), methods, 1.0)
     assert [(record["selector"], record["depth"]) for record in records] == [
-        (name, depth) for depth in range(8) for name in selectors
+        (name, depth) for depth in range(8) for name in methods
     ]
     for record in records:
         assert record["kl"] == pytest.approx([0.0] * 7, abs=1e-6)
@@ -43,7 +43,7 @@ def test_a_prune_that_drops_nothing_moves_nothing(llama: Replica, batch: list[Pr
 def test_divergence_is_that_of_plain_layers(llama: Replica, batch: list[PreparedSample]) -> None:
     """Sum of p log(p / q): p from all tokens, q from TRIO's tokens, one prune point, authors' compaction."""
     language_model, head = parts(llama)
-    for record in depth_divergence(llama, batch, (1, 4), {"trio": selector_named("trio")}, 0.2):
+    for record in depth_divergence(llama, batch, (1, 4), {"trio": Method.build(8)}, 0.2):
         for place, sample in enumerate(batch):
             hidden, rows = llama.embed([sample])
             keep = round(0.2 * sample.image_tokens)

@@ -13,8 +13,9 @@ from trio_ray.lab.prefill.contestant import Contestant
 from trio_ray.lab.prefill.peak import matmul_peak
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.prefill.rounds import run_rounds
-from trio_ray.method.random_choice import RandomChoice
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
+from trio_ray.method.selectors.random import RandomChoice
 from trio_ray.model.replica import Replica
 from trio_ray.model.vision import TileFeatures
 from trio_ray.tensors import measure
@@ -58,7 +59,7 @@ def test_contestants_take_turns_after_a_warm_up() -> None:
 def test_no_pass_finds_images_that_an_earlier_one_encoded(llama: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica remembers the image that it saw last, which must not spare any pass the tower."""
     samples = prepare(llama, [make_sample([(40, 50)], words(n), 7) for n in (2, 5)])
-    contestant = Pruned(llama, samples, 10_000, Schedule(8, (1, 3, 5), retention=0.3), RandomChoice())
+    contestant = Pruned(llama, samples, 10_000, Method(Schedule(8, (1, 3, 5), retention=0.3), RandomChoice()))
     seen: list[int] = []
     encode = llama.vision.encode
 

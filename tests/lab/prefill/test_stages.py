@@ -12,11 +12,12 @@ from trio_ray.lab.prefill.authors import AuthorsTrio
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.prefill.stages import STAGES, StageClock, pruned_stages, unpruned_stages
 from trio_ray.lab.prefill.unpruned import Unpruned
-from trio_ray.method.random_choice import RandomChoice
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.trio import Trio
-from trio_ray.method.trio_plus import TrioPlus
+from trio_ray.method.selectors.random import RandomChoice
+from trio_ray.method.selectors.selector import Selector
+from trio_ray.method.selectors.trio import Trio
+from trio_ray.method.selectors.trio_plus import TrioPlus
 from trio_ray.model.replica import Replica
 
 SCHEDULE = Schedule(8, (1, 3, 5), retention=0.3)
@@ -27,7 +28,7 @@ SCHEDULE = Schedule(8, (1, 3, 5), retention=0.3)
 )
 def test_every_stage_has_its_share_and_they_add_up_to_the_prefill(llama: Replica, selector: Selector) -> None:
     samples = prepare(llama, samples_of_all_grids(8))
-    contestant = Pruned(llama, samples, 400, SCHEDULE, selector)
+    contestant = Pruned(llama, samples, 400, Method(SCHEDULE, selector, selector.positions))
     stages = pruned_stages(contestant, 0)
     started = time.perf_counter()
     for batch in contestant.batches(5):
@@ -51,15 +52,15 @@ def test_being_timed_changes_no_choice(llama: Replica, monkeypatch: pytest.Monke
     """The same rows go through the layers as without a clock."""
     samples = prepare(llama, samples_of_all_grids(6))
     kept = []
-    plain = llama.prefill_batch
+    plain = llama.prefill
 
     def remember(*args: object, **kwargs: object) -> object:
-        batch = plain(*args, **kwargs)  # type: ignore[arg-type]
-        kept.append([indices.tolist() for indices in batch.kept])
-        return batch
+        prefilled = plain(*args, **kwargs)  # type: ignore[arg-type]
+        kept.append([indices.tolist() for indices in prefilled.batch.kept])
+        return prefilled
 
-    monkeypatch.setattr(llama, "prefill_batch", remember)
-    contestant = Pruned(llama, samples, 100_000, SCHEDULE, TrioPlus())
+    monkeypatch.setattr(llama, "prefill", remember)
+    contestant = Pruned(llama, samples, 100_000, Method(SCHEDULE, TrioPlus(), "original"))
     contestant.run(contestant.batches(0)[0])
     pruned_stages(contestant, 1)
     assert len(kept) == 2

@@ -9,8 +9,9 @@ import torch
 
 from tests.model.corpus import prepare, samples_of_all_grids
 from trio_ray.lab.prefill.unpruned import Unpruned, find_batch
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
@@ -28,7 +29,7 @@ def test_logits_of_a_ragged_batch_are_those_of_an_unpruned_prefill(
 ) -> None:
     ordered = sorted(samples, key=lambda sample: sample.rows)
     assert len({sample.rows for sample in samples}) > 5
-    whole = llama.prefill(ordered, WHOLE, Trio(), top_k=10_000)
+    whole = llama.prefill(ordered, Method(WHOLE, Trio()), top_k=10_000).prefixes
     contestant = Unpruned(llama, samples, 4)
     batches = contestant.batches(0)
     assert [len(batch.ids) for batch in batches] == [4, 4, 1]

@@ -9,7 +9,7 @@ from tests.interpreter import INTERPRETED, by_kernels, on_devices
 from tests.method.reference import greedy_suppression
 from tests.method.test_suppression import FEATURES
 from trio_ray.method import suppression
-from trio_ray.method.suppression import Haste, suppress
+from trio_ray.method.suppression import Speculation, suppress
 
 
 @on_devices
@@ -27,9 +27,9 @@ def test_survivors_equal_those_of_the_greedy_loop(
     real = torch.arange(150)[None] < torch.tensor([[150], [37]])
     slots = torch.where(real, torch.arange(150)[None] + torch.tensor([[0], [150]]), 0)
     arguments = (*(x.to(device) for x in (score, torch.cat(features), slots, real)), wanted, 0.8)
-    for haste in (None, Haste(window=150)):
-        chosen = suppress(*arguments, haste)
+    for speculation in (None, Speculation(window=150)):
+        chosen = suppress(*arguments, speculation)
         for sample, rows in enumerate(features):
             truth = greedy_suppression(score[sample, : len(rows)].tolist(), rows, wanted[sample], 0.8)
             assert chosen[sample].nonzero()[:, 0].tolist() == truth
-        assert haste is None or all(haste.unchecked)
+        assert speculation is None or all(speculation.pending)

@@ -12,8 +12,9 @@ from tests.model.decode.stepwise import stepwise
 from tests.model.test_image_scope import image_prefixes, prepare_images
 from trio_ray.config import ModelConfig
 from trio_ray.kv.prefix import Prefix
+from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.decode.engine import Engine, Request, answers_in_order, generate
 from trio_ray.model.replica import Replica
 
@@ -23,7 +24,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def prefixes_of(replica: Replica, count: int) -> list[Prefix]:
     """Prefixes of samples of many lengths."""
-    return replica.prefill(prepare(replica, samples_of_all_grids(count)), SCHEDULE, Trio())
+    return replica.prefill(prepare(replica, samples_of_all_grids(count)), Method(SCHEDULE, Trio())).prefixes
 
 
 def test_a_ragged_batch_equals_the_stepwise_reference(replica: Replica) -> None:
@@ -49,10 +50,10 @@ def test_200_ragged_prefixes_of_the_bundled_model_equal_the_stepwise_reference(d
     samples = samples_of_all_grids(100)
     tokens = 3 if device == "cpu" else 24
     if scope == "prompt":
-        prefixes = replica.prefill(prepare(replica, samples), schedule, Trio())
+        prefixes = replica.prefill(prepare(replica, samples), Method(schedule, Trio())).prefixes
         questions = [(), ()] * len(prefixes)
     else:
-        prefixes = image_prefixes(replica, prepare_images(replica, samples), Trio(), schedule)
+        prefixes = image_prefixes(replica, prepare_images(replica, samples), Method(schedule, Trio()))
         questions = [(5 + n % 90, 7, 9 + n % 50, 20) for n in range(2 * len(prefixes))]
     sources = [prefix for prefix in prefixes for _ in range(2)]
     expected = [

@@ -13,16 +13,16 @@ import time
 from trio_ray.commands._options import SHARE, make_folder, whole
 from trio_ray.commands._progress import shown_count
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
-from trio_ray.lab.accuracy.methods import METHODS, RETENTIONS, method_config
+from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--questions", type=whole(1), default=500, metavar="N", help="held-out questions (default 500)")
-    names = tuple(METHODS)
     parser.add_argument(
-        "--methods", nargs="+", default=names, choices=names, metavar="NAME", help=f"of: {', '.join(names)}"
-    )
+        "--methods", nargs="+", metavar="NAME",
+        help="rows of the table (default all), or module:Class for a selector of your own",
+    )  # fmt: skip
     parser.add_argument(
         "--retentions", nargs="+", type=SHARE, default=RETENTIONS, metavar="R",
         help=f"shares of the image tokens (default {' '.join(map(str, RETENTIONS))})",
@@ -47,12 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
-    replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))
     settings = [
         Setting(name if retention < 1 else "all tokens", retention, method_config(name, retention))
         for retention in arguments.retentions
-        for name in (arguments.methods if retention < 1 else ["trio"])
+        for name in (arguments.methods or methods() if retention < 1 else ["trio"])
     ]
+    replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))
 
     with shown_count("questions", len(questions)) as show:
         records = summarise(measure_accuracy(replica, questions, settings, arguments.batch, show), questions)

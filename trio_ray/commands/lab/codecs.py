@@ -24,7 +24,6 @@ from trio_ray.commands._options import SHARE, make_folder, whole
 from trio_ray.commands._progress import shown_count, shown_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
-from trio_ray.lab.accuracy.methods import METHODS
 
 if TYPE_CHECKING:
     from trio_ray.lab.codecs.recipes import Recipe
@@ -46,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--passages", type=whole(0), default=40, metavar="N", help="passages of text, 0 for none (default 40)"
     )
-    parser.add_argument("--methods", nargs="+", default=("trio",), choices=tuple(METHODS), metavar="NAME",
-        help=f"that prune, of: {', '.join(METHODS)} (default trio)",
+    parser.add_argument(
+        "--methods", nargs="+", default=("trio",), metavar="NAME",
+        help="that prune: rows of `lab accuracy`, or module:Class for a selector of your own (default trio)",
     )  # fmt: skip
     parser.add_argument(
         "--retentions", nargs="+", type=SHARE, default=(1.0, 0.111), metavar="R",
@@ -71,11 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report; 1 if states stored bit for bit did not give the very same predictions: then no number here
     counts.
     """
+    from trio_ray.lab.accuracy.methods import method_config
     from trio_ray.lab.codecs import speed, study
     from trio_ray.lab.codecs.plot import plot
     from trio_ray.lab.codecs.recipes import Recipe
     from trio_ray.lab.codecs.report import failed_controls, markdown
 
+    for name in arguments.methods:
+        method_config(name, 1.0)
     recipes = [Recipe.parse(text) for text in arguments.codecs]
     for name, count in Counter(recipe.name for recipe in recipes).items():
         if count > 1:

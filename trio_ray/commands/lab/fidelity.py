@@ -42,19 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.accuracy.methods import method_config
     from trio_ray.lab.accuracy.questions import held_out_questions
     from trio_ray.lab.fidelity import fidelity, fidelity_report
-    from trio_ray.model.replica import Replica, make_selector
+    from trio_ray.model.replica import Replica
 
     folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype="float32"))
-    selectors = {name: make_selector(method_config(name, arguments.retention)) for name in STUDIED}
     depths = range(replica.decoder.depth)
+    methods = {name: method_config(name, arguments.retention).build(len(depths)) for name in STUDIED}
     divergence, agreement = [], []
     done = 0
     with shown_count("questions", len(questions)) as show:
         for batch in prepared_batches(replica, questions, arguments.batch):
-            divergence += fidelity.depth_divergence(replica, batch, depths, selectors, arguments.share)
+            divergence += fidelity.depth_divergence(replica, batch, depths, methods, arguments.share)
             agreement += fidelity.rank_agreement(replica, batch, depths)
             done += len(batch)
             show(done)

@@ -19,7 +19,15 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from PIL.Image import Image
 
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.config import BUNDLED_MODEL, MethodConfig, ModelConfig, PromptConfig, SourceConfig, parse_section
+from trio_ray.config import (
+    BUNDLED_MODEL,
+    MethodConfig,
+    ModelConfig,
+    PromptConfig,
+    SourceConfig,
+    load_section,
+    parse_section,
+)
 from trio_ray.errors import ConfigError
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.decode import PrefixDecoder
@@ -29,7 +37,7 @@ from trio_ray.evaluate.stored_level import require_prefixes
 from trio_ray.model.loading import model_folder
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
 from trio_ray.source.record import key_of
 from trio_ray.source.rejection import Rejected
@@ -79,7 +87,8 @@ class TrioRay(lmms):
         token_budget: prompt tokens in one batch.
         device: where the model runs, 'cuda:1' and so on.
         batch_size, max_batch_size: lmms-eval hands them to every model; batches here go by `token_budget`.
-        method: settings of `MethodConfig` by name, without a cache: retention=0.111, selector=trio-plus and so on.
+        method: settings of `MethodConfig` by name, without a cache: retention=0.111, selector=trio-plus,
+            settings.threshold=0.7 and so on.
 
     Raises:
         ConfigError: a setting that does not exist, or makes no sense beside a cache; a cache without prefixes.
@@ -101,7 +110,7 @@ class TrioRay(lmms):
         if cache is not None and method:
             raise ConfigError(next(iter(method)), "says how to prune, but the cache's prefixes are pruned already")
         self._cache = PrunedCache(cache) if cache is not None else None
-        self._method = parse_section(MethodConfig, method)
+        self._method = load_section(MethodConfig, values=method)
         self._token_budget = token_budget
         model, prompt = parse_section(ModelConfig, {"name": pretrained, "dtype": dtype}), PromptConfig()
         if self._cache is not None:
@@ -155,9 +164,8 @@ class TrioRay(lmms):
         return decoded.answers
 
     def _prune(self, requests: dict[int, _Request], new_tokens: int) -> dict[int, str]:
-        replica, method = self._replica, self._method
-        schedule, selector = make_schedule(method, replica.decoder.depth), make_selector(method)
-        zipper = make_zipper(method)
+        replica = self._replica
+        method = self._method.build(replica.decoder.depth)
         prepare = replica.preparer(max_pixels=SourceConfig().max_pixels).prepare
         samples = (self._sample(number, request) for number, request in requests.items())
         answers: dict[int, str] = {}
@@ -166,7 +174,7 @@ class TrioRay(lmms):
             for bad in batch:
                 if isinstance(bad, BadSample):
                     raise Rejected(bad.reason, f"document {bad.key}: {bad.detail}")
-            prefixes = replica.prefill(good, schedule, selector, zipper=zipper)
+            prefixes = replica.prefill(good, method).prefixes
             texts = replica.generate(prefixes, new_tokens)
             answers.update(zip((sample.index for sample in good), texts, strict=True))
         return answers

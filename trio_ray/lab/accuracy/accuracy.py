@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from trio_ray.config import MethodConfig
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
-from trio_ray.method.schedule import Schedule
+from trio_ray.method.method import Method
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
 from trio_ray.source.sample import BadSample
 
@@ -60,13 +60,13 @@ def measure_accuracy(
         on_batch: told the number of questions that all settings have answered.
     """
     answers: list[list[str]] = [[] for _ in settings]
-    schedules = [make_schedule(setting.config, replica.decoder.depth) for setting in settings]
+    methods = [setting.config.build(replica.decoder.depth) for setting in settings]
     tokens = np.zeros(len(settings))
     done = 0
     for samples in prepared_batches(replica, questions, batch):
-        for number, (setting, schedule) in enumerate(zip(settings, schedules, strict=True)):
-            answers[number] += _answer(replica, samples, setting.config, schedule)
-            tokens[number] += sum(schedule.mean_tokens(sample.image_tokens) for sample in samples)
+        for number, method in enumerate(methods):
+            answers[number] += _answer(replica, samples, method)
+            tokens[number] += sum(method.schedule.mean_tokens(sample.image_tokens) for sample in samples)
         done += len(samples)
         on_batch(done)
     truth = [question.answer for question in questions]
@@ -76,9 +76,8 @@ def measure_accuracy(
     ]
 
 
-def _answer(replica: Replica, samples: Sequence[PreparedSample], config: MethodConfig, schedule: Schedule) -> list[str]:
-    prefixes = replica.prefill(samples, schedule, make_selector(config), zipper=make_zipper(config))
-    return replica.generate(prefixes, MAX_NEW_TOKENS)
+def _answer(replica: Replica, samples: Sequence[PreparedSample], method: Method) -> list[str]:
+    return replica.generate(replica.prefill(samples, method).prefixes, MAX_NEW_TOKENS)
 
 
 def prepared_batches(

@@ -1,32 +1,42 @@
-"""The selections that the tables compare, by the names they have there."""
+"""The methods that the tables compare, by the names they have there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from trio_ray.config import MethodConfig
-
-AUTHORS_NMS = 0.8
-
-METHODS: dict[str, dict[str, Any]] = {
-    "trio": {},
-    "trio-plus": {"selector": "trio-plus"},
-    "trio, original positions": {"positions": "original"},
-    "trio, no NMS": {"threshold": 2.0},
-    "random": {"selector": "random"},
-    "random + NMS": {"selector": "random", "threshold": AUTHORS_NMS},
-    "uniform": {"selector": "uniform"},
-    "attention": {"selector": "attention"},
-    "attention + NMS": {"selector": "attention", "threshold": AUTHORS_NMS},
-    "sieve": {"selector": "sieve"},
-    "visionzip": {"encoder": "visionzip", "prune_points": (0,)},
-    "visionzip, then trio": {"encoder": "visionzip"},
-}
-"""Settings of `MethodConfig` for each name; the retention comes on top."""
+from trio_ray.errors import ConfigError
 
 RETENTIONS = (1.0, 0.333, 0.222, 0.111, 0.056)
 
 
+@cache
+def methods() -> dict[str, Mapping[str, Any]]:
+    """The settings of `MethodConfig` for each name, without the retention.
+
+    They are every selector of the package, the rows that it asks for beside itself (`Selector.compared`), and the
+    encoder step. Importing the selectors takes seconds, so it happens when the table is asked for.
+    """
+    from trio_ray.method.selectors.catalogue import bundled_selectors
+
+    table: dict[str, Mapping[str, Any]] = {}
+    for name, kind in bundled_selectors().items():
+        table[name] = {"selector": name}
+        table |= {label: {"selector": name, **settings} for label, settings in kind.compared.items()}
+    table["visionzip"] = {"encoder": "visionzip", "prune_points": (0,)}
+    table["visionzip, then trio"] = {"encoder": "visionzip"}
+    return table
+
+
 def method_config(name: str, retention: float) -> MethodConfig:
-    """The configuration behind a name. Raises `KeyError` for an unknown one."""
-    return MethodConfig(retention=retention, **METHODS[name])
+    """The configuration behind a name of `methods`, or of a selector of your own, `module:Class`.
+
+    Raises:
+        ConfigError: there is no such name, or the selector of your own cannot be imported.
+    """
+    if ":" not in name and name not in methods():
+        raise ConfigError("--methods", f"{name!r} is none of {', '.join(methods())}, and no module:Class")
+    settings = {"selector": name} if ":" in name else methods()[name]
+    return MethodConfig.model_validate({"retention": retention, **settings})

@@ -31,7 +31,7 @@ from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.accuracy.accuracy import MAX_NEW_TOKENS, Setting, prepared_batches
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 
 WAYS = ("question", "last row")
 """What of the prompt is decoded again over the stored rows."""
@@ -110,8 +110,7 @@ def measure_codecs(
 def prefill(replica: Replica, samples: Sequence[PreparedSample], setting: Setting) -> PrefixBatch:
     """The batch's prefixes under a setting."""
     config = setting.config
-    schedule = make_schedule(config, replica.decoder.depth)
-    return replica.prefill_batch(samples, schedule, make_selector(config), zipper=make_zipper(config))
+    return replica.prefill(samples, config.build(replica.decoder.depth)).batch
 
 
 class SettingRun:

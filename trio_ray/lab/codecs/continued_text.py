@@ -32,8 +32,8 @@ from trio_ray.calibration.codec_loss import (
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.lab.codecs.language_model import LanguageModel
+from trio_ray.method.method import Method
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.uniform import Uniform
 from trio_ray.model.attention import packed_attention
 from trio_ray.model.prefill import pruned_prefill
 
@@ -118,8 +118,8 @@ def prefill_text(model: LanguageModel, batch: Sequence[Passage]) -> PrefixBatch:
     rows = PackedRows.pack(masks, device)
     ids = torch.tensor([token for passage in batch for token in passage.prefix], device=device)
     attention = packed_attention("sdpa")
-    # Without a prune point the selector is not asked.
-    prefill = pruned_prefill(model.decoder, model.decoder.embed(ids), rows, (), [()] * len(batch), Uniform(), attention)
+    method = Method.unpruned(model.decoder.depth)
+    prefill = pruned_prefill(model.decoder, model.decoder.embed(ids), rows, method, [()] * len(batch), attention)
     return prefill.prefixes(top_k=1)
 
 

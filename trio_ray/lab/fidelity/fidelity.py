@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from trio_ray.lab.accuracy.accuracy import Result
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
+from trio_ray.method.method import Method
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.saliency import proxy_saliency
-from trio_ray.method.selector import Selector
-from trio_ray.method.trio import AUTHORS_ROWS
+from trio_ray.method.selectors.trio import AUTHORS_ROWS
 from trio_ray.model.attention import packed_attention
 from trio_ray.model.prefill import prune
 from trio_ray.model.prepare import PreparedSample
@@ -31,7 +31,7 @@ def depth_divergence(
     replica: Replica,
     batch: Sequence[PreparedSample],
     depths: Sequence[int],
-    selectors: dict[str, Selector],
+    methods: dict[str, Method],
     share: float,
 ) -> list[dict[str, Any]]:
     """KL divergence, in nats, of the unpruned from the pruned first-token distribution, one prune point at a time.
@@ -40,7 +40,7 @@ def depth_divergence(
         replica: the model.
         batch: prepared questions.
         depths: layers before which the prune is tried.
-        selectors: by name.
+        methods: by name; their selectors and positions count, their schedules do not.
         share: of the image tokens that stay behind the prune point.
 
     Returns:
@@ -54,8 +54,8 @@ def depth_divergence(
     keep = [max(1, round(share * count)) for count in rows.image_counts]
     records = []
     for depth in depths:
-        for name, selector in selectors.items():
-            left, left_rows, _ = prune(replica.decoder, before[depth], rows, depth, keep, selector)
+        for name, method in methods.items():
+            left, left_rows, _ = prune(replica.decoder, before[depth], rows, depth, keep, method)
             for number in range(depth, replica.decoder.depth):
                 left = _layer(replica, left, left_rows, number)
             pruned = _logits(replica, left, left_rows)

@@ -18,7 +18,7 @@ from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.prefill.rounds import run_rounds
 from trio_ray.lab.workload import make_workload
-from trio_ray.model.replica import Replica, make_schedule, make_selector, make_zipper
+from trio_ray.model.replica import Replica
 from trio_ray.store.inputs import StoreOpener
 
 ROUNDS = 3
@@ -37,12 +37,11 @@ def main() -> int:
     replica = Replica.load(config.model, config.prompt)
     load_s = time.perf_counter() - started
     samples = make_workload(replica, order["workload"], order["samples"]).samples
-    method = (make_schedule(config.method, replica.decoder.depth), make_selector(config.method))
-    zipper = make_zipper(config.method)
-    contestants = {"samples_per_s": Pruned(replica, samples, config.pipeline.batch_rows, *method, zipper)}
+    method = config.method.build(replica.decoder.depth)
+    contestants = {"samples_per_s": Pruned(replica, samples, config.pipeline.batch_rows, method)}
     if order["coding"]:
         contestants["coding_samples_per_s"] = Pruned(
-            replica, samples, config.pipeline.batch_rows, *method, zipper, _codec(config), config.cache
+            replica, samples, config.pipeline.batch_rows, method, _codec(config), config.cache
         )
     timings = run_rounds(contestants, ROUNDS, replica.device, lambda: 0.0)
     rates = {name: [len(samples) / seconds for seconds in timings.seconds[name]] for name in contestants}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trio_ray.method.proxy import ProxyLayer, rms_norm, rotate
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.trio import Trio
+from trio_ray.method.selectors.trio import Trio
 
 LOSS_SCALE = 1024.0
 """Keeps half-precision gradients above zero, which their code does not; it costs nothing and the ranking is theirs."""
@@ -32,7 +32,7 @@ class AuthorsTrio(Trio):
 
     def _saliency(self, hidden: Tensor, proxy: ProxyLayer, start: int, stop: int) -> Tensor:
         """(S,) fp32 gradient norms of the sample that holds rows `start` to `stop`."""
-        inside = [stop - start + row for row in self.supervised if stop - start + row >= 0]
+        inside = [stop - start + row for row in self.supervised_rows if stop - start + row >= 0]
         with torch.enable_grad():
             leaf = hidden[start:stop].detach().clone().requires_grad_()
             logits = _proxy_logits(leaf, proxy, proxy.cos[start:stop], proxy.sin[start:stop]).float()[inside]

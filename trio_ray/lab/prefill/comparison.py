@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from trio_ray.config import MethodConfig
 from trio_ray.lab.machine import describe_machine, describe_versions
 from trio_ray.lab.prefill.authors import AuthorsTrio
 from trio_ray.lab.prefill.contestant import Contestant
@@ -19,11 +18,10 @@ from trio_ray.lab.prefill.settings import BenchSettings
 from trio_ray.lab.prefill.stages import pruned_stages, unpruned_stages
 from trio_ray.lab.prefill.unpruned import Unpruned, find_batch
 from trio_ray.lab.workload import Workload, make_workload
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
+from trio_ray.method.method import Method
 from trio_ray.model.flops import FlopCounter
 from trio_ray.model.prepare import PreparedSample
-from trio_ray.model.replica import Replica, make_schedule, make_selector
+from trio_ray.model.replica import Replica
 from trio_ray.precompute.token_budget import BudgetSearch, find_budget
 
 
@@ -71,8 +69,8 @@ def _token_budget(
     if settings.token_budget is not None:
         return settings.token_budget, None
     on_step("search for the packing budget")
-    schedule, selector = _method(replica, "trio", settings.retention)
-    search = find_budget(replica, workload.samples, schedule, selector, memory_limit=settings.memory_limit)
+    method = _method(replica, "trio", settings.retention)
+    search = find_budget(replica, workload.samples, method, memory_limit=settings.memory_limit)
     return search.best.token_budget, search
 
 
@@ -96,14 +94,14 @@ def pruned_prefill(
     replica: Replica, samples: Sequence[PreparedSample], token_budget: int, name: str, retention: float
 ) -> Pruned:
     """Our prefill with a contestant's method, `token_budget` prompt rows a batch."""
-    return Pruned(replica, samples, token_budget, *_method(replica, name, retention))
+    return Pruned(replica, samples, token_budget, _method(replica, name, retention))
 
 
-def _method(replica: Replica, name: str, retention: float) -> tuple[Schedule, Selector]:
-    """A contestant's schedule and selector; `authors` differs from `trio` in how it finds the same tokens."""
-    config = MethodConfig.model_validate({"retention": retention, "selector": "trio" if name == "authors" else name})
-    selector = AuthorsTrio() if name == "authors" else make_selector(config)
-    return make_schedule(config, replica.decoder.depth), selector
+def _method(replica: Replica, name: str, retention: float) -> Method:
+    """A contestant's method; `authors` differs from `trio` in how it finds the same tokens."""
+    if name == "authors":
+        return replace(_method(replica, "trio", retention), selector=AuthorsTrio())
+    return Method.build(replica.decoder.depth, retention=retention, selector=name)
 
 
 def _stages(contestant: Contestant, pass_number: int) -> dict[str, float]:
@@ -145,11 +143,9 @@ def counted_flop(counter: FlopCounter, samples: Sequence[PreparedSample], contes
     since it finds the same.
     """
     if isinstance(contestant, Pruned):
-        supervised = len(getattr(contestant.selector, "supervised", ()))
+        supervised, schedule = contestant.method.selector.proxy_rows, contestant.method.schedule
         tiles = {image.hash: len(image.tiles) for sample in samples for image in sample.images}
-        prompts = (
-            counter.prompt(sample.rows, sample.image_tokens, contestant.schedule, supervised) for sample in samples
-        )
+        prompts = (counter.prompt(sample.rows, sample.image_tokens, schedule, supervised) for sample in samples)
         return sum(counter.image(count) for count in tiles.values()) + sum(prompt.total for prompt in prompts)
     images = (counter.image(len(image.tiles)) for sample in samples for image in sample.images)
     return sum(images) + sum(counter.prompt(sample.rows).total for sample in samples)
@@ -167,6 +163,6 @@ def _over_random(entries: dict[str, Contestant], timings: Timings, name: str) ->
     this, chance = entries[name], entries.get("random")
     if name == "random" or not (isinstance(this, Pruned) and isinstance(chance, Pruned)):
         return None
-    if this.schedule != chance.schedule:
+    if this.method.schedule != chance.method.schedule:
         return None
     return median(a / b for a, b in zip(timings.seconds[name], timings.seconds["random"], strict=True)) - 1

@@ -9,9 +9,7 @@ from functools import cached_property
 from trio_ray.config import CacheConfig
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.lab.prefill.contestant import Contestant
-from trio_ray.method.schedule import Schedule
-from trio_ray.method.selector import Selector
-from trio_ray.method.visionzip import VisionZip
+from trio_ray.method.method import Method
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
@@ -31,9 +29,7 @@ class Pruned(Contestant):
         replica: the model.
         samples: all of them.
         token_budget: prompt rows a batch.
-        schedule: what is kept where.
-        selector: which tokens stay.
-        zipper: the reduction behind the vision tower, if any.
+        method: which tokens stay.
         codec: of keys and values, if they are stored.
         cache: what is stored.
     """
@@ -41,9 +37,7 @@ class Pruned(Contestant):
     replica: Replica
     samples: Sequence[PreparedSample]
     token_budget: int
-    schedule: Schedule
-    selector: Selector
-    zipper: VisionZip | None = None
+    method: Method
     codec: Codec | None = None
     cache: CacheConfig = NOTHING_BUT_THE_ROW
     _open: list[StoredGroup] = field(default_factory=list)
@@ -51,9 +45,7 @@ class Pruned(Contestant):
     @cached_property
     def stage(self) -> ModelStage:
         """What a job's replica would run."""
-        return ModelStage(
-            self.replica, self.schedule, self.selector, self.zipper, self.codec, self.cache, self.token_budget
-        )
+        return ModelStage(self.replica, self.method, self.codec, self.cache, self.token_budget)
 
     def batches(self, number: int) -> list[list[PreparedSample]]:
         """See `Contestant`."""
@@ -69,6 +61,6 @@ class Pruned(Contestant):
         self._drop(but=0)
 
     def _drop(self, but: int) -> None:
-        """Wait for all but the last few, as a job does; what had not settled is made again."""
+        """Wait for all but the last few, as a job does; what had not converged is recomputed."""
         while len(self._open) > but:
             self._open.pop(0).arrived().release()

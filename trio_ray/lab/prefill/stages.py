@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from trio_ray.kv.batch import PrefixBatch
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.prefill.unpruned import Unpruned
 from trio_ray.method.proxy import ProxyLayer
-from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import Selection, Selector
+from trio_ray.method.rows import PackedRows, Positions
+from trio_ray.method.selectors.selector import Selection, Selector
 from trio_ray.tensors import Mark, mark, milliseconds_between
 
 STAGES = ("vision", "layers before the first prune", "score", "NMS", "gather", "layers behind it", "copy to host")
@@ -58,6 +58,7 @@ class _Timed(Selector):
     """Another selector between the marks of a clock. It scores and gathers once more, to see these apart."""
 
     inner: Selector
+    kept_positions: Positions
     clock: StageClock
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
@@ -71,7 +72,7 @@ class _Timed(Selector):
             selection = self.inner.select(hidden, rows, proxy, keep)
         with self.clock.span("extra"), self.clock.span("gather"):
             hidden[selection.rows]
-            rows.keep(selection.rows, keep, renumber=self.positions == "compact")
+            rows.keep(selection.rows, keep, self.kept_positions)
         return selection
 
 
@@ -79,14 +80,14 @@ def pruned_stages(contestant: Pruned, pass_number: int) -> dict[str, float]:
     """Milliseconds of each of `STAGES`, a sample, over one pass."""
     replica = contestant.replica
     clock = StageClock(replica.device)
-    selector = contestant.selector
-    timed = _Timed(threshold=selector.threshold, positions=selector.positions, inner=selector, clock=clock)
+    method = contestant.method
+    timed = replace(method, selector=_Timed(inner=method.selector, kept_positions=method.positions, clock=clock))
     for embedded, batch in zip(contestant.batches(pass_number), contestant.batches(pass_number + 1), strict=True):
         with clock.span("vision"):
             replica.embed(embedded)
         clock.start("before the first select")
         with clock.span("all"):
-            prefixes = replica.prefill_batch(batch, contestant.schedule, timed)
+            prefixes = replica.prefill(batch, timed).batch
         _copy_to_host(prefixes, clock)
     total = {name: clock.milliseconds(name) for name in ("vision", "score", "gather", "copy to host")}
     before = clock.milliseconds("before the first select") - total["vision"]

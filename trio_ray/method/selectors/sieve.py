@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from trio_ray.method.proxy import ProxyLayer, rms_norm
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import NO_SUPPRESSION, Selection, Selector
+from trio_ray.method.selectors.selector import Selection, Selector
 from trio_ray.method.supervision import TargetRows, attend_from
 from trio_ray.tensors import on_device
 
@@ -30,9 +32,15 @@ class Sieve(Selector):
         heads: share of the heads, those that look most at the image, whose attention counts.
     """
 
-    threshold: float = NO_SUPPRESSION
-    spectrum: float = AUTHORS_SPECTRUM
-    heads: float = AUTHORS_HEADS
+    name: ClassVar[str] = "sieve"
+    spectrum: Annotated[
+        float,
+        Field(gt=0.0, le=1.0, description="Share of the text Gram matrix's spectrum whose eigenvalue sets the ridge."),
+    ] = AUTHORS_SPECTRUM
+    heads: Annotated[
+        float,
+        Field(gt=0.0, le=1.0, description="Share of the heads, those that look most at the image, that count."),
+    ] = AUTHORS_HEADS
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """Squared attention mass times squared residual share; see `Selector`."""

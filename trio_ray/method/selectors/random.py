@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import Selector
+from trio_ray.method.selectors.selector import SuppressingSelector
 
 DRAWS = 1 << 16
 """More than a prompt has image tokens."""
 
 
 @dataclass(frozen=True)
-class RandomChoice(Selector):
-    """Keep tokens at random: an image token's number draws its score, so a sample's choice is the same in every batch.
+class RandomChoice(SuppressingSelector):
+    """Keeps tokens at random. A token's number decides its score, so a sample's choice is the same in every batch.
 
     Attributes:
-        seed: of the draws.
+        seed: of the random scores.
     """
 
-    seed: int = 0
+    name: ClassVar[str] = "random"
+    compared: ClassVar[dict[str, dict[str, Any]]] = {"random + NMS": {"settings": {"threshold": 0.8}}}
+    seed: Annotated[int, Field(ge=0, description="Seed of the random scores.")] = 0
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """See `Selector`."""

@@ -1,22 +1,25 @@
-"""The selector that looks at nothing but places."""
+"""The selector that looks at nothing but the tokens' places."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from trio_ray.method.proxy import ProxyLayer
 from trio_ray.method.rows import PackedRows
-from trio_ray.method.selector import Selector
+from trio_ray.method.selectors.selector import Selector
 from trio_ray.tensors import on_device
 
 
 @dataclass(frozen=True)
 class Uniform(Selector):
-    """Keep tokens at even steps through those that are left."""
+    """Keeps tokens at even steps through those that are left."""
+
+    name: ClassVar[str] = "uniform"
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
         """All alike; see `Selector`."""
