@@ -125,3 +125,8 @@ def check_file(option: str, path: str) -> None:
         raise ConfigError(option, f"there is no folder {folder}; make it, or give another file")
     if Path(path).is_dir():
         raise ConfigError(option, f"{path} is a folder; give a file")
+
+
+def print_written(files: Sequence[Path]) -> None:
+    """Say which files a study has left."""
+    print(f"written: {files[0].parent}/{', '.join(file.name for file in files)}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trio_ray.estimate.choices import Against, Choice
 from trio_ray.estimate.estimate import Estimate
+from trio_ray.study import shown, table
 
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -13,7 +14,7 @@ SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 def text(estimate: Estimate) -> str:
     """The whole report, in Markdown, its last line the verdict."""
     return "\n".join(
-        [*_corpus_lines(estimate), *_job_lines(estimate), "", *_choice_table(estimate.choices), "", estimate.verdict]
+        [*_corpus_lines(estimate), *_job_lines(estimate), "", _choice_table(estimate.choices), "", estimate.verdict]
     )
 
 
@@ -60,35 +61,38 @@ def _job_lines(estimate: Estimate) -> list[str]:
     return lines
 
 
-def _choice_table(choices: Sequence[Choice]) -> list[str]:
-    lines = [
-        "| level, codec | a sample | in all | zstd | read | then compute | pruned: break-even | pays from | unpruned: "
-        "break-even | pays from |",
-        "|---" * 10 + "|",
-    ]
-    for choice in choices:
-        read = "" if choice.read_s is None else f"{1e3 * choice.read_s:.3g} ms"
-        lines.append(
-            f"| {choice.name} ({choice.source}) | {size(choice.bytes_per_sample)} | {size(choice.total_bytes)} | "
-            f"{choice.zstd_factor:.2f} | {read} | {1e3 * choice.finish_s:.3g} ms | "
-            f"{_against(choice.pruned, choice)} | {_against(choice.unpruned, choice)} |"
-        )
-    return lines
+def _choice_table(choices: Sequence[Choice]) -> str:
+    return table(
+        choices,
+        {
+            "level, codec": lambda choice: f"{choice.name} ({choice.source})",
+            "a sample": lambda choice: size(choice.bytes_per_sample),
+            "in all": lambda choice: size(choice.total_bytes),
+            "zstd": lambda choice: f"{choice.zstd_factor:.2f}",
+            "read": lambda choice: shown(choice.read_s, ".3g", " ms", times=1e3),
+            "then compute": lambda choice: shown(choice.finish_s, ".3g", " ms", times=1e3),
+            "pruned: break-even": lambda choice: _bandwidth(choice.pruned),
+            "pruned: pays from": lambda choice: _uses(choice.pruned, choice),
+            "unpruned: break-even": lambda choice: _bandwidth(choice.unpruned),
+            "unpruned: pays from": lambda choice: _uses(choice.unpruned, choice),
+        },
+    )
 
 
-def _against(against: Against, choice: Choice) -> str:
-    """Two cells: break-even bandwidth, and uses from which on precomputing pays (in time; in money)."""
+def _bandwidth(against: Against) -> str:
+    return shown(against.break_even_gb_per_s, ".3g", " GB/s") or "none: recompute"
+
+
+def _uses(against: Against, choice: Choice) -> str | None:
+    """From which use on precomputing pays, in time and in money."""
     if against.break_even_gb_per_s is None:
-        return "none: recompute | never"
+        return "never"
     if choice.read_s is None:
-        uses = ""
-    elif against.break_even_reuses is None:
-        uses = "never: recompute"
-    else:
-        uses = f"{against.break_even_reuses:.3g} uses"
-        if against.break_even_reuses_by_cost is not None:
-            uses += f", {against.break_even_reuses_by_cost:.3g} by cost"
-    return f"{against.break_even_gb_per_s:.3g} GB/s | {uses}"
+        return None
+    if against.break_even_reuses is None:
+        return "never: recompute"
+    by_cost = shown(against.break_even_reuses_by_cost, ".3g", " by cost")
+    return f"{against.break_even_reuses:.3g} uses{f', {by_cost}' if by_cost else ''}"
 
 
 def size(count: float) -> str:

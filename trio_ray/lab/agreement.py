@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.accuracy.accuracy import MAX_NEW_TOKENS, prepared_batches
 from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
-from trio_ray.lab.sure_choice import SureTrio
 from trio_ray.method.method import Method
 from trio_ray.model.loading import model_folder, read_model_config
 from trio_ray.model.replica import Replica
+from trio_ray.study import Study, table
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ WAYS = (
 )
 
 
+TITLES = {"kept_early": "kept at the first prune", "kept_late": "kept at the last", "answers": "answers"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a way gave, for each question.
@@ -50,13 +54,11 @@ class Outcome:
     Attributes:
         first, last: kept tokens at the first and at the last prune point.
         answers: the generated text.
-        sure: of `first` those that are kept for sure (`sure_choice`); noted of the first way alone.
     """
 
     first: list[frozenset[int]] = field(default_factory=list)
     last: list[frozenset[int]] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    sure: list[frozenset[int]] = field(default_factory=list)
 
 
 def measure_agreement(
@@ -75,8 +77,7 @@ def measure_agreement(
 
     Returns:
         A record a way: the share of kept tokens and of answers in common with the first way and with the first of the
-        same dtype; how many of the tokens that the first way keeps for sure at the first prune point this one keeps,
-        and of all that it keeps there they are; right answers. Then the ways that cannot run here, with the reason.
+        same dtype; right answers. Then the ways that cannot run here, with the reason.
 
     Raises:
         ConfigError: there is no such model.
@@ -93,7 +94,7 @@ def measure_agreement(
         except ConfigError as error:
             skipped[str(way)] = str(error)
             continue
-        outcomes[way] = _run(replica, asked, way.batch, note_sure=not outcomes)
+        outcomes[way] = _run(replica, asked, way.batch)
         records.append(_record(way, outcomes, asked))
         on_way(records[-1])
     return records, skipped
@@ -104,36 +105,28 @@ def _record(way: Way, outcomes: Mapping[Way, Outcome], asked: Sequence[HeldOutQu
     outcome, first = outcomes[way], next(iter(outcomes.values()))
     kin = next(other for other in outcomes if other.dtype == way.dtype)
     right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
-    sure = sum(map(len, first.sure))
-    kept_sure = sum(len(a & b) for a, b in zip(first.sure, outcome.first, strict=True))
     return {
         "way": str(way),
-        "sure": sure / sum(map(len, first.first)),
-        "kept_sure": kept_sure / sure if sure else None,
         **_against(outcome, first, "first"),
         **_against(outcome, outcomes[kin], "dtype"),
         "right": sum(right) / len(right),
     }
 
 
-def markdown(records: Sequence[dict[str, object]]) -> str:
-    """A table, a line a way; per cent."""
-    whats, whoms = ("kept_early", "kept_late", "answers"), ("first", "dtype")
-    titles = ("kept at the first prune", "kept at the last", "answers")
-    fields = ["kept_sure", *(f"{what}_{whom}" for whom in whoms for what in whats), "right"]
-    heads = [f"{title}, as {records[0]['way']}" for title in titles] + [
-        f"{title}, as its dtype's first" for title in titles
-    ]
-    heads = [f"of the {_percent(records[0]['sure'])} % kept for sure at the first prune", *heads, "right answers"]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for record in records:
-        cells = [_percent(record[field]) for field in fields]
-        lines.append(f"| {record['way']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def study(questions: int, records: Sequence[dict[str, object]], skipped: Mapping[str, str]) -> Study:
+    """A line a way; per cent."""
+    columns: dict[str, Callable[[dict[str, object]], object]] = {"": lambda record: record["way"]}
+    for whom, others in (("first", str(records[0]["way"])), ("dtype", "its dtype's first")):
+        for what, title in TITLES.items():
+            columns[f"{title}, as {others}"] = partial(_per_cent, f"{what}_{whom}")
+    columns["right answers"] = partial(_per_cent, "right")
+    not_run = [f"not run: {way}: {reason}" for way, reason in skipped.items()]
+    record = {"questions": questions, "ways": records, "skipped": dict(skipped)}
+    return Study("agreement", record, "\n\n".join([table(records, columns), *not_run]))
 
 
-def _percent(share: object) -> str:
-    return f"{100 * share:.1f}" if isinstance(share, float) else "-"
+def _per_cent(name: str, record: dict[str, object]) -> str:
+    return f"{100 * float(str(record[name])):.1f}"
 
 
 def _against(outcome: Outcome, other: Outcome, whom: str) -> dict[str, float]:
@@ -150,14 +143,11 @@ def _in_common(kept: Sequence[frozenset[int]], other: Sequence[frozenset[int]]) 
     return sum(len(a & b) for a, b in zip(kept, other, strict=True)) / sum(map(len, kept))
 
 
-def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int, note_sure: bool) -> Outcome:
+def _run(replica: Replica, questions: Sequence[HeldOutQuestion], batch: int) -> Outcome:
     method = Method.build(replica.decoder.depth)
     outcome = Outcome()
     for samples in prepared_batches(replica, questions, batch):
-        watched = SureTrio(**method.selector.settings) if note_sure else method.selector
-        prefixes = replica.prefill(samples, replace(method, selector=watched)).prefixes
-        if isinstance(watched, SureTrio):
-            outcome.sure.extend(watched.sure)
+        prefixes = replica.prefill(samples, method).prefixes
         outcome.first.extend(frozenset(prefix.kept[0].tolist()) for prefix in prefixes)
         outcome.last.extend(frozenset(prefix.kept[-1].tolist()) for prefix in prefixes)
         outcome.answers.extend(replica.generate(prefixes, MAX_NEW_TOKENS))

@@ -28,16 +28,14 @@ def test_every_way_that_runs_here_is_compared_and_the_others_are_named(
     assert lines == record["ways"]  # each way was told, so that a run that is cut off has not been for nothing
     shares = {name: value for way in ways.values() for name, value in way.items() if name != "way"}
     assert all(0 <= value <= 1 for value in shares.values())
-    assert len(shares) == 9
+    assert len(shares) == 7
     for name in ("float32 sdpa, batches of 64", "float32 sdpa, batches of 1"):
         found = ways[name]
         assert {found[f"{what}_first"] for what in ("kept_early", "kept_late", "answers")} == {1.0}
         assert found["right"] >= 1 / QUESTIONS
-        assert 0.3 < found["sure"] < 1
     first_of_bfloat16 = ways["bfloat16 sdpa, batches of 64"]
     assert {first_of_bfloat16[f"{what}_dtype"] for what in ("kept_early", "kept_late", "answers")} == {1.0}
     assert first_of_bfloat16["kept_early_first"] > 0.5
-    assert all(way["kept_sure"] == 1 for way in ways.values() if "fp8" not in way["way"])
     assert (tmp_path / "out" / "agreement.md").read_text().strip() in printed
     for way, reason in record["skipped"].items():
         assert f"not run: {way}: {reason}" in printed

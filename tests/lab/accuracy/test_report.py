@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.lab.results import asked, result
 from trio_ray.evaluate.scoring.bootstrap import interval
-from trio_ray.lab.accuracy.report import markdown, plot, summarise
+from trio_ray.lab.accuracy.report import plot, study, summarise
 
 RIGHT = {"all tokens": [1, 1, 1, 1, 1, 1], "trio": [1, 0, 1, 1, 1, 0], "random": [0, 0, 1, 0, 1, 0]}
 
@@ -43,7 +43,7 @@ def test_a_group_that_nobody_asked_about_is_left_out() -> None:
 def test_the_table_has_a_line_a_result_and_a_column_a_group() -> None:
     records = summarise([result("all tokens", 1.0, RIGHT["all tokens"]), result("trio", 0.111, RIGHT["trio"])], asked())
     low, high = records[1]["interval"]
-    lines = markdown(records).splitlines()
+    lines = study(records).text.splitlines()
     assert lines[0] == (
         "| method | retention | tokens | accuracy | 95 % interval | color | count | text | fine | coarse |"
     )

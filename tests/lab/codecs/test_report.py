@@ -18,8 +18,8 @@ from trio_ray.lab.codecs.plot import plot
 from trio_ray.lab.codecs.report import (
     Record,
     failed_controls,
-    markdown,
     question_records,
+    tables,
     text_records,
     wilson,
 )
@@ -100,14 +100,14 @@ def test_a_control_that_differs_in_anything_is_named(questions: list[Record], te
 
 
 def test_tables_have_a_line_a_codec(questions: list[Record], texts: list[Record]) -> None:
-    first, second = markdown(questions, texts).split("\n\n")
+    first, second = tables(questions, texts)
     for table, count in ((first, 5), (second, 5)):
         lines = table.splitlines()
         assert len(lines) == count
         assert len({line.count("|") for line in lines}) == 1
     assert "| trio | 11.1 % | int2 | 2.00 | 0.2 | 8.0x | 48x | 50.0 | 25.0 (0.0 to 50.0) | 75.0 % |" in first
     assert "| int2 | 2.00 | 0 | 8.0x | 8.585 | 16.18 % (10.52 to 22.14) | 0.20000 | 50.00 % |" in second
-    assert markdown(questions, []) == first
+    assert tables(questions, []) == [first]
 
 
 @pytest.mark.parametrize("which", ["both", "questions", "texts"])

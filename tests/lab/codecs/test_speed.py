@@ -13,7 +13,7 @@ from trio_ray.estimate.made_up_states import GEOMETRIES, prefix_batch
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import code_batch
-from trio_ray.lab.codecs.speed import CodecBenchmark, markdown
+from trio_ray.lab.codecs.speed import CodecBenchmark, speed_table
 
 CPU = torch.device("cpu")
 SMALL = replace(GEOMETRIES["bundled"], kv_heads=2, least=60, most=120)
@@ -56,5 +56,5 @@ def test_sizes_are_those_of_containers_and_all_rates_are_there() -> None:
     assert math.isclose(plain.bits, 16, rel_tol=0.05)
     kept = benchmark.measure("kept", codec_of({"name": "raw", "zstd": 0, "first_segment": "kept"}))
     assert kept.bits < 0.8 * plain.bits
-    table = markdown([speed, plain])
+    table = speed_table([speed, plain])
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| int4", "| plain"]

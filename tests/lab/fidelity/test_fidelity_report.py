@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trio_ray.lab.fidelity.fidelity_report import markdown, plot, pool
+from trio_ray.lab.fidelity.fidelity_report import plot, pool, study
 
 DIVERGENCE = [
     {"selector": name, "depth": depth, "kl": [0.1 * depth, 0.3], "agrees": [True, depth > 1]}
@@ -31,7 +31,7 @@ def test_batches_are_pooled_by_what_they_agree_in() -> None:
 
 
 def test_the_tables_say_means_medians_and_shares() -> None:
-    lines = markdown(DIVERGENCE, AGREEMENT, DETAIL).splitlines()
+    lines = study(DIVERGENCE, AGREEMENT, DETAIL).text.splitlines()
     assert lines[0] == "| depth | trio: KL (first token equal) | random: KL (first token equal) |"
     assert lines[2] == "| 1 | 0.200 (50.0 %) | 0.200 (50.0 %) |"
     assert lines[3] == "| 2 | 0.250 (100.0 %) | 0.250 (100.0 %) |"

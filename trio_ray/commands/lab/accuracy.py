@@ -7,10 +7,9 @@ what is lost is the selection's fault. Prints a table; --out DIR writes accuracy
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
-from trio_ray.commands._options import SHARE, make_folder, whole
+from trio_ray.commands._options import SHARE, make_folder, print_written, whole
 from trio_ray.commands._progress import shown_count
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure every method at every retention, and report."""
     from trio_ray.lab.accuracy.accuracy import Setting, measure_accuracy
     from trio_ray.lab.accuracy.questions import held_out_questions
-    from trio_ray.lab.accuracy.report import markdown, plot, summarise
+    from trio_ray.lab.accuracy.report import study, summarise
     from trio_ray.model.replica import Replica
 
     folder = make_folder("--out", arguments.out) if arguments.out else None
@@ -56,12 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with shown_count("questions", len(questions)) as show:
         records = summarise(measure_accuracy(replica, questions, settings, arguments.batch, show), questions)
-    table = markdown(records)
-    print(table)
+    found = study(records)
+    print(found.text)
     print(f"{len(questions)} questions, {len(settings)} settings, {replica.device}, {time.monotonic() - started:.0f} s")
     if folder:
-        (folder / "accuracy.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-        (folder / "accuracy.md").write_text(table + "\n", encoding="utf-8")
-        plot(records, str(folder / "accuracy.png"))
-        print(f"written: {folder}/accuracy.json, accuracy.md, accuracy.png")
+        print_written(found.write(folder))
     return 0

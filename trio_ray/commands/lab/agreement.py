@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from trio_ray.commands._options import make_folder, whole
+from trio_ray.commands._options import make_folder, print_written, whole
 from trio_ray.commands._progress import shown_steps
 from trio_ray.config import BUNDLED_MODEL
 
@@ -23,19 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.lab.agreement import markdown, measure_agreement
+    from trio_ray.lab.agreement import measure_agreement, study
 
     folder = make_folder("--out", arguments.out) if arguments.out else None
     with shown_steps() as show:
         records, skipped = measure_agreement(
             arguments.questions, arguments.model, on_way=lambda record: show(json.dumps(record))
         )
-    table = markdown(records)
-    print(table)
-    for way, reason in skipped.items():
-        print(f"not run: {way}: {reason}")
+    found = study(arguments.questions, records, skipped)
+    print(found.text)
     if folder:
-        result = {"questions": arguments.questions, "ways": records, "skipped": skipped}
-        (folder / "agreement.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (folder / "agreement.md").write_text(table + "\n", encoding="utf-8")
+        print_written(found.write(folder))
     return 0

@@ -13,17 +13,18 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
-from trio_ray.commands._options import SHARE, make_folder, whole
+from trio_ray.commands._options import SHARE, make_folder, print_written, whole
 from trio_ray.commands._progress import shown_count, shown_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
+from trio_ray.study import Study
 
 if TYPE_CHECKING:
     from trio_ray.lab.codecs.recipes import Recipe
@@ -72,10 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     counts.
     """
     from trio_ray.lab.accuracy.methods import method_config
-    from trio_ray.lab.codecs import speed, study
+    from trio_ray.lab.codecs import study
     from trio_ray.lab.codecs.plot import plot
     from trio_ray.lab.codecs.recipes import Recipe
-    from trio_ray.lab.codecs.report import failed_controls, markdown
+    from trio_ray.lab.codecs.report import failed_controls, tables
+    from trio_ray.lab.codecs.speed import speed_table
 
     for name in arguments.methods:
         method_config(name, 1.0)
@@ -87,28 +89,25 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     questions = _questions(arguments, recipes) if arguments.questions else []
     texts = _texts(arguments.passages, recipes) if arguments.passages else []
-    tables = [markdown(questions, texts)] if questions or texts else []
+    found = tables(questions, texts)
     speeds = []
     if arguments.speed:
         with shown_steps() as show:
             speeds = study.measure_speeds(arguments.speed, recipes, arguments.samples, arguments.rounds, show)
         heading = study.speed_heading(arguments.speed, arguments.samples, arguments.rounds)
-        tables.append(f"{heading}\n\n{speed.markdown(speeds)}")
-    table = "\n\n".join(tables)
-    print(table)
+        found += [heading, speed_table(speeds)]
+    record = {
+        "codecs": {recipe.name: recipe.parameters for recipe in recipes},
+        "questions": questions,
+        "texts": texts,
+        "speeds": [asdict(speed) for speed in speeds],
+    }
+    draw = partial(plot, questions, texts) if questions or texts else None
+    written = Study("codecs", record, "\n\n".join(found), draw)
+    print(written.text)
     print(f"\n{arguments.questions} questions, {arguments.passages} passages, {time.monotonic() - started:.0f} s")
     if folder:
-        everything = {
-            "codecs": {recipe.name: recipe.parameters for recipe in recipes},
-            "questions": questions,
-            "texts": texts,
-            "speeds": [asdict(speed) for speed in speeds],
-        }
-        (folder / "codecs.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-        (folder / "codecs.md").write_text(table + "\n", encoding="utf-8")
-        if questions or texts:
-            plot(questions, texts, str(folder / "codecs.png"))
-        print(f"written: {', '.join(sorted(str(file) for file in folder.glob('codecs.*')))}")
+        print_written(written.write(folder))
     failed = failed_controls([*questions, *texts])
     if failed:
         print(f"the control failed: raw is not exact on {', '.join(failed)}", file=sys.stderr)

@@ -8,10 +8,9 @@ the tables; with --out writes fidelity.json, fidelity.md and fidelity.png there.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
-from trio_ray.commands._options import SHARE, make_folder, whole
+from trio_ray.commands._options import SHARE, make_folder, print_written, whole
 from trio_ray.commands._progress import shown_count
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 
@@ -63,13 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     detail = fidelity.fine_and_coarse(measure_accuracy(replica, questions, settings, arguments.batch), questions)
     divergence = fidelity_report.pool(divergence, ("selector", "depth"))
     agreement = fidelity_report.pool(agreement, ("depth",))
-    tables = fidelity_report.markdown(divergence, agreement, detail)
-    print(tables)
+    found = fidelity_report.study(divergence, agreement, detail)
+    print(found.text)
     print(f"\n{len(questions)} questions, {replica.device}, {time.monotonic() - started:.0f} s")
     if folder:
-        everything = {"divergence": divergence, "agreement": agreement, "detail": detail}
-        (folder / "fidelity.json").write_text(json.dumps(everything) + "\n", encoding="utf-8")
-        (folder / "fidelity.md").write_text(tables + "\n", encoding="utf-8")
-        fidelity_report.plot(divergence, agreement, detail, str(folder / "fidelity.png"))
-        print(f"written: {folder}/fidelity.json, fidelity.md, fidelity.png")
+        print_written(found.write(folder))
     return 0

@@ -1,9 +1,9 @@
 """Measure whole jobs on the GPUs of this machine: real Ray, one replica a GPU, a real store.
 
-Writes a corpus, calibrates the codec once if it is left open (cache.codec auto), measures one bare replica that has its
-samples in memory and stores nothing, then runs the job on each number of replicas, each on as many times more shards,
-and deletes what it stored. Weights are random unless --shapes bundled. For S3 give an s3:// output and the usual AWS
-environment. What is known is written after every step, so a run that is cut off leaves what it had.
+Writes a corpus, measures one bare replica that has its samples in memory and stores nothing, then runs the job on each
+number of replicas, each on as many times more shards, and deletes what it stored. Weights are random unless --shapes
+bundled. For S3 give an s3:// output and the usual AWS environment. What is known is written after every step, so a run
+that is cut off leaves what it had.
 
 example:
   trio-ray lab job --shapes mistral-7b --runs 1 2 4 1:raw --output s3://bench/out --out runs/job
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N[:CODEC]",
         help="one run each, on N replicas, with a codec of its own where one is given (default 1)",
     )
-    parser.add_argument(
-        "--kill", action="store_true", help="a further run, on the most replicas, that loses one on the way"
-    )
     parser.add_argument("--output", required=True, metavar="URI", help="where the jobs write, emptied after each")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings of the job")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of the job")
@@ -53,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.lab.jobs.report import markdown
+    from trio_ray.lab.jobs.report import study
     from trio_ray.lab.jobs.whole_job import JobBench, JobRun, run_bench
     from trio_ray.lab.machine import describe_machine, describe_versions
     from trio_ray.model.decoder import default_device
@@ -61,8 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
         raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
-    if arguments.kill and os.environ.get("RAY_ADDRESS"):
-        raise ConfigError("--kill", "wants a Ray of its own, whose processes it may kill; unset RAY_ADDRESS")
     runs = tuple(JobRun(*_parse_run(text)) for text in arguments.runs)
     folder = Path(arguments.out)
     model = folder.absolute() / "model"
@@ -78,7 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
         shards=arguments.shards,
         per_shard=arguments.per_shard,
         runs=runs,
-        kill=arguments.kill,
     )
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -89,23 +81,15 @@ def run(arguments: argparse.Namespace) -> int:
     }
 
     def keep(record: Mapping[str, Any]) -> None:
-        _write(folder / "job.json", json.dumps({**about, **record}, indent=1))
-        _write(folder / "job.md", markdown({**about, **record}))
+        study({**about, **record}).write(folder)
 
     with shown_steps() as show:
         record = run_bench(bench, folder, show, keep)
-    print(markdown({**about, **record}))
-    failed = [run["failed"] for run in (*record["runs"], record.get("kill", {})) if "failed" in run]
+    print(study({**about, **record}).text)
+    failed = [run["failed"] for run in record["runs"] if "failed" in run]
     if failed:
         raise JobFailed(f"{len(failed)} of the runs failed, the first: {failed[0]}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step: what was there stays whole until the new text is."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 def _parse_run(text: str) -> tuple[int, Any]:

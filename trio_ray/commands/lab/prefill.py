@@ -8,10 +8,9 @@ and the model's folder, which a job takes as model.name.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
-from trio_ray.commands._options import make_folder, number, whole
+from trio_ray.commands._options import make_folder, number, print_written, whole
 from trio_ray.commands._progress import shown_steps
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     from trio_ray.lab.prefill.comparison import compare
-    from trio_ray.lab.prefill.report import markdown
+    from trio_ray.lab.prefill.report import study
     from trio_ray.model.replica import Replica
     from trio_ray.model.shapes import SHAPES, write_model
 
@@ -83,10 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         compared = compare(Replica.load(model), settings, show)
     record = {"shapes": arguments.shapes, "matmul": arguments.matmul, **compared}
     record["seconds"] = time.monotonic() - started
-    table = markdown(record)
-    (folder / "prefill.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "prefill.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    found = study(record)
+    print(found.text)
     print(f"\nPacking budget for this model here: --set pipeline.token_budget={record['token_budget']}")
-    print(f"written: {folder}/prefill.json, prefill.md; {record['seconds']:.0f} s")
+    print_written(found.write(folder))
     return 0

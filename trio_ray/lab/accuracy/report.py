@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from trio_ray.evaluate.scoring.bootstrap import interval
 from trio_ray.lab.accuracy.accuracy import Result
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
+from trio_ray.study import Study, table
 
 MARKERS = "osD^vP*X<>ph"
 SPREAD = 1.018
@@ -44,22 +46,22 @@ def summarise(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -
     return records
 
 
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, a line a method and retention, columns by question type."""
-    groups = list(records[0]["by_group"])
-    names = [group.removeprefix("type ") for group in groups]
-    lines = [
-        "| method | retention | tokens | accuracy | 95 % interval | " + " | ".join(names) + " |",
-        "|---|---|---|---|---|" + "---|" * len(groups),
-    ]
-    for record in records:
-        low, high = record["interval"]
-        cells = [f"{100 * record['by_group'][group]['accuracy']:.1f}" for group in groups]
-        lines.append(
-            f"| {record['method']} | {100 * record['retention']:.1f} % | {record['tokens']:.1f} "
-            f"| **{100 * record['accuracy']:.1f}** | {100 * low:.1f} - {100 * high:.1f} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
+def study(records: Sequence[dict[str, Any]]) -> Study:
+    """A line a method and retention, with columns by question type; the plot shows accuracy over retention."""
+    columns: dict[str, Callable[[dict[str, Any]], object]] = {
+        "method": lambda record: record["method"],
+        "retention": lambda record: f"{100 * record['retention']:.1f} %",
+        "tokens": lambda record: f"{record['tokens']:.1f}",
+        "accuracy": lambda record: f"**{100 * record['accuracy']:.1f}**",
+        "95 % interval": lambda record: " - ".join(f"{100 * end:.1f}" for end in record["interval"]),
+    }
+    for group in records[0]["by_group"]:
+        columns[group.removeprefix("type ")] = partial(_accuracy_of, group)
+    return Study("accuracy", records, table(records, columns), partial(plot, records))
+
+
+def _accuracy_of(group: str, record: dict[str, Any]) -> str:
+    return f"{100 * record['by_group'][group]['accuracy']:.1f}"
 
 
 def plot(records: Sequence[dict[str, Any]], path: str) -> None:

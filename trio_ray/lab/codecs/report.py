@@ -11,19 +11,11 @@ from trio_ray.calibration.codec_loss import IN_MEMORY, UNROUNDED
 from trio_ray.evaluate.scoring.bootstrap import interval
 from trio_ray.lab.codecs.coded_questions import WAYS, Answered, CodecResult
 from trio_ray.lab.codecs.continued_text import WITHOUT_PREFIX, TextResult
+from trio_ray.study import Columns, table
 
 Record = dict[str, Any]
 
 CONTROLS = (IN_MEMORY, UNROUNDED, WITHOUT_PREFIX)
-QUESTION_COLUMNS = (
-    "| method | retention | codec | bits a value | KB a sample | of 16 bit | of unpruned 16 bit | accuracy "
-    "| points lost (95 %) | first token equal | answer equal (95 %) | KL first token | KL all tokens "
-    "| last row: answer equal | last row: KL |"
-)
-TEXT_COLUMNS = (
-    "| codec | bits a value | KB a passage | of 16 bit | perplexity | change (95 %) | KL a token | most likely token "
-    "equal |"
-)
 
 
 def question_records(results: Sequence[CodecResult], scenes: Sequence[int]) -> list[Record]:
@@ -88,14 +80,10 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return float((middle - width) / (1 + slack)), float((middle + width) / (1 + slack))
 
 
-def markdown(questions: Sequence[Record], texts: Sequence[Record]) -> str:
+def tables(questions: Sequence[Record], texts: Sequence[Record]) -> list[str]:
     """The questions' table and the texts', whichever was measured."""
-    tables = []
-    if questions:
-        tables.append([QUESTION_COLUMNS, _rule(QUESTION_COLUMNS), *map(_question_line, questions)])
-    if texts:
-        tables.append([TEXT_COLUMNS, _rule(TEXT_COLUMNS), *map(_text_line, texts)])
-    return "\n\n".join("\n".join(table) for table in tables)
+    found = [table(questions, QUESTION_COLUMNS)] if questions else []
+    return found + ([table(texts, TEXT_COLUMNS)] if texts else [])
 
 
 def _size(sizes: Sequence[int], values: Sequence[int]) -> Record:
@@ -124,31 +112,21 @@ def _way(answers: Sequence[Answered], baseline: Sequence[Answered], scenes: Sequ
     }
 
 
-def _question_line(record: Record) -> str:
-    question, last = (record["ways"][way] for way in WAYS)
+def _lost(record: Record) -> str:
+    question = record["ways"]["question"]
     low, high = question["lost_interval"]
+    return f"{_plain(100 * question['lost'], 1)} ({_plain(100 * low, 1)} to {_plain(100 * high, 1)})"
+
+
+def _same(record: Record) -> str:
+    question = record["ways"]["question"]
     surely, perhaps = question["same_interval"]
-    return (
-        f"| {record['method']} | {100 * record['retention']:.1f} % | {record['codec']} | {record['bits']:.2f} "
-        f"| {record['bytes'] / 1000:.1f} | {record['ratio']:.1f}x | {record['ratio_to_unpruned']:.0f}x "
-        f"| {100 * question['accuracy']:.1f} | {_plain(100 * question['lost'], 1)} "
-        f"({_plain(100 * low, 1)} to {_plain(100 * high, 1)}) | {100 * question['first_same']:.1f} % "
-        f"| {100 * question['same']:.1f} % ({100 * surely:.1f} - {100 * perhaps:.1f}) | {_kl(question['kl_first'])} "
-        f"| {_kl(question['kl'])} | {100 * last['same']:.1f} % | {_kl(last['kl'])} |"
-    )
+    return f"{100 * question['same']:.1f} % ({100 * surely:.1f} - {100 * perhaps:.1f})"
 
 
-def _text_line(record: Record) -> str:
+def _change(record: Record) -> str:
     low, high = record["change_interval"]
-    return (
-        f"| {record['codec']} | {record['bits']:.2f} | {record['bytes'] / 1000:.0f} | {record['ratio']:.1f}x "
-        f"| {record['perplexity']:.3f} | {_plain(100 * record['change'], 2)} % ({_plain(100 * low, 2)} to "
-        f"{_plain(100 * high, 2)}) | {_kl(record['kl'])} | {100 * record['same']:.2f} % |"
-    )
-
-
-def _rule(columns: str) -> str:
-    return "|" + "---|" * (columns.count("|") - 1)
+    return f"{_plain(100 * record['change'], 2)} % ({_plain(100 * low, 2)} to {_plain(100 * high, 2)})"
 
 
 def _plain(number: float, digits: int) -> str:
@@ -159,3 +137,32 @@ def _plain(number: float, digits: int) -> str:
 
 def _kl(nats: float) -> str:
     return "0" if nats == 0 else f"{nats:.5f}" if abs(nats) >= 5e-6 else f"{nats:.0e}"
+
+
+QUESTION_COLUMNS: Columns[Record] = {
+    "method": lambda record: record["method"],
+    "retention": lambda record: f"{100 * record['retention']:.1f} %",
+    "codec": lambda record: record["codec"],
+    "bits a value": lambda record: f"{record['bits']:.2f}",
+    "KB a sample": lambda record: f"{record['bytes'] / 1000:.1f}",
+    "of 16 bit": lambda record: f"{record['ratio']:.1f}x",
+    "of unpruned 16 bit": lambda record: f"{record['ratio_to_unpruned']:.0f}x",
+    "accuracy": lambda record: f"{100 * record['ways']['question']['accuracy']:.1f}",
+    "points lost (95 %)": _lost,
+    "first token equal": lambda record: f"{100 * record['ways']['question']['first_same']:.1f} %",
+    "answer equal (95 %)": _same,
+    "KL first token": lambda record: _kl(record["ways"]["question"]["kl_first"]),
+    "KL all tokens": lambda record: _kl(record["ways"]["question"]["kl"]),
+    "last row: answer equal": lambda record: f"{100 * record['ways']['last row']['same']:.1f} %",
+    "last row: KL": lambda record: _kl(record["ways"]["last row"]["kl"]),
+}
+TEXT_COLUMNS: Columns[Record] = {
+    "codec": lambda record: record["codec"],
+    "bits a value": lambda record: f"{record['bits']:.2f}",
+    "KB a passage": lambda record: f"{record['bytes'] / 1000:.0f}",
+    "of 16 bit": lambda record: f"{record['ratio']:.1f}x",
+    "perplexity": lambda record: f"{record['perplexity']:.3f}",
+    "change (95 %)": _change,
+    "KL a token": lambda record: _kl(record["kl"]),
+    "most likely token equal": lambda record: f"{100 * record['same']:.2f} %",
+}

@@ -21,6 +21,7 @@ from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.lossless.zstd import compress, decompress
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.target import RowTarget
+from trio_ray.study import shown, table
 from trio_ray.tensors import mark, milliseconds_between, torch_threads
 
 CPU_LAYERS = 2
@@ -180,26 +181,27 @@ def container_sizes(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None =
     ]
 
 
-def markdown(speeds: Sequence[CodecSpeed]) -> str:
-    """A table, a codec a line."""
-    head = (
-        "| codec | MB a sample | bits a value | to TRIO 16 bit | to unpruned | encode GPU | decode GPU "
-        "| encode core | decode core | zstd in | zstd out | frames GPU | MB a sample by them | MB a basis |"
+def speed_table(speeds: Sequence[CodecSpeed]) -> str:
+    """A codec a line; rates in GB/s."""
+    return table(
+        speeds,
+        {
+            "codec": lambda speed: speed.codec,
+            "MB a sample": lambda speed: shown(speed.bytes, ".3g", times=1e-6),
+            "bits a value": lambda speed: shown(speed.bits, ".2f"),
+            "to TRIO 16 bit": lambda speed: shown(speed.to_pruned, ".1f", "x"),
+            "to unpruned": lambda speed: shown(speed.to_unpruned, ".1f", "x"),
+            "encode GPU": lambda speed: shown(speed.device_encode, ".3g"),
+            "decode GPU": lambda speed: shown(speed.device_decode, ".3g"),
+            "encode core": lambda speed: shown(speed.core_encode, ".3g"),
+            "decode core": lambda speed: shown(speed.core_decode, ".3g"),
+            "zstd in": lambda speed: shown(speed.shrink, ".3g"),
+            "zstd out": lambda speed: shown(speed.expand, ".3g"),
+            "frames GPU": lambda speed: shown(speed.device_shrink, ".3g"),
+            "MB a sample by them": lambda speed: shown(speed.device_bytes, ".3g", times=1e-6),
+            "MB a basis": lambda speed: shown(speed.basis, ".3g", times=1e-6),
+        },
     )
-    lines = [head, "|" + "---|" * 14]
-    for speed in speeds:
-        rates = [
-            speed.device_encode, speed.device_decode, speed.core_encode, speed.core_decode, speed.shrink, speed.expand,
-            speed.device_shrink,
-        ]  # fmt: skip
-        cells = [
-            speed.codec, f"{speed.bytes / 1e6:.3g}", f"{speed.bits:.2f}", f"{speed.to_pruned:.1f}x",
-            f"{speed.to_unpruned:.1f}x", *("-" if rate is None else f"{rate:.3g}" for rate in rates),
-            "-" if speed.device_bytes is None else f"{speed.device_bytes / 1e6:.3g}",
-            "-" if speed.basis is None else f"{speed.basis / 1e6:.3g}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tensor]]) -> None:

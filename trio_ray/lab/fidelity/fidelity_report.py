@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+
+from trio_ray.study import Study, table
 
 Records = Sequence[dict[str, Any]]
 
@@ -21,26 +24,50 @@ def pool(records: Iterable[dict[str, Any]], by: Sequence[str]) -> list[dict[str,
     return list(pooled.values())
 
 
-def markdown(divergence: Records, agreement: Records, detail: Records) -> str:
-    """Three Markdown tables."""
-    lines = ["| depth | " + " | ".join(f"{name}: KL (first token equal)" for name in _names(divergence)) + " |"]
-    lines.append("|---|" + "---|" * len(_names(divergence)))
-    for depth in sorted({record["depth"] for record in divergence}):
-        cells = []
-        for name in _names(divergence):
-            (record,) = [r for r in divergence if r["selector"] == name and r["depth"] == depth]
-            cells.append(f"{np.mean(record['kl']):.3f} ({100 * np.mean(record['agrees']):.1f} %)")
-        lines.append(f"| {depth} | " + " | ".join(cells) + " |")
-    lines += ["", "| depth | Spearman: median (quartiles) | best tenth in common |", "|---|---|---|"]
-    for record in agreement:
+def study(divergence: Records, agreement: Records, detail: Records) -> Study:
+    """Three tables, and one picture with a panel for each."""
+    record = {"divergence": divergence, "agreement": agreement, "detail": detail}
+    tables = [_divergence_table(divergence), _agreement_table(agreement), _detail_table(detail)]
+    return Study("fidelity", record, "\n\n".join(tables), partial(plot, divergence, agreement, detail))
+
+
+def _divergence_table(divergence: Records) -> str:
+    columns: dict[str, Callable[[int], object]] = {"depth": str}
+    for name in _names(divergence):
+        columns[f"{name}: KL (first token equal)"] = partial(_divergence_cell, divergence, name)
+    return table(sorted({record["depth"] for record in divergence}), columns)
+
+
+def _divergence_cell(divergence: Records, name: str, depth: int) -> str:
+    (record,) = [r for r in divergence if r["selector"] == name and r["depth"] == depth]
+    return f"{np.mean(record['kl']):.3f} ({100 * np.mean(record['agrees']):.1f} %)"
+
+
+def _agreement_table(agreement: Records) -> str:
+    def spearman(record: dict[str, Any]) -> str:
         low, middle, high = np.quantile(record["spearman"], [0.25, 0.5, 0.75])
-        common = 100 * np.mean(record["overlap"])
-        lines.append(f"| {record['depth']} | {middle:.2f} ({low:.2f} - {high:.2f}) | {common:.0f} % |")
-    lines += ["", "| method | retention | fine questions | coarse questions |", "|---|---|---|---|"]
-    for record in detail:
-        fine, coarse = (_share(record, kind) for kind in ("fine", "coarse"))
-        lines.append(f"| {record['method']} | {100 * record['retention']:.1f} % | {fine} | {coarse} |")
-    return "\n".join(lines)
+        return f"{middle:.2f} ({low:.2f} - {high:.2f})"
+
+    return table(
+        agreement,
+        {
+            "depth": lambda record: record["depth"],
+            "Spearman: median (quartiles)": spearman,
+            "best tenth in common": lambda record: f"{100 * np.mean(record['overlap']):.0f} %",
+        },
+    )
+
+
+def _detail_table(detail: Records) -> str:
+    return table(
+        detail,
+        {
+            "method": lambda record: record["method"],
+            "retention": lambda record: f"{100 * record['retention']:.1f} %",
+            "fine questions": lambda record: _share(record, "fine"),
+            "coarse questions": lambda record: _share(record, "coarse"),
+        },
+    )
 
 
 def plot(divergence: Records, agreement: Records, detail: Records, path: str) -> None:

@@ -13,9 +13,6 @@ from trio_ray.precompute.job import JobSummary
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_writer import PartReport
 
-PARTS_FOR_A_RATE = 2
-"""Of each replica, at the least, behind the recovery of a job that lost one: fewer would be chance."""
-
 Parts = dict[int, list[tuple[float, PartReport]]]
 
 
@@ -49,11 +46,6 @@ class JobWatch:
         """Remember an event. An `Observer`."""
         self.events.append((self.now(), event))
 
-    def begun_s(self, replicas: int) -> float | None:
-        """When the last of the first `replicas` replicas had committed its first part; None as long as it has not."""
-        begun = {replica: of_one[0][0] for replica, of_one in self._parts().items()}
-        return max(begun[replica] for replica in sorted(begun)[:replicas]) if len(begun) >= replicas else None
-
     def summary(self, replicas: int) -> dict[str, Any]:
         """Rates and shares of a job that ran on `replicas` replicas to its end, in its steady time.
 
@@ -84,37 +76,6 @@ class JobWatch:
             "tail_s": end - steady.first_idle,
             "lost": sum(isinstance(event, ActorLost) for _, event in self.events),
         }
-
-    def recovery(self, replicas: int, killed_s: float) -> dict[str, Any]:
-        """What it cost that one of the first `replicas` replicas was killed; None for what did not come, or not for
-        long enough.
-
-        How much of the shards in flight was computed twice, events cannot say: what was not committed is not reported.
-        They say which shards had parts committed by the lost replica and by others, which ended them.
-        """
-        parts, steady = self._parts(), self._steady(replicas)
-        first = sorted(number for number, _ in self._ready())[:replicas]
-        lost = self._lost()
-        replaced = next(((n, at) for n, at in self._ready() if n not in first and at > killed_s), None)
-        committed = next(iter(parts.get(replaced[0], [])), None) if replaced else None
-        back = committed[0] if committed else None
-        by = {replica: {report.shard for _, report in of_one} for replica, of_one in parts.items()}
-        of_lost = {shard for replica, shards in by.items() if replica in lost for shard in shards}
-        of_others = {shard for replica, shards in by.items() if replica not in lost for shard in shards}
-        return {
-            "killed_s": killed_s,
-            "noticed_after_s": next((at - killed_s for at, event in self.events if isinstance(event, ActorLost)), None),
-            "replaced_after_s": replaced[1] - killed_s if replaced else None,
-            "recovered_after_s": back - killed_s if back is not None else None,
-            "samples_per_s_before": self._rate(steady.begin, killed_s, replicas),
-            "samples_per_s_after": None if back is None else self._rate(back, steady.first_idle, replicas),
-            "shards_taken_over": len(of_lost & of_others),
-        }
-
-    def _rate(self, start: float, stop: float, replicas: int) -> float | None:
-        """Samples a second between two times; None where too few parts lie there to tell."""
-        reports = [r for of_one in self._parts().values() for at, r in of_one if start < at <= stop]
-        return sum(r.stored for r in reports) / (stop - start) if len(reports) >= PARTS_FOR_A_RATE * replicas else None
 
     def _steady(self, replicas: int) -> Steady:
         parts = self._parts()

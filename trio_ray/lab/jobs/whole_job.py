@@ -10,11 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trio_ray.config import AUTO_CODEC, JobConfig
+from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed, StoreError, TrioRayError
 from trio_ray.lab.jobs.corpus import write_corpus
 from trio_ray.lab.jobs.own_process import in_own_process
-from trio_ray.lab.jobs.replica_killer import one_replica_killed
 from trio_ray.lab.jobs.watch import JobWatch
 from trio_ray.precompute.job import run_job
 from trio_ray.store.commits import read_commits
@@ -45,7 +44,6 @@ class JobBench:
         shards: of each run, for one replica; more replicas get as many times more.
         per_shard: samples.
         runs: one after the other.
-        kill: whether a further run, on the most replicas, loses one of them on the way.
     """
 
     config: JobConfig
@@ -53,22 +51,11 @@ class JobBench:
     shards: int
     per_shard: int
     runs: tuple[JobRun, ...]
-    kill: bool
 
     @property
     def most(self) -> int:
         """Replicas of the largest run."""
         return max(run.replicas for run in self.runs)
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether the codec of a run is left open."""
-        asked = [self.codec_of(run) for run in self.runs] + [self.config.cache.codec] * self.kill
-        return any(self.leaves_open(codec) for codec in asked)
-
-    def leaves_open(self, codec: CodecSetting) -> bool:
-        """Whether a job with this codec would calibrate one."""
-        return self.config.cache.level == "kv" and codec == AUTO_CODEC
 
     def codec_of(self, run: JobRun) -> CodecSetting:
         """As it was asked for."""
@@ -87,7 +74,7 @@ def run_bench(
 
     Args:
         bench: what to run.
-        folder: where the corpus and a calibrated basis are written.
+        folder: where the corpus is written.
         on_step: told what begins, and in JSON what came of it.
         on_record: given all that is known so far, whenever it has grown.
 
@@ -101,11 +88,7 @@ def run_bench(
         on_record(record)
 
     inputs = write_corpus(folder / "corpus", bench.workload, bench.shards * bench.most, bench.per_shard)
-    if bench.calibrates:
-        on_step("calibration")
-        record["calibration"] = _calibration(bench, inputs[0], folder)
-        note(record["calibration"])
-    jobs = _Jobs(bench, inputs, record.get("calibration", {}))
+    jobs = _Jobs(bench, inputs)
     on_step("bare replica")
     record["bare"] = jobs.bare()
     note(record["bare"])
@@ -113,40 +96,24 @@ def run_bench(
         on_step(f"job on {run.replicas} replicas, codec {bench.codec_of(run)}")
         record["runs"].append(jobs.measured(run, f"run{number}", record["bare"]))
         note(record["runs"][-1])
-    if bench.kill:
-        on_step(f"job on {bench.most} replicas, of which one is killed")
-        record["kill"] = jobs.killed(JobRun(bench.most))
-        note(record["kill"])
     return record
-
-
-def _calibration(bench: JobBench, shard: str, folder: Path) -> dict[str, Any]:
-    """On one shard, as the others are the same file."""
-    config = bench.config.model_copy(update={"input": (shard,)})
-    order = {"config": config.model_dump(mode="json"), "basis": str(folder.absolute() / "basis.safetensors")}
-    try:
-        return in_own_process("trio_ray.lab.jobs.calibration", "calibration", order)
-    except JobFailed as error:
-        return {"failed": str(error)}
 
 
 @dataclass(frozen=True)
 class _Jobs:
-    """Jobs over one corpus. `calibration` is its record, empty where no codec is left open."""
+    """Jobs over one corpus."""
 
     bench: JobBench
     inputs: Sequence[str]
-    calibration: Mapping[str, Any]
 
     def bare(self) -> dict[str, Any]:
-        """The bare replica's rates, without coding and with the job's codec, if there is one by now."""
-        codec = self.bench.config.cache.codec
-        coding = "codec" in self.calibration or not self.bench.leaves_open(codec)
+        """The bare replica's rates, without coding and with the job's codec, if that is known by now."""
+        config = self.bench.config
         order = {
-            "config": (self._config(codec) if coding else self.bench.config).model_dump(mode="json"),
+            "config": config.model_dump(mode="json"),
             "workload": self.bench.workload,
             "samples": BARE_SAMPLES,
-            "coding": coding,
+            "coding": not config.cache.chooses_codec,
         }
         return in_own_process("trio_ray.lab.jobs.bare_replica", "bare replica", order)
 
@@ -165,29 +132,16 @@ class _Jobs:
             "times_bare_coding": _share(found["samples_per_s"], run.replicas, coding),
         }
 
-    def killed(self, run: JobRun) -> dict[str, Any]:
-        """The record of a run that loses a replica when all of them have worked for a while."""
-        watch = JobWatch()
-        try:
-            with one_replica_killed(watch, run.replicas) as killed:
-                found = self._run(run, "kill", watch)
-        except TrioRayError as error:
-            return {"replicas": run.replicas, "failed": str(error)}
-        return {
-            **found,
-            "expected": len(self.inputs) * self.bench.per_shard,
-            **(watch.recovery(run.replicas, killed[0]) if killed else {"killed_s": None}),
-        }
-
     def _run(self, run: JobRun, name: str, watch: JobWatch) -> dict[str, Any]:
         """What the watch says of a run, and the cache of the number of its samples: a killed replica may have committed
         a part that it could not report any more.
         """
-        config = self._config(self.bench.codec_of(run))
+        config = self.bench.config
+        cache = config.cache.model_copy(update={"codec": self.bench.codec_of(run)})
         replicas = config.replicas.model_copy(update={"min": run.replicas, "max": run.replicas})
         inputs = tuple(self.inputs[: self.bench.shards * run.replicas])
         output = f"{config.output.rstrip('/')}/{name}"
-        config = config.model_copy(update={"input": inputs, "output": output, "replicas": replicas})
+        config = config.model_copy(update={"input": inputs, "output": output, "replicas": replicas, "cache": cache})
         try:
             summary = run_job(config, observer=watch.note)
             if not summary.ok:
@@ -196,19 +150,6 @@ class _Jobs:
         finally:
             _empty(config)
         return {**watch.summary(run.replicas), "samples": sum(commit.stored for commit in commits)}
-
-    def _config(self, codec: CodecSetting) -> JobConfig:
-        """The job with this codec, or what calibration has made of one that is left open.
-
-        Raises:
-            JobFailed: calibration has failed.
-        """
-        config = self.bench.config
-        if self.bench.leaves_open(codec):
-            if "failed" in self.calibration:
-                raise JobFailed(self.calibration["failed"])
-            codec = self.calibration["codec"]
-        return config.model_copy(update={"cache": config.cache.model_copy(update={"codec": codec})})
 
 
 def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trio_ray.lab.prefill.stages import STAGES
+from trio_ray.study import Columns, Study, shown, table
 
 
-def markdown(record: dict[str, Any]) -> str:
+def study(record: dict[str, Any]) -> Study:
     """What was measured on what, the contestants, and their stages."""
-    return "\n\n".join([_head(record), _contestants(record), _stages(record)])
+    contestants = list(record["contestants"].items())
+    tables = [table(contestants, CONTESTANT_COLUMNS), table(contestants, _stage_columns(record["tiles_ms"]))]
+    return Study("prefill", record, "\n\n".join([_head(record), *tables]))
 
 
 def _head(record: dict[str, Any]) -> str:
@@ -24,36 +29,28 @@ def _head(record: dict[str, Any]) -> str:
     )
 
 
-def _contestants(record: dict[str, Any]) -> str:
-    lines = [
-        "| | images/s | samples/s | times unpruned | over random | TFLOP a sample | of the peak | memory, GB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, result in record["contestants"].items():
-        cells = [
-            name,
-            f"{result['images_per_s']:.3g}",
-            f"{result['samples_per_s']:.3g}",
-            _or_dash(result["times_unpruned"], lambda ratio: f"{ratio:.2f}"),
-            _or_dash(result["over_random"], lambda share: f"{100 * share:+.1f} %"),
-            f"{result['flop_per_sample'] / 1e12:.3g}",
-            f"{100 * result['share_of_peak']:.0f} %",
-            _or_dash(result["peak_bytes"], lambda size: f"{size / 1e9:.1f}"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+Contestant = tuple[str, dict[str, Any]]
+"""Its name and its record."""
+
+CONTESTANT_COLUMNS: Columns[Contestant] = {
+    "": lambda one: one[0],
+    "images/s": lambda one: shown(one[1]["images_per_s"], ".3g"),
+    "samples/s": lambda one: shown(one[1]["samples_per_s"], ".3g"),
+    "times unpruned": lambda one: shown(one[1]["times_unpruned"], ".2f"),
+    "over random": lambda one: shown(one[1]["over_random"], "+.1f", " %", times=100),
+    "TFLOP a sample": lambda one: shown(one[1]["flop_per_sample"], ".3g", times=1e-12),
+    "of the peak": lambda one: shown(one[1]["share_of_peak"], ".0f", " %", times=100),
+    "memory, GB": lambda one: shown(one[1]["peak_bytes"], ".1f", times=1e-9),
+}
 
 
-def _stages(record: dict[str, Any]) -> str:
-    lines = [
-        "| ms a sample | tiles (one CPU thread) | " + " | ".join(STAGES) + " |",
-        "|---|" + "---|" * (1 + len(STAGES)),
-    ]
-    for name, result in record["contestants"].items():
-        cells = [f"{milliseconds:.3g}" for milliseconds in (result["stages_ms"][stage] for stage in STAGES)]
-        lines.append(f"| {name} | {record['tiles_ms']:.3g} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _stage_columns(tiles_ms: float) -> Columns[Contestant]:
+    columns: dict[str, Callable[[Contestant], object]] = {
+        "ms a sample": lambda one: one[0],
+        "tiles (one CPU thread)": lambda one: shown(tiles_ms, ".3g"),
+    }
+    return columns | {stage: partial(_stage, stage) for stage in STAGES}
 
 
-def _or_dash(value: float | None, form: Any) -> str:
-    return "-" if value is None else form(value)
+def _stage(stage: str, one: Contestant) -> str | None:
+    return shown(one[1]["stages_ms"][stage], ".3g")
