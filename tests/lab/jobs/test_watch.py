@@ -95,8 +95,8 @@ def test_a_run_too_short_for_a_rate_has_none_and_its_report_says_so() -> None:
         {"codec": "raw", **found, "times_bare": None, "times_bare_coding": None},
         {"codec": "int4", **steady, "times_bare": 1.0, "times_bare_coding": 1.25},
     )
-    assert "| 1 | raw | 10 | - | - | - | - | - | - | - | - | - | 1.0 | 3.0 | 0.0 |" in table
-    assert "| 1 | int4 | 30 | 5.0 | - | 100.0 % | 125.0 % | 50.0 % | 100.0 | 0 | 0 | - | 1.0 | 2.0 | 0.0 |" in table
+    assert "| 1 | raw | 10 | - | - | - | - | - | - | - | - | 1.0 | 3.0 | 0.0 |" in table
+    assert "| 1 | int4 | 30 | 5.0 | - | 100.0 % | 125.0 % | 50.0 % | 100.0 | 0 | 0 | 1.0 | 2.0 | 0.0 |" in table
     assert any(line.startswith("A run without a rate") for line in table)
 
 
