@@ -29,7 +29,7 @@ def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.Capture
     assert shown.out.startswith(table)
     assert f"**{100 * records[1]['accuracy']:.1f}**" in table
     assert "8 questions, 3 settings, " in shown.out
-    assert "8 of 8 questions" in shown.err
+    assert "questions 8/8" in shown.err
     with Image.open(out / "accuracy.png") as picture:
         assert picture.format == "PNG"
     assert sorted(file.name for file in out.iterdir()) == ["accuracy.json", "accuracy.md", "accuracy.png"]

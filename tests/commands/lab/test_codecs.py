@@ -39,7 +39,7 @@ def test_tables_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.Captur
     table = (out / "codecs.md").read_text()
     assert shown.out.startswith(table)
     assert "6 questions, 0 passages, " in shown.out
-    assert "6 of 6 questions" in shown.err
+    assert "questions 6/6" in shown.err
     with Image.open(out / "codecs.png") as picture:
         assert picture.format == "PNG"
     assert sorted(file.name for file in out.iterdir()) == ["codecs.json", "codecs.md", "codecs.png"]
