@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,11 @@ def tasks_of(cache: PrunedCache) -> list[Task]:
     return [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 900, 1 << 20])
-def test_batches_of_any_size_answer_as_each_prefix_alone(cache: PrunedCache, llama: Replica, batch_tokens: int) -> None:
+@pytest.mark.parametrize("sequences", [1, 3, 256])
+def test_batches_of_any_size_answer_as_each_prefix_alone(cache: PrunedCache, llama: Replica, sequences: int) -> None:
     tasks = tasks_of(cache)
-    assert len({task.row["prompt_tokens"] for task in tasks}) > 3
-    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, batch_tokens=batch_tokens, read_threads=3)
+    assert len({cache.prefix(task.row).length for task in tasks}) > 3
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=sequences, read_threads=3)
     done = PrefixDecoder(cache, llama, settings).run(tasks)
     alone = [llama.generate([cache.prefix(task.row)], NEW_TOKENS)[0] for task in tasks]
     assert [done.answers[task.number] for task in tasks] == alone
@@ -37,27 +38,32 @@ def test_batches_of_any_size_answer_as_each_prefix_alone(cache: PrunedCache, lla
     assert done.waited_s >= 0
 
 
-def test_no_batch_is_above_its_budget_but_for_a_single_prefix(
-    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_answers_that_end_with_their_first_token_come_from_the_table_alone(
+    cache: PrunedCache, llama: Replica, tokens: int
 ) -> None:
-    sizes: list[list[int]] = []
-    whole = llama.generate
-
-    def spy(prefixes: list, max_new_tokens: int) -> list[str]:
-        sizes.append([prefix.length for prefix in prefixes])
-        return whole(prefixes, max_new_tokens)
-
-    monkeypatch.setattr(llama, "generate", spy)
+    """All stored prefixes are gone; what the table says of them is enough."""
     tasks = tasks_of(cache)
-    budget = 3 * max(task.row["prompt_tokens"] for task in tasks)
-    PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=2, batch_tokens=budget)).run(tasks)
-    assert sum(len(batch) for batch in sizes) == len(tasks)
-    assert all(len(batch) * max(batch) <= budget for batch in sizes)
-    assert len(sizes) < len(tasks)
-    smallest = min(task.row["prompt_tokens"] for task in tasks) - 1
-    sizes.clear()
-    PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=2, batch_tokens=smallest)).run(tasks)
-    assert [len(batch) for batch in sizes] == [1] * len(tasks)
+    expected = {task.number: llama.generate([cache.prefix(task.row)], 1)[0] for task in tasks}
+    for task in tasks:
+        Path(cache.uri, task.row["kv_object"]).unlink(missing_ok=True)
+    everything = tuple(range(llama.decoder.head.weight.shape[0]))
+    replica = llama if tokens == 1 else replace(llama, stop_tokens=everything)
+    done = PrefixDecoder(cache, replica, AnsweringConfig(max_new_tokens=tokens)).run(tasks)
+    assert done.answers == expected
+    assert (done.faults, done.read_bytes) == ({}, 0)
+
+
+def test_drawn_answers_do_not_depend_on_the_batch(cache: PrunedCache, llama: Replica) -> None:
+    tasks = tasks_of(cache)
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, temperature=3.0, seed=5)
+    together = PrefixDecoder(cache, llama, settings).run(tasks).answers
+    alone: dict[int, str] = {}
+    for task in tasks:
+        alone |= PrefixDecoder(cache, llama, settings).run([task]).answers
+    assert together == alone
+    other = PrefixDecoder(cache, llama, settings.model_copy(update={"seed": 6})).run(tasks).answers
+    assert other != together
 
 
 def test_a_damaged_and_a_lost_prefix_are_faults_of_their_own(cache: PrunedCache, llama: Replica) -> None:

@@ -38,7 +38,7 @@ def test_many_questions_about_few_images_are_answered_as_each_alone(cache: Prune
     assert refused == []
     assert [one.row["key"] for one in found] == [question.key for question in asked]
     tasks = [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
-    done = PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=NEW_TOKENS, batch_tokens=2000)).run(tasks)
+    done = PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=4)).run(tasks)
     alone = [
         llama.ask([cache.prefix(task.row)], [task.row["prompt"]], [task.question], NEW_TOKENS)[0] for task in tasks
     ]

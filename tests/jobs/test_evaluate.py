@@ -103,7 +103,7 @@ def test_a_submitted_job_answers_from_s3_as_the_pruned_run_in_one_process_does(
     output = s3_server.fresh_uri()
     settings = {
         "cache": job.output, "input": list(job.input), "output": output, "on_missing": "skip",
-        "answering": {"max_new_tokens": NEW_TOKENS, "batch_tokens": 3000, "chunk_questions": 5},
+        "answering": {"max_new_tokens": NEW_TOKENS, "sequences": 4, "chunk_questions": 5},
         "replicas": {"max": 2},
     }  # fmt: skip
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings))

@@ -40,9 +40,22 @@ class AnsweringConfig(Section):
     """How answers are decoded."""
 
     max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
-    batch_tokens: int = Field(
-        65536, ge=1, description="Prompt tokens (before pruning) of the prefixes decoded together, padding included."
+    sequences: int = Field(256, ge=1, description="Most questions that a replica answers at a time.")
+    memory_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="Memory for keys and values, in GB; by default a share of what is free. Questions wait for it.",
     )
+    temperature: float = Field(
+        0.0,
+        ge=0.0,
+        description="0 takes the most likely token. Above it, tokens are drawn; the first one of an answer from the "
+        "entries that the cache stores (cache.top_k).",
+    )
+    top_p: float = Field(
+        1.0, gt=0.0, le=1.0, description="Draw from the most likely tokens that have this chance together."
+    )
+    seed: int = Field(0, ge=0, description="Of the draws.")
     read_threads: int = Field(8, ge=1, le=256, description="Range reads in flight ahead of the model.")
     chunk_questions: int = Field(512, ge=1, description="Questions that a replica is given at a time.")
 

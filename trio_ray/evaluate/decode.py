@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import islice
 
+from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
-from trio_ray.cache.unreadable import PrefixMissing
+from trio_ray.cache.unreadable import PrefixMissing, UnreadablePrefix
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.join import Task
 from trio_ray.evaluate.question import Outcome
+from trio_ray.model.decode.choice import Sampling
+from trio_ray.model.decode.engine import Answer, Engine, Request
+from trio_ray.model.decode.targets import PoolTargets
+from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
+
+Place = tuple[str, int]
+"""Where a prefix is stored: its object, and the offset in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a task's prefix could not be read."""
+    """Why a task has no answer."""
 
     outcome: Outcome
     detail: str
@@ -31,8 +40,8 @@ class Decoded:
         answers: task number -> answer.
         faults: task number -> why there is none.
         read_bytes: bytes of the prefixes that were read.
-        waited_s: seconds that the model waited for prefixes.
-        decoded_s: seconds that it decoded.
+        waited_s: seconds that went into fetching and restoring prefixes.
+        decoded_s: seconds that went into decoding.
     """
 
     answers: dict[int, str] = field(default_factory=dict)
@@ -42,63 +51,126 @@ class Decoded:
     decoded_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class PrefixDecoder:
-    """Answers tasks from a cache: reads run ahead of the model, prefixes of any lengths decode together."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a task asks of its prefix: the tokens of a question, or none and the first token that is stored."""
 
-    cache: PrunedCache
-    replica: Replica
-    settings: AnsweringConfig
+    number: int
+    tokens: Sequence[int]
+    first_token: int | None
+
+
+class PrefixDecoder:
+    """Answers tasks from a cache by continuous batching: what is restored enters while the others decode.
+
+    Answers of one token come from the cache's table alone: the prefill has stored them.
+
+    Args:
+        cache: where the prefixes are.
+        replica: the model that made them.
+        settings: how to answer.
+    """
+
+    def __init__(self, cache: PrunedCache, replica: Replica, settings: AnsweringConfig) -> None:
+        self._cache, self._replica, self._settings = cache, replica, settings
+        memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
+        self._engine = Engine(replica.decoder, settings.sequences, memory)
 
     def run(self, tasks: Sequence[Task]) -> Decoded:
-        """Answer all tasks. A prefix that is gone or damaged is a `Fault`; it costs no other task.
+        """Answer all tasks. A prefix that is gone or damaged, or a question that cannot be put to it, is a `Fault`; it
+        costs no other task.
 
         Raises:
             StoreError: the store failed in another way.
         """
-        done = Decoded()
-        for batch in _batches(self._sound(tasks, done), self.settings.batch_tokens):
-            started = time.perf_counter()
-            texts = self._answer(batch)
-            done.decoded_s += time.perf_counter() - started
-            done.answers.update(zip((task.number for task, _ in batch), texts, strict=True))
+        started, done = time.perf_counter(), Decoded()
+        asked: dict[Place, list[_Asked]] = {}
+        rows: dict[Place, Row] = {}
+        for task in tasks:
+            question = self._asked(task, done)
+            if question is not None:
+                place = task.row["kv_object"], task.row["kv_offset"]
+                asked.setdefault(place, []).append(question)
+                rows[place] = task.row
+        for place, outcome in self._restored(rows, done):
+            if isinstance(outcome, StoredPrefix):
+                done.read_bytes += rows[place]["kv_length"]
+            for question in asked[place]:
+                self._submit(outcome, question, done)
+        while self._engine.busy:
+            self._note(self._engine.step(), done)
+        done.decoded_s = time.perf_counter() - started - done.waited_s
         return done
 
-    def _answer(self, batch: Sequence[tuple[Task, StoredPrefix]]) -> list[str]:
-        """A prefix that ends with its question is answered; one that ends behind the image is asked it first."""
-        prefixes = [stored.prefix for _, stored in batch]
-        if self.cache.scope == "prompt":
-            return self.replica.generate(prefixes, self.settings.max_new_tokens)
-        prompts, questions = [task.row["prompt"] for task, _ in batch], [task.question for task, _ in batch]
-        return self.replica.ask(prefixes, prompts, questions, self.settings.max_new_tokens)
+    def _asked(self, task: Task, done: Decoded) -> _Asked | None:
+        """What a task asks; None where its answer or its fault is known already."""
+        if self._cache.scope == "image":
+            try:
+                return _Asked(task.number, self._replica.question_tokens(task.row["prompt"], task.question), None)
+            except PromptError as error:
+                done.faults[task.number] = Fault(Outcome.REFUSED, str(error))
+                return None
+        if self._settings.temperature > 0:
+            return _Asked(task.number, (), None)
+        first = task.row["top_ids"][0]
+        if self._settings.max_new_tokens == 1 or first in self._replica.stop_tokens:
+            done.answers[task.number] = self._replica.writer.decode([first])
+            return None
+        return _Asked(task.number, (), first)
 
-    def _sound(self, tasks: Sequence[Task], done: Decoded) -> Iterator[tuple[Task, StoredPrefix]]:
-        """Tasks with their prefixes, read ahead; the faults of the others are noted."""
-        restored = self.cache.restored(
-            (task.row for task in tasks), self.replica.device, threads=self.settings.read_threads
+    def _restored(
+        self, rows: dict[Place, Row], done: Decoded
+    ) -> Iterator[tuple[Place, StoredPrefix | UnreadablePrefix]]:
+        """Prefixes in the order in which they are stored. Between batches it decodes until all requests have entered.
+
+        On a GPU they are restored into the engine's memory; on a CPU in threads of the cache, and copied.
+        """
+        places = sorted(rows)
+        targets = PoolTargets(self._engine) if self._replica.device.type == "cuda" else None
+        batches = self._cache.restored(
+            (rows[place] for place in places),
+            self._replica.device,
+            threads=self._settings.read_threads,
+            allocate=targets,
         )
-        outcomes = chain.from_iterable(restored)
-        for task in tasks:
-            started = time.perf_counter()
-            outcome = next(outcomes)
-            done.waited_s += time.perf_counter() - started
-            if isinstance(outcome, StoredPrefix):
-                done.read_bytes += task.row["kv_length"]
-                yield task, outcome
+        following = iter(places)
+        with closing(batches):
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                done.waited_s += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield from zip(islice(following, len(batch)), batch, strict=True)
+                if targets is not None:
+                    targets.release()
+                while self._engine.waiting:
+                    self._note(self._engine.step(), done)
+
+    def _submit(self, outcome: StoredPrefix | UnreadablePrefix, question: _Asked, done: Decoded) -> None:
+        if isinstance(outcome, UnreadablePrefix):
+            kind = Outcome.LOST if isinstance(outcome, PrefixMissing) else Outcome.DAMAGED
+            done.faults[question.number] = Fault(kind, str(outcome))
+            return
+        settings = self._settings
+        self._engine.submit(
+            Request(
+                key=question.number,
+                source=outcome.prefix,
+                max_new_tokens=settings.max_new_tokens,
+                tokens=question.tokens,
+                stop_tokens=self._replica.stop_tokens,
+                # A question has the same seed in whatever chunk, and on whatever replica, it is answered.
+                sampling=Sampling(settings.temperature, settings.top_p, (settings.seed << 32) + question.number),
+                first_token=question.first_token,
+            )
+        )
+
+    def _note(self, answers: Sequence[Answer], done: Decoded) -> None:
+        for answer in answers:
+            assert isinstance(answer.key, int)  # a task's number
+            number = answer.key
+            if answer.error is not None:
+                done.faults[number] = Fault(Outcome.REFUSED, str(answer.error))
             else:
-                kind = Outcome.LOST if isinstance(outcome, PrefixMissing) else Outcome.DAMAGED
-                done.faults[task.number] = Fault(kind, str(outcome))
-
-
-def _batches(pairs: Iterable[tuple[Task, StoredPrefix]], budget: int) -> Iterator[list[tuple[Task, StoredPrefix]]]:
-    """Neighbours whose prompts, padded to the longest, have at most `budget` tokens; a longer one goes alone."""
-    batch: list[tuple[Task, StoredPrefix]] = []
-    longest = 0
-    for task, stored in pairs:
-        longest = max(longest, task.row["prompt_tokens"])
-        if batch and (len(batch) + 1) * longest > budget:
-            yield batch
-            batch, longest = [], task.row["prompt_tokens"]
-        batch.append((task, stored))
-    if batch:
-        yield batch
+                done.answers[number] = self._replica.writer.decode(answer.tokens)

@@ -14,7 +14,7 @@ from trio_ray.evaluate.truth import right_letter
 from trio_ray.store.tables import place_columns
 
 # What loading and batching a prefix needs of its row; the rest would only travel to the replicas and back.
-_TASK_COLUMNS = ("key", "shard", "prompt", "prompt_tokens", *place_columns("kv"))
+_TASK_COLUMNS = ("key", "shard", "prompt", "top_ids", *place_columns("kv"))
 _COLUMNS = (*_TASK_COLUMNS, "images", "turns", "answer")
 
 

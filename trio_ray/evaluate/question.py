@@ -20,6 +20,7 @@ class Outcome(StrEnum):
     OTHER_PROMPT = "other_prompt"
     LOST = "lost"
     DAMAGED = "damaged"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from trio_ray.method.suppression import Speculation
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
 from trio_ray.model.conversation import Conversation
-from trio_ray.model.decode.engine import Engine, generate
+from trio_ray.model.decode.choice import GREEDY, Sampling
+from trio_ray.model.decode.engine import Engine, Request, answers_in_order, prompt_requests
 from trio_ray.model.decoder import Decoder, default_device
 from trio_ray.model.image_scope import Scope, up_to_images
 from trio_ray.model.known import check_reduction, known_indices
@@ -29,7 +30,7 @@ from trio_ray.model.loading import load_model, model_folder, read_model_config, 
 from trio_ray.model.matrix import why_not_fp8
 from trio_ray.model.prefill import Prefill, pruned_prefill
 from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
-from trio_ray.model.prompt import PromptWriter
+from trio_ray.model.prompt import PromptError, PromptWriter
 from trio_ray.model.retained import retained_embeds
 from trio_ray.model.tiles import Tiler
 from trio_ray.model.vision import VisionEncoder
@@ -52,6 +53,7 @@ class Replica:
     attention: Backend
     model: torch.nn.Module
     _last_image: tuple[str, Tensor] | None = None
+    _engine: Engine | None = None
 
     @classmethod
     def load(
@@ -211,6 +213,13 @@ class Replica:
         rows = [text + sum(counts) for text, counts in zip(texts, image_tokens, strict=True)]
         return list(ids.repeat_interleave(times).split(rows))
 
+    @property
+    def engine(self) -> Engine:
+        """Decodes for `generate` and `ask`; made when it is first used. Its memory grows to what they need."""
+        if self._engine is None:
+            self._engine = Engine(self.decoder)
+        return self._engine
+
     def converse(self, prefixes: Sequence[Prefix], prompts: Sequence[str]) -> Conversation:
         """Conversations that begin with stored prefixes, of the prompts that these cover (column `prompt`).
 
@@ -218,30 +227,67 @@ class Replica:
         """
         return Conversation(Engine(self.decoder), self.writer, self.stop_tokens, prefixes, prompts)
 
+    def question_tokens(self, prompt: str, question: str | Sequence[Turn]) -> list[int]:
+        """The tokens of a question behind a prefix of scope image, up to where the answer begins.
+
+        Args:
+            prompt: what the prefix covers (column `prompt`).
+            question: a text, or several turns that end with the user's.
+
+        Raises:
+            PromptError: the model's template does not begin a prompt as the prefix does.
+        """
+        held = self.writer.ids(prompt)
+        turns = [Turn("user", question)] if isinstance(question, str) else question
+        return self.writer.new_ids(held, self.writer.continued(prompt, turns), fixed=len(held))[1]
+
     def ask(
         self,
         prefixes: Sequence[Prefix],
         prompts: Sequence[str],
         questions: Sequence[str | Sequence[Turn]],
         max_new_tokens: int,
+        sampling: Sampling = GREEDY,
     ) -> list[str]:
-        """Greedy answers to one question behind each prefix of scope image, as text; lengths may differ.
+        """Answers to one question behind each prefix of scope image, as text; lengths may differ.
 
         Args:
-            prefixes: end with their images.
+            prefixes: end with their images. Those that are the same object share their memory.
             prompts: what they cover (column `prompt`).
             questions: one for each: a text, or several turns that end with the user's.
             max_new_tokens: longest answer.
+            sampling: how the tokens are chosen; greedily by default.
 
         Raises:
-            PromptError: the model's template does not begin a prompt as the prefix does.
+            PromptError: the model's template does not begin a prompt as the prefix does, or a prefix ends with a
+                question of its own.
+            RequestRefused: a prefix and its question do not fit into the memory or the model's context.
         """
-        return self.converse(prefixes, prompts).ask(questions, max_new_tokens)
+        if any(len(prefix.top_ids) for prefix in prefixes):
+            raise PromptError("a prefix ends with a question of its own: call generate(), or converse() to go on")
+        requests = [
+            Request(number, prefix, max_new_tokens, self.question_tokens(prompt, question), self.stop_tokens, sampling)
+            for number, (prefix, prompt, question) in enumerate(zip(prefixes, prompts, questions, strict=True))
+        ]
+        return self._texts(requests)
 
-    def generate(self, prefixes: Sequence[Prefix], max_new_tokens: int) -> list[str]:
-        """Greedy answers from prefixes of any lengths, as text. Raises `NoFirstToken` for those of scope image."""
-        answers = generate(self.decoder, prefixes, max_new_tokens, self.stop_tokens)
-        return [self.writer.decode(answer) for answer in answers]
+    def generate(self, prefixes: Sequence[Prefix], max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
+        """Answers to the prompts of prefixes of any lengths, as text.
+
+        Args:
+            prefixes: end with their prompts.
+            max_new_tokens: longest answer.
+            sampling: how the tokens are chosen; greedily by default. The first one is drawn from the entries that are
+                stored with the prefix.
+
+        Raises:
+            NoFirstToken: a prefix of scope image.
+            RequestRefused: a prefix does not fit into the memory or the model's context.
+        """
+        return self._texts(prompt_requests(prefixes, max_new_tokens, self.stop_tokens, sampling))
+
+    def _texts(self, requests: Sequence[Request]) -> list[str]:
+        return [self.writer.decode(answer) for answer in answers_in_order(self.engine, requests)]
 
     def _image_features(self, samples: Sequence[PreparedSample]) -> dict[str, Tensor]:
         """Image tokens by image hash; each image passes the tower once, also one that the batch before ended with."""

@@ -10,6 +10,7 @@ import torch
 from tests.model.corpus import prepare, samples_of_all_grids
 from tests.model.decode.stepwise import stepwise
 from tests.model.test_image_scope import image_prefixes, prepare_images
+from trio_ray.calibration.codec_loss import without_last_rows
 from trio_ray.config import ModelConfig
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.method import Method
@@ -33,7 +34,7 @@ def test_a_ragged_batch_equals_the_stepwise_reference(replica: Replica) -> None:
     assert len({prefix.length for prefix in prefixes}) > 7
     free = generate(replica.decoder, prefixes, 8)
     stops = [token for token, _ in Counter(answer[2] for answer in free).most_common(3)]
-    expected = [stepwise(replica.decoder, prefix, 8, stops) for prefix in prefixes]
+    expected = [stepwise(replica.decoder, [prefix], 8, stops)[0] for prefix in prefixes]
     engine = Engine(replica.decoder, max_sequences=5)
     requests = [Request(n, prefix, 8, stop_tokens=stops) for n, prefix in enumerate(prefixes)]
     assert answers_in_order(engine, requests) == expected
@@ -44,23 +45,20 @@ def test_a_ragged_batch_equals_the_stepwise_reference(replica: Replica) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scope", ["prompt", "image"])
 def test_200_ragged_prefixes_of_the_bundled_model_equal_the_stepwise_reference(device: str, scope: str) -> None:
-    """In fp32. Half of the requests share their prefix with the one before."""
+    """In fp32. Each of 40 prefixes also stands without its last one, two, three and four rows."""
     replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device(device))
     schedule = Schedule(16, (1, 5, 8), retention=0.2)
-    samples = samples_of_all_grids(100)
-    tokens = 3 if device == "cpu" else 24
+    samples = samples_of_all_grids(40)
+    tokens, questions = (3 if device == "cpu" else 24), None
     if scope == "prompt":
-        prefixes = replica.prefill(prepare(replica, samples), Method(schedule, Trio())).prefixes
-        questions = [(), ()] * len(prefixes)
+        whole = replica.prefill(prepare(replica, samples), Method(schedule, Trio())).prefixes
     else:
-        prefixes = image_prefixes(replica, prepare_images(replica, samples), Method(schedule, Trio()))
-        questions = [(5 + n % 90, 7, 9 + n % 50, 20) for n in range(2 * len(prefixes))]
-    sources = [prefix for prefix in prefixes for _ in range(2)]
-    expected = [
-        stepwise(replica.decoder, prefix, tokens, question=question)
-        for prefix, question in zip(sources, questions, strict=True)
-    ]
-    assert generate(replica.decoder, sources, tokens, questions=questions) == expected
+        whole = image_prefixes(replica, prepare_images(replica, samples), Method(schedule, Trio()))
+        questions = [(5 + n % 90, 7, 9 + n % 50) for n in range(5 * len(whole))]
+    prefixes = [without_last_rows(prefix, count) for prefix in whole for count in range(5)]
+    expected = stepwise(replica.decoder, prefixes, tokens, questions=questions)
+    assert generate(replica.decoder, prefixes, tokens, questions=questions) == expected
+    assert len({tuple(answer) for answer in expected}) > 20
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2])

@@ -84,7 +84,7 @@ class TrioRay(lmms):
         pretrained: 'bundled', a folder, or a hub name.
         cache: a folder or s3://bucket/prefix; without one, images are encoded and pruned here.
         dtype: arithmetic; 'auto' is the cache's, or bfloat16 on a GPU.
-        token_budget: prompt tokens in one batch.
+        token_budget: prompt tokens in one prefilled batch.
         device: where the model runs, 'cuda:1' and so on.
         batch_size, max_batch_size: lmms-eval hands them to every model; batches here go by `token_budget`.
         method: settings of `MethodConfig` by name, without a cache: retention=0.111, selector=trio-plus,
@@ -155,7 +155,7 @@ class TrioRay(lmms):
         found, missing = join(questions, self._cache, "exact")
         if missing:
             raise NoAnswer(missing[0], len(missing) - 1)
-        settings = AnsweringConfig(max_new_tokens=new_tokens, batch_tokens=self._token_budget)
+        settings = AnsweringConfig(max_new_tokens=new_tokens)
         tasks = [Task(number, one.question.text, one.row) for number, one in zip(numbers, found, strict=True)]
         decoded = PrefixDecoder(self._cache, self._replica, settings).run(tasks)
         for number, fault in decoded.faults.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -20,13 +20,11 @@ import torch
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
-from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.prefix import NoFirstToken, Prefix
-from trio_ray.kv.target import Allocate, RowTarget
 from trio_ray.model.decode.choice import GREEDY, Sampling, choose
 from trio_ray.model.decode.graphs import BATCH_SIZES
 from trio_ray.model.decode.memory import DecodeMemory, free_memory
-from trio_ray.model.decode.pool import OutOfRows, OwnRows, PoolPrefix, PoolShape
+from trio_ray.model.decode.pool import KVPool, OutOfRows, OwnRows, PoolPrefix, PoolShape
 from trio_ray.model.decode.rows import SlotState
 from trio_ray.model.decoder import Decoder
 from trio_ray.tensors import on_device
@@ -108,6 +106,14 @@ class Answer:
     error: RequestRefused | None = None
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A request that has not entered, and its prefix's rows where it was restored into the pool; they are held."""
+
+    request: Request
+    restored: PoolPrefix | None
+
+
 @dataclass(eq=False)
 class _Running:
     """A request in the pool.
@@ -141,8 +147,7 @@ class Engine:
     Args:
         decoder: the model.
         max_sequences: most sequences at a time.
-        memory: bytes that keys and values may take; by default a share of what is free on a GPU, and no limit on a CPU.
-            The pool grows up to this as it is needed.
+        memory: bytes that keys and values may take, by default `free_memory`; the pool grows up to this.
     """
 
     def __init__(self, decoder: Decoder, max_sequences: int = MAX_SEQUENCES, memory: int | None = None) -> None:
@@ -151,7 +156,7 @@ class Engine:
         self._max_sequences = max_sequences
         self._limit = free_memory(self._device) if memory is None else memory
         self._memory: DecodeMemory | None = None
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._running: list[_Running] = []
         self._free_slots = list(range(max_sequences))
         self._launched: deque[_Pass] = deque()
@@ -160,8 +165,13 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request has no answer yet."""
+        """Whether an answer has yet to be returned."""
         return bool(self._waiting or self._running or self._answers)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not entered yet."""
+        return len(self._waiting)
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -171,7 +181,12 @@ class Engine:
         """
         if not request.tokens and request.first_token is None and not len(request.source.top_ids):
             raise NoFirstToken("the prefix ends with its image: ask a question behind it (Replica.ask)")
-        self._waiting.append(request)
+        source, restored = request.source, None
+        if isinstance(source, Prefix) and self._memory is not None:
+            restored = self._memory.pool.find(source)
+            if restored is not None:
+                self._memory.pool.hold(restored)
+        self._waiting.append(_Waiting(request, restored))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Answer all requests, in the order in which they are done. The iterable is read as room becomes free."""
@@ -221,56 +236,51 @@ class Engine:
             self._memory.pool.free_own(held.own)
             held.own = None
 
-    @contextmanager
-    def restoring(self) -> Iterator[Allocate]:
-        """An `Allocate` that hands out rows of the pool, so that restore writes where decoding reads.
+    def reserve(self, shape: PoolShape, samples: Sequence[Sequence[int]]) -> list[PoolPrefix] | None:
+        """Rows for prefixes that are about to be restored, held once; see `PoolTargets`.
 
-        Where rows are short it decodes until sequences have left. Prefixes that no request and no `hold` has taken by
-        the end of the context are freed.
+        Where they are short it decodes until sequences have left.
+
+        Args:
+            shape: of the prefixes.
+            samples: the rows of each prefix in each run of layers.
+
+        Returns:
+            The extents, or None where even an engine without work has no room for all of them.
         """
-        reserved: list[tuple[DecodeMemory, PoolPrefix]] = []
-
-        def allocate(samples: Sequence[tuple[SegmentShape, ...]]) -> list[RowTarget]:
-            if not samples:
-                return []
-            size = samples[0][0].size
-            layers = tuple(shape.size[0] for shape in samples[0])
-            memory = self._memory_of(PoolShape(layers, size[2], size[3], self._dtype))
-            rows = [[shape.rows for shape in sample] for sample in samples]
-            held = self._reserve(memory, rows)
-            reserved.extend((memory, prefix) for prefix in held)
-            pool = memory.pool
-            return [
-                RowTarget.at(
-                    pool.keys(run), pool.values(run), [p.starts[run] for p in held], [p.rows[run] for p in held]
-                )
-                for run in range(len(layers))
-            ]
-
-        try:
-            yield allocate
-        finally:
-            for memory, prefix in reserved:
-                memory.release(prefix)
-
-    def _reserve(self, memory: DecodeMemory, samples: Sequence[Sequence[int]]) -> list[PoolPrefix]:
-        """Rows for all samples, or, if decoding to the end does not make room either, for none."""
         wanted = [sum(rows) for rows in zip(*samples, strict=True)]
         while True:
             held: list[PoolPrefix] = []
             try:
+                memory = self._memory_of(shape)
                 for rows in samples:
                     held.append(memory.pool.reserve_prefix(rows))
             except OutOfRows:
                 for prefix in held:
-                    memory.pool.release(prefix)
-                if memory.grow(wanted):
+                    memory.release(prefix)
+                if self._memory is not None and self._memory.grow(wanted):
                     continue
                 if not self._running and not self._waiting:
-                    raise
+                    return None
                 self._answers += self.step()
             else:
                 return held
+
+    @property
+    def pool(self) -> KVPool:
+        """The pool in use. Another one takes its place when prefixes of another shape come."""
+        assert self._memory is not None
+        return self._memory.pool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What keys and values are kept as."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it decodes."""
+        return self._device
 
     def _memory_for(self, prefix: Prefix) -> DecodeMemory:
         return self._memory_of(PoolShape.of(prefix, self._dtype))
@@ -302,13 +312,15 @@ class Engine:
         """Rows of each run that the waiting requests take, as many of them as may enter at once."""
         total: list[int] = [0] * runs
         seen: set[int] = set()
-        for request in islice(self._waiting, self._max_sequences - len(self._running)):
-            source = request.source
+        for waiting in islice(self._waiting, self._max_sequences - len(self._running)):
+            request, source = waiting.request, waiting.request.source
             own = len(request.tokens) + request.max_new_tokens
             own += source.appended if isinstance(source, HeldSequence) else 0
             for run in range(runs):
                 total[run] += own
-            if isinstance(source, Prefix) and len(source.segments) == runs and id(source) not in seen:
+            if waiting.restored is not None or id(source) in seen:
+                continue
+            if isinstance(source, Prefix) and len(source.segments) == runs:
                 seen.add(id(source))
                 for run, segment in enumerate(source.segments):
                     total[run] += segment.rows
@@ -318,24 +330,26 @@ class Engine:
         """Let waiting requests enter, in order, as long as there is room."""
         entering: list[_Running] = []
         while self._waiting and len(self._running) + len(entering) < self._max_sequences:
-            request = self._waiting[0]
+            waiting = self._waiting[0]
             try:
-                sequence = self._enter(request)
+                sequence = self._enter(waiting)
             except OutOfRows as error:
                 if self._running or entering:
                     break
-                self._refuse(request, f"it does not fit into the decode memory: {error}")
+                self._refuse(waiting.request, f"it does not fit into the decode memory: {error}")
                 sequence = None
             self._waiting.popleft()
             if sequence is not None:
                 entering.append(sequence)
+            elif waiting.restored is not None:
+                self.pool.release(waiting.restored)
         if entering:
             self._running += entering
             self._place(entering)
 
-    def _enter(self, request: Request) -> _Running | None:
+    def _enter(self, waiting: _Waiting) -> _Running | None:
         """Give a request its rows; None where it is answered without any. Raises `OutOfRows`."""
-        source = request.source
+        request, source = waiting.request, waiting.request.source
         before = len(request.tokens) + (source.appended if isinstance(source, HeldSequence) else 0)
         # The last token of an answer is not read, so it needs neither a row nor a position.
         limit = min(request.max_new_tokens, self._decoder.context - source.length - before + 1)
@@ -347,21 +361,24 @@ class Engine:
         if limit == len(known) or stopped:
             self._answers.append(Answer(request.key, known, End.STOP if stopped else End.LENGTH))
             return None
-        held = self._with_rows(source, before + limit - 1)
+        held = self._with_rows(source, waiting.restored, before + limit - 1)
         return _Running(request, held, self._free_slots.pop(), limit, len(known), known)
 
-    def _with_rows(self, source: Prefix | HeldSequence, own: int) -> HeldSequence:
+    def _with_rows(self, source: Prefix | HeldSequence, restored: PoolPrefix | None, own: int) -> HeldSequence:
         """The rows of a request, with room for `own` appended tokens. Raises `OutOfRows`, and nothing has changed."""
+        if isinstance(source, Prefix) and restored is not None:
+            room = self._growing([own] * self.pool.runs, partial(self.pool.take_own, own))
+            return HeldSequence(restored, source.length, source.top_ids, source.top_logprobs, room)
         if isinstance(source, Prefix):
             memory = self._memory_for(source)
             rows = [segment.rows + own for segment in source.segments]
             return self._growing(rows, partial(_take, memory, source, own))
         assert self._memory is not None
-        pool, room = self._memory.pool, source.own
-        if room is None:
+        pool = self._memory.pool
+        if source.own is None:
             source.own = self._growing([own] * pool.runs, partial(pool.take_own, own))
-        elif room.rows < own:
-            move = partial(pool.move_own, room, source.appended, own)
+        elif source.own.rows < own:
+            move = partial(pool.move_own, source.own, source.appended, own)
             source.own = self._growing([own] * pool.runs, move)
         return source
 
@@ -476,6 +493,26 @@ def _first_token(request: Request) -> int:
     return int(source.top_ids[number])
 
 
+def prompt_requests(
+    prefixes: Sequence[Prefix], max_new_tokens: int, stop_tokens: Sequence[int], sampling: Sampling = GREEDY
+) -> list[Request]:
+    """Requests, with keys from 0 on, for answers to the prompts that prefixes end with.
+
+    Raises:
+        NoFirstToken: a prefix of scope image.
+    """
+    first: Sequence[int | None] = [None] * len(prefixes)
+    if prefixes and sampling.temperature == 0:
+        if all(len(prefix.top_ids) for prefix in prefixes):
+            first = torch.stack([prefix.top_ids[0] for prefix in prefixes]).tolist()  # one wait for a GPU, not many
+        else:
+            first = [prefix.first_token for prefix in prefixes]
+    return [
+        Request(number, prefix, max_new_tokens, (), stop_tokens, sampling, token)
+        for number, (prefix, token) in enumerate(zip(prefixes, first, strict=True))
+    ]
+
+
 def generate(
     decoder: Decoder,
     prefixes: Sequence[Prefix],
@@ -497,11 +534,13 @@ def generate(
         NoFirstToken: a prefix of scope image without a question.
         RequestRefused: a request does not fit into the memory or the model's context.
     """
-    asked = [()] * len(prefixes) if questions is None else questions
-    requests = [
-        Request(number, prefix, max_new_tokens, tokens, stop_tokens)
-        for number, (prefix, tokens) in enumerate(zip(prefixes, asked, strict=True))
-    ]
+    if questions is None:
+        requests = prompt_requests(prefixes, max_new_tokens, stop_tokens)
+    else:
+        requests = [
+            Request(number, prefix, max_new_tokens, tokens, stop_tokens)
+            for number, (prefix, tokens) in enumerate(zip(prefixes, questions, strict=True))
+        ]
     return answers_in_order(Engine(decoder), requests)
 
 

@@ -18,7 +18,9 @@ Step = Callable[[NewRows], Tensor]
 
 @dataclass(frozen=True)
 class _Captured:
-    """A recorded step. The graph reads `rows` at every replay, so they must live as long as it does."""
+    """A recorded step. It reads `rows` and writes `logits` wherever they were when it was recorded, so that these
+    tensors must live as long as it does.
+    """
 
     graph: torch.cuda.CUDAGraph
     rows: NewRows
@@ -53,8 +55,7 @@ class StepGraphs:
         return captured.logits[: len(slots)]
 
     def _capture(self, size: int) -> _Captured:
-        slot = torch.full((size,), self._idle, dtype=torch.int32, device=self._device)
-        rows = NewRows.one_each(slot)
+        rows = NewRows.one_each(torch.full((size,), self._idle, dtype=torch.int32, device=self._device))
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):

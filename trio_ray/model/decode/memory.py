@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -18,7 +18,7 @@ from trio_ray.model.decoder import Decoder
 from trio_ray.tensors import has_triton, on_device
 
 MEMORY_SHARE = 0.6
-"""Of the GPU memory that is free when the engine is made, what keys and values may take."""
+"""What keys and values may take of the GPU memory that is free when the engine is made, or of a host's memory."""
 GROWTH = 0.25
 """Least share of its rows that a pool grows by: every growth copies it and records the decode steps anew."""
 
@@ -44,14 +44,9 @@ class DecodeMemory:
         self._added: dict[int, tuple[Prefix, PoolPrefix]] = {}
 
     def add(self, prefix: Prefix) -> PoolPrefix:
-        """Hold a prefix: the rows it was restored into, those of the same object before, or a copy. Raises
-        `OutOfRows`.
-        """
-        held = self.pool.find(prefix)
-        if held is None and id(prefix) in self._added:
-            held = self._added[id(prefix)][1]
-        if held is not None:
-            return self.pool.hold(held)
+        """Hold a prefix: the rows of the same object that came before, or a copy. Raises `OutOfRows`."""
+        if id(prefix) in self._added:
+            return self.pool.hold(self._added[id(prefix)][1])
         held = self.pool.add(prefix)
         self._added[id(prefix)] = prefix, held
         return held
@@ -123,7 +118,7 @@ class DecodeMemory:
 def free_memory(device: torch.device) -> int:
     """The default limit of a pool, in bytes."""
     if device.type != "cuda":
-        return sys.maxsize
+        return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(MEMORY_SHARE * (free + unused))

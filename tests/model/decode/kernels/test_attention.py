@@ -12,7 +12,7 @@ from trio_ray.model.decode.attention import PaddedAttention
 pytest.importorskip("triton")
 from trio_ray.model.decode.kernels.attention import attend
 
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 
 
 @on_devices
