@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoints import STANDINS, write_standin
 from tests.tiny_models import build_model_folder
 from trio_ray.config import ModelConfig
 from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
@@ -45,6 +46,13 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def standins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder of a stand-in for each of the llava-hf checkpoints; do not change them."""
+    root = tmp_path_factory.mktemp("standins")
+    return {name: write_standin(root / name, name) for name in STANDINS}
+
+
+@pytest.fixture(scope="session")
 def replicas(model_folders: dict[str, Path]) -> dict[str, Replica]:
     """Family -> replica in fp32 on the CPU. Its Hugging Face model is `replica.model`; do not change it."""
     return {
@@ -75,7 +83,7 @@ def processors(model_folders: dict[str, Path]) -> dict[str, Any]:
 def fresh_model(request: pytest.FixtureRequest, model_folders: dict[str, Path], replica: Replica) -> Any:
     """The Hugging Face model of `replica`'s family, loaded anew: the test may change it."""
     family = request.node.callspec.params["replica"]
-    return load_model(model_folders[family], torch.float32, torch.device("cpu")).model
+    return load_model(model_folders[family], torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -56,13 +56,13 @@ def build_model_folder(folder: Path, family: str = "llama", kv_heads: int = 4, l
         image_grid_pinpoints=PINPOINTS,
     )
     model = LlavaNextForConditionalGeneration(config)
-    _spread_weights(model)
+    spread_weights(model)
     model.save_pretrained(folder)
     processor(config).save_pretrained(folder)
     return folder
 
 
-def _spread_weights(model: torch.nn.Module) -> None:
+def spread_weights(model: torch.nn.Module) -> None:
     """Initial weights of 0.02 leave every token alike; wider ones make attention, saliency and answers differ."""
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embed" not in name:

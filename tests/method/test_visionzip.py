@@ -104,7 +104,7 @@ def test_class_attention_and_keys_are_those_of_the_last_layer_whose_features_are
     (sample,) = prepare(llama, [make_sample([(100, 30)], "what is it ?")])
     tiles = sample.images[0].tiles
     features = llama.vision.encode(tiles, with_attention=True)
-    tower: Any = load_model(model_folders["llama"], torch.float32, torch.device("cpu")).model.model.vision_tower
+    tower: Any = load_model(model_folders["llama"], torch.float32, torch.device("cpu")).model.vision_tower
     tower.set_attn_implementation("eager")
     seen: list[Tensor] = []
     handle = tower.vision_model.encoder.layers[-2].self_attn.k_proj if hasattr(tower, "vision_model") else None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.checkpoints import CHATML, LLAMA3, MISTRAL, STANDINS, VICUNA, change_json
 from tests.model.corpus import hugging_face_inputs, make_sample, picture, png, prepare, samples_of_all_grids, words
+from trio_ray.model.loading import load_processor
+from trio_ray.model.prepare import SamplePreparer
 from trio_ray.model.prompt import PromptError, PromptWriter
 from trio_ray.model.replica import Replica
-from trio_ray.source.sample import Sample, Turn
+from trio_ray.source.sample import BadSample, Reason, Sample, Turn
 
 IMAGE = {"type": "image"}
 
@@ -127,12 +132,13 @@ def test_a_conversation_begins_with_its_stored_prompt_and_goes_on_as_the_templat
 
 def test_tokens_that_a_text_has_in_another_way_are_taken_back_but_none_of_the_prompts(writer: PromptWriter) -> None:
     held = writer.ids("USER: what is it ? ASSISTANT: red blue")
-    fixed = len(writer.ids("USER: what is it ? ASSISTANT:"))
-    assert writer.new_ids(held, "USER: what is it ? ASSISTANT: red green", fixed) == (fixed + 1, writer.ids("green"))
-    assert writer.new_ids(held, "USER: what is it ? ASSISTANT: red blue", fixed) == (fixed + 1, writer.ids("blue"))
+    prompt = "USER: what is it ? ASSISTANT:"
+    fixed = len(writer.ids(prompt))
+    assert writer.new_ids(held, "USER: what is it ? ASSISTANT: red green", prompt) == (fixed + 1, writer.ids("green"))
+    assert writer.new_ids(held, "USER: what is it ? ASSISTANT: red blue", prompt) == (fixed + 1, writer.ids("blue"))
     for other in ("USER: how many ? ASSISTANT: red", "USER: what is it ?", "USER: what is it ? ASSISTANT:"):
         with pytest.raises(PromptError, match="not the first of"):
-            writer.new_ids(held, other, fixed)
+            writer.new_ids(held, other, prompt)
 
 
 def test_behind_a_plain_template_there_is_room_for_one_answer(llama: Replica) -> None:
@@ -145,3 +151,115 @@ def test_behind_a_plain_template_there_is_room_for_one_answer(llama: Replica) ->
     assert plain.continued(plain.up_to_images(prompt), [question, *answer], then_answer=False) == f"{prompt} red"
     with pytest.raises(PromptError, match="single turn"):
         plain.continued(prompt, [*answer, question])
+
+
+def test_a_template_that_places_the_image_is_left_as_it_is(llama: Replica, processors: dict[str, Any]) -> None:
+    """All images of the sample go where it says, wherever the sample's text has its markers."""
+    writer = PromptWriter(processors["llama"], llama.image_token_id, "look: <image>\nUSER: {prompt} ASSISTANT:")
+    asked = "look: <image><image>\nUSER: what is it ? ASSISTANT:"
+    assert writer.text([Turn("user", "what is it ?")], 2) == asked
+    assert writer.text([Turn("user", "<image>\n<image>\nwhat is it ?")], 2) == asked
+    assert writer.continued(writer.up_to_images(asked), [Turn("user", "what is it ?")]) == asked
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [Turn("user", "what ?"), Turn("assistant", "red"), Turn("user", "how many ?")],
+        [Turn("system", "answer briefly"), Turn("user", "what ?")],
+        [Turn("assistant", "red")],
+    ],
+)
+def test_a_plain_template_refuses_turns_that_it_has_no_place_for(
+    turns: list[Turn], llama: Replica, processors: dict[str, Any]
+) -> None:
+    writer = PromptWriter(processors["llama"], llama.image_token_id, "USER: {prompt} ASSISTANT:")
+    with pytest.raises(PromptError, match="single user turn, and this sample has the turns"):
+        writer.text(turns, 1)
+
+
+@pytest.fixture
+def written_by(standins: dict[str, Path], tmp_path: Path) -> Callable[[str, str], PromptWriter]:
+    """A stand-in's prompts with another chat template."""
+
+    def make(name: str, template: str) -> PromptWriter:
+        folder = Path(shutil.copytree(standins[name], tmp_path / name))
+        change_json(folder / "chat_template.json", chat_template=template)
+        processor, _ = load_processor(folder)
+        return PromptWriter(processor, processor.image_token_id, None)
+
+    return make
+
+
+TURNS = (
+    "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
+    "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}{% endfor %}"
+)
+HEADS = {
+    "two_newlines_for_one": ("llama3", LLAMA3, "assistant<|end_header_id|>\n", "\nYes"),
+    "space_before_a_word": ("vicuna", VICUNA.replace("'ASSISTANT:'", "'ASSISTANT: '"), "ASSISTANT: ", "Yes"),
+    "spaces_that_no_turn_has": ("vicuna", VICUNA.replace("'ASSISTANT:'", "'ASSISTANT:\n\n'"), "ASSISTANT:\n\n", "Yes"),
+    "nothing_between": ("vicuna", TURNS + "{% if add_generation_prompt %}assistant: {% endif %}", "assistant: ", "Yes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_prompts_tokens_stay_where_the_tokenizer_would_merge_its_end_with_the_answer(
+    kind: str, written_by: Callable[[str, str], PromptWriter]
+) -> None:
+    name, template, end, begins = HEADS[kind]
+    writer = written_by(name, template)
+    prompt = writer.text([Turn("user", "What is in this picture?")], 1)
+    assert prompt.endswith(end)
+    whole = writer.continued(prompt, [Turn("assistant", "Yes")], then_answer=False)
+    assert whole.startswith(prompt + begins)
+    held = writer.ids(prompt)
+    stay, answer = writer.new_ids(held, whole, prompt)
+    assert stay == len(held)
+    assert writer.decode(answer).startswith("Yes")
+
+
+def test_only_the_tokens_behind_the_stored_prompt_are_cut_apart(
+    written_by: Callable[[str, str], PromptWriter],
+) -> None:
+    """A text whose tokens begin with the prompt's keeps the tokens that it has as a whole."""
+    writer = written_by("34b", CHATML)
+    prompt = writer.text([Turn("user", "What is in this picture?")], 1)
+    whole = writer.continued(prompt, [Turn("assistant", "Yes"), Turn("user", "How many?")])
+    ids, fixed = writer.ids_behind(prompt, whole)
+    assert (ids, fixed) == (writer.ids(whole), len(writer.ids(prompt)))
+
+
+SYSTEM = [Turn("system", "Answer the question briefly."), Turn("user", "<image>\nHow many?")]
+
+
+@pytest.mark.parametrize("name", STANDINS)
+def test_a_system_turn_is_written_by_each_of_the_templates(
+    name: str, standins: dict[str, Path], written_by: Callable[[str, str], PromptWriter]
+) -> None:
+    writer = written_by(name, STANDINS[name].template)
+    text = writer.text(SYSTEM, 1)
+    assert text.index("Answer the question briefly.") < text.index("<image>") < text.index("How many?")
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "words"),
+    [
+        (MISTRAL, [Turn("tool", "x"), Turn("user", "How many?")], "only user and assistant turns"),  # type: ignore[arg-type]
+        ("{{ messages[0]['content'][5]['text'] }}", SYSTEM[1:], "cannot write these turns"),
+        ("{{ 1 / 0 }}", SYSTEM[1:], "ZeroDivisionError"),
+        ("{% for m in messages if m['role'] != 'system' %}<image>{% endfor %}", SYSTEM, "leaves out the system turn"),
+        (VICUNA, [Turn("assistant", "Yes")], "no user turn"),
+    ],
+)
+def test_what_a_template_cannot_write_is_the_samples_own_fault(
+    template: str, turns: list[Turn], words: str, written_by: Callable[[str, str], PromptWriter], llama: Replica
+) -> None:
+    """The sample goes to quarantine with the template's own words; the others go on."""
+    writer = written_by("vicuna", template)
+    preparer = SamplePreparer(llama.tiler, writer, writer._image_token_id, 2048, 10**8)
+    outcome = preparer.prepare(Sample("key", 3, (png(picture(40, 50)),), tuple(turns)))
+    assert isinstance(outcome, BadSample)
+    assert (outcome.key, outcome.index, outcome.reason) == ("key", 3, Reason.TEMPLATE_FAILED)
+    assert words in outcome.detail
+    assert len(outcome.detail) < 500

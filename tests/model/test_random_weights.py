@@ -20,7 +20,14 @@ from trio_ray.errors import ConfigError
 from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
-from trio_ray.model.loading import BUNDLED_FOLDER, load_model, load_processor, model_fingerprint, read_model_config
+from trio_ray.model.loading import (
+    BUNDLED_FOLDER,
+    load_model,
+    load_processor,
+    model_fingerprint,
+    read_model_config,
+    stored_files,
+)
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.random_weights import RANDOM_WEIGHTS_FILE
 from trio_ray.model.replica import Replica
@@ -47,9 +54,9 @@ def samples(replica: Replica, sizes: list[tuple[int, int]]) -> list[PreparedSamp
 
 def test_two_loads_have_equal_weights_and_leave_the_global_generator_alone(folder: Path) -> None:
     state = torch.get_rng_state()
-    first = load_model(folder, torch.float32, CPU).model.state_dict()
+    first = load_model(folder, torch.float32, CPU).state_dict()
     torch.manual_seed(12345)
-    second = load_model(folder, torch.float32, CPU).model.state_dict()
+    second = load_model(folder, torch.float32, CPU).state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.set_rng_state(state)
@@ -58,15 +65,15 @@ def test_two_loads_have_equal_weights_and_leave_the_global_generator_alone(folde
 
 
 def test_half_precision_weights_are_the_same_ones_rounded(folder: Path) -> None:
-    wide = load_model(folder, torch.float32, CPU).model.state_dict()
-    half = load_model(folder, torch.bfloat16, CPU).model
+    wide = load_model(folder, torch.float32, CPU).state_dict()
+    half = load_model(folder, torch.bfloat16, CPU)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert all(torch.equal(value, wide[name].to(torch.bfloat16)) for name, value in half.state_dict().items())
 
 
 def test_another_seed_gives_other_weights_and_another_fingerprint(folder: Path, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", "tiny", seed=1)
-    a, b = (load_model(path, torch.float32, CPU).model.lm_head.weight for path in (folder, other))
+    a, b = (load_model(path, torch.float32, CPU).lm_head.weight for path in (folder, other))
     assert not torch.equal(a, b)
     before, after = model_fingerprint(folder), model_fingerprint(other)
     assert {name for name in before if before[name] != after[name]} == {"weights"}
@@ -74,7 +81,7 @@ def test_another_seed_gives_other_weights_and_another_fingerprint(folder: Path, 
 
 def test_buffers_that_no_file_holds_are_those_of_a_stored_model(folder: Path) -> None:
     """Rotary tables and position numbers, in bfloat16 too: a wrong one would show in no weight."""
-    drawn = load_model(folder, torch.bfloat16, CPU).model
+    drawn = load_model(folder, torch.bfloat16, CPU)
     stored = LlavaNextForConditionalGeneration.from_pretrained(BUNDLED_FOLDER, dtype=torch.bfloat16)
     buffers = dict(drawn.named_buffers())
     assert buffers.keys() == dict(stored.named_buffers()).keys()
@@ -167,14 +174,14 @@ def test_seven_billion_weights_are_there_in_seconds_and_never_on_the_host(shapes
 def test_a_malformed_file_is_refused_before_anything_is_made(content: str, folder: Path) -> None:
     (folder / RANDOM_WEIGHTS_FILE).write_text(content)
     with pytest.raises(ConfigError, match=RANDOM_WEIGHTS_FILE) as caught:
-        read_model_config(folder)
+        stored_files(folder)
     assert caught.value.field == "model.name"
 
 
 def test_a_folder_with_weights_and_a_seed_is_refused(folder: Path) -> None:
     shutil.copy(BUNDLED_FOLDER / "model.safetensors", folder)
     with pytest.raises(ConfigError, match="both"):
-        read_model_config(folder)
+        stored_files(folder)
 
 
 def test_unknown_shapes_are_refused(tmp_path: Path) -> None:

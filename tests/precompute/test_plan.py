@@ -25,13 +25,14 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def weightless(tiny_model: Path, tmp_path: Path) -> Path:
-    """The model with weights that nobody can read: whoever tries fails with another error than the expected one."""
-    folder = shutil.copytree(tiny_model, tmp_path / "weightless")
-    for weights in folder.glob("*.safetensors"):
-        weights.unlink()
-        weights.symlink_to("/proc/self/mem")
-    return folder
+def weightless(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model, with a trap for whoever reads more of its weights than their names and shapes."""
+
+    def trap(*args: object) -> str:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr("trio_ray.model.loading.hash_weights", trap)
+    return Path(shutil.copytree(tiny_model, tmp_path / "weightless"))
 
 
 def refused(config: Any) -> ConfigError:
@@ -48,7 +49,7 @@ def test_unread_weights_are_noticed_by_a_plan_that_is_not_refused(
     weightless: Path, corpus: Path, tmp_path: Path
 ) -> None:
     """So that the refusals below prove that they come before any weight is read."""
-    with pytest.raises(ConfigError, match=r"model\.name: .* cannot be read"):
+    with pytest.raises(AssertionError, match="a weight was read"):
         plan_job(job_config(weightless, corpus, tmp_path / "cache"), with_gpu=False)
 
 
@@ -99,7 +100,7 @@ def test_another_architecture_is_refused(
 
 def test_folders_without_configuration_or_weights_are_refused(weightless: Path, corpus: Path, tmp_path: Path) -> None:
     next(weightless.glob("*.safetensors")).unlink()
-    assert "no *.safetensors" in str(refused(job_config(weightless, corpus, tmp_path / "cache")))
+    assert "the weights are missing" in str(refused(job_config(weightless, corpus, tmp_path / "cache")))
     (weightless / "config.json").unlink()
     assert "no config.json" in str(refused(job_config(weightless, corpus, tmp_path / "cache")))
 

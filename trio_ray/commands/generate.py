@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print question, answer and, where the corpus has one, the true answer."""
     from trio_ray.cache.pruned_cache import PrunedCache
     from trio_ray.cache.stored_prefixes import prefixes_of
-    from trio_ray.model.loading import model_folder
+    from trio_ray.model.checkpoint import check_checkpoint
     from trio_ray.model.replica import Replica
 
     s3 = s3_config(arguments)
@@ -62,8 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [cache.row(*_key_and_shard(key, shards)) for key in arguments.keys]
     else:
         rows = cache.table.slice(0, arguments.limit).to_pylist()
-    cache.check_model(model_folder(config), dtype)
-    replica = Replica.load(config, PromptConfig.model_validate(identity["prompt"]))
+    prompt = PromptConfig.model_validate(identity["prompt"])
+    cache.check_model(check_checkpoint(config, prompt).folder, dtype)
+    replica = Replica.load(config, prompt)
     known = right = 0
     for start in range(0, len(rows), arguments.batch):
         batch = rows[start : start + arguments.batch]

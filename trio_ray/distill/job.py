@@ -14,7 +14,8 @@ from trio_ray.distill.group import run_group
 from trio_ray.distill.student import layer_numbers
 from trio_ray.distill.worker import WorkerSpec
 from trio_ray.errors import ConfigError, StoreError
-from trio_ray.model.loading import model_fingerprint, model_folder, read_model_config
+from trio_ray.model.checkpoint import check_checkpoint
+from trio_ray.model.loading import model_fingerprint, pinned
 from trio_ray.store.opening import open_store
 from trio_ray.store.record import canonical_json
 
@@ -53,8 +54,10 @@ def plan_distillation(config: DistillConfig) -> WorkerSpec:
     replicas = config.replicas.max
     if replicas > config.training.batch_size:
         raise ConfigError("replicas.max", f"{replicas} replicas cannot share batches of {config.training.batch_size}")
-    folder = model_folder(config.teacher)
-    layer_numbers(config.student, read_model_config(folder).get_text_config().num_hidden_layers)
+    config = config.model_copy(update={"teacher": pinned(config.teacher)})
+    checkpoint = check_checkpoint(config.teacher)
+    folder = checkpoint.folder
+    layer_numbers(config.student, checkpoint.config.get_text_config().num_hidden_layers)
     cache = _embeds_cache(config, "cache", config.cache)
     cache.check_model(folder, cache.dataset.identity["model"]["dtype"])
     if len(cache) < replicas:

@@ -42,7 +42,7 @@ def build_student(folder: Path, config: StudentConfig, seed: int) -> Any:
         ConfigError: more layers than the teacher has.
     """
     numbers = layer_numbers(config, read_model_config(folder).get_text_config().num_hidden_layers)
-    model: Any = load_model(folder, torch.float32, torch.device("cpu")).model
+    model: Any = load_model(folder, torch.float32, torch.device("cpu"))
     decoder = model.model.language_model
     decoder.layers = nn.ModuleList(decoder.layers[number] for number in numbers)
     for place, layer in enumerate(decoder.layers):

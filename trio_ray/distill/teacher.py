@@ -69,7 +69,7 @@ class PrefixTeacher(Teacher):
         held = writer.ids(row["prompt"])
         try:
             whole = writer.continued(row["prompt"], [Turn("assistant", row["answer"])], then_answer=False)
-            _, ids = writer.new_ids(held, whole, fixed=len(held))
+            _, ids = writer.new_ids(held, whole, row["prompt"])
         except PromptError:
             return None
         return up_to_stop(ids, stop)

@@ -24,7 +24,8 @@ from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.codecs.spec import full_spec
 from trio_ray.kv.codecs.transform import Transform
-from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
+from trio_ray.model.checkpoint import check_checkpoint
+from trio_ray.model.loading import resolve_dtype
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.part_size import PartSize
 from trio_ray.store.inputs import StoreOpener
@@ -141,13 +142,13 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
         CodecError: a codec that is not known, or whose basis cannot be read.
     """
     config = settings.config
-    folder = model_folder(config.model)
-    model_config = read_model_config(folder)
+    checkpoint = check_checkpoint(config.model, config.prompt)
+    model_config = checkpoint.config
     method = config.method.build(model_config.get_text_config().num_hidden_layers)
     schedule = method.schedule
     on_step("reading a sample of the corpus")
     corpus = draw_corpus(config, settings.samples)
-    workload = prepare_workload(corpus.runs, make_preparer(config, folder))
+    workload = prepare_workload(corpus.runs, make_preparer(config, checkpoint))
     work = count_work(model_config, workload, schedule, method.selector.proxy_rows)
     facts = _facts(corpus, workload)
     codecs = {name: _codec(choice, config) for name, choice in settings.codecs.items()}

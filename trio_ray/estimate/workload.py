@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
 from trio_ray.estimate.draw import Item
-from trio_ray.model.loading import load_processor, read_model_config
+from trio_ray.model.checkpoint import Checkpoint
 from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
-from trio_ray.model.prompt import PromptWriter
-from trio_ray.model.tiles import Tiler
 from trio_ray.source.sample import BadSample
 
 
@@ -52,21 +49,13 @@ class Workload:
         return fmean(sample.image_tokens for sample in self.samples)
 
 
-def make_preparer(config: JobConfig, folder: Path) -> SamplePreparer:
-    """The CPU side of a job's replicas, without loading the model's weights; true answers are left out.
-
-    Raises:
-        ConfigError: a model folder that cannot be used.
-        ModelError: an image processor that cannot be reproduced.
-    """
-    model = read_model_config(folder)
-    processor, image_processor = load_processor(folder)
-    text = model.get_text_config()
+def make_preparer(config: JobConfig, checkpoint: Checkpoint) -> SamplePreparer:
+    """The CPU side of a job's replicas, without loading the model's weights; true answers are left out."""
     return SamplePreparer(
-        Tiler.from_processor(image_processor, model.vision_config.patch_size),
-        PromptWriter(processor, model.image_token_id, config.prompt.template),
-        model.image_token_id,
-        min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings),
+        checkpoint.tiler,
+        checkpoint.writer,
+        checkpoint.config.image_token_id,
+        checkpoint.context,
         config.source.max_pixels,
         config.cache.selected_under,
     )

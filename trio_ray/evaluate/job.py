@@ -17,6 +17,7 @@ from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent, Report, Wo
 from trio_ray.cluster.pool import ActorPool
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
+from trio_ray.config import PromptConfig
 from trio_ray.errors import ConfigError, JobFailed, StoreError
 from trio_ray.evaluate.actor import AnswerActor, Chunk
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
@@ -28,7 +29,8 @@ from trio_ray.evaluate.question_files import question_source, read_questions
 from trio_ray.evaluate.scoring.scorers import scorer_named
 from trio_ray.evaluate.scoring.summary import ScoredAnswer, summarise
 from trio_ray.evaluate.stored_level import require_prefixes
-from trio_ray.model.loading import model_folder
+from trio_ray.model.checkpoint import check_checkpoint
+from trio_ray.model.loading import pinned
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 
@@ -96,8 +98,10 @@ def _open_cache(config: EvaluateConfig) -> tuple[EvaluateConfig, PrunedCache]:
     cache = PrunedCache(config.cache, config.s3)
     require_prefixes(cache)
     dtype = config.model.dtype if config.model.dtype != "auto" else cache.dataset.identity["model"]["dtype"]
-    cache.check_model(model_folder(config.model), dtype)
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}), cache
+    model = pinned(config.model).model_copy(update={"dtype": dtype})
+    checkpoint = check_checkpoint(model, PromptConfig.model_validate(cache.dataset.identity["prompt"]))
+    cache.check_model(checkpoint.folder, dtype)
+    return config.model_copy(update={"model": model}), cache
 
 
 def _open_output(config: EvaluateConfig) -> ObjectStore:

@@ -83,10 +83,8 @@ class Conversation:
             raise PromptError("the prompt ends with a question of its own: call answer() before ask()")
         asked = [[*turns, *_turns(question)] for turns, question in zip(self._turns, questions, strict=True)]
         steps = [
-            self._writer.new_ids(tokens, self._writer.continued(prompt, turns), fixed)
-            for tokens, prompt, turns, fixed in zip(
-                self._tokens, self._prompts, asked, self._prompt_tokens, strict=True
-            )
+            self._writer.new_ids(tokens, self._writer.continued(prompt, turns), prompt)
+            for tokens, prompt, turns in zip(self._tokens, self._prompts, asked, strict=True)
         ]
         for number, (stay, _) in enumerate(steps):
             self._sequences[number].appended = stay - self._prompt_tokens[number]

@@ -132,7 +132,13 @@ class SamplePreparer:
         except ImageRejected as error:
             return BadSample(sample.key, sample.index, error.reason, error.detail)
         turns = sample.turns if self._instruction is None else (Turn("user", self._instruction),)
-        prompt = self._writer.text(turns, len(images))
+        if self._instruction is not None and any(turn.role == "system" for turn in sample.turns):
+            detail = "a system turn cannot stand in a prefix of scope image, which other questions follow"
+            return BadSample(sample.key, sample.index, Reason.TEMPLATE_FAILED, detail)
+        try:
+            prompt = self._writer.text(turns, len(images))
+        except PromptError as error:
+            return BadSample(sample.key, sample.index, Reason.TEMPLATE_FAILED, str(error))
         ids = self._writer.ids(prompt)
         placed = sum(token == self._image_token_id for token in ids)
         if placed != len(images):
@@ -170,9 +176,14 @@ class SamplePreparer:
             (part.prompt, part.prompt_ids, part.turns) if part else (sample.prompt, sample.prompt_ids, ())
         )
         fixed = len(held)
-        asked = self._writer.ids(self._writer.continued(prompt, turns)) if part else held
-        whole = self._writer.continued(prompt, (*turns, Turn("assistant", answer)), then_answer=False)
-        stay, ids = self._writer.new_ids(asked, whole, fixed)
+        asked: Sequence[int] = held
+        if part:
+            prompt = self._writer.continued(part.prompt, turns)
+            asked, _ = self._writer.ids_behind(part.prompt, prompt)
+        whole = self._writer.continued(
+            part.prompt if part else prompt, (*turns, Turn("assistant", answer)), then_answer=False
+        )
+        stay, ids = self._writer.new_ids(asked, whole, prompt)
         ids = up_to_stop(ids, self._stop_tokens)
         if sample.rows + stay - fixed + len(ids) > self._context:
             return None

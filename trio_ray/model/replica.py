@@ -20,13 +20,14 @@ from trio_ray.method.rows import PackedRows, Positions
 from trio_ray.method.suppression import Speculation
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
+from trio_ray.model.checkpoint import check_checkpoint
 from trio_ray.model.conversation import Conversation
 from trio_ray.model.decode.choice import GREEDY, Sampling
 from trio_ray.model.decode.engine import Engine, Request, answers_in_order, prompt_requests
 from trio_ray.model.decoder import Decoder, default_device
 from trio_ray.model.image_scope import Scope, up_to_images
 from trio_ray.model.known import check_reduction, known_indices
-from trio_ray.model.loading import load_model, model_folder, read_model_config, resolve_dtype
+from trio_ray.model.loading import load_model, resolve_dtype
 from trio_ray.model.matrix import why_not_fp8
 from trio_ray.model.prefill import Prefill, pruned_prefill
 from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
@@ -59,30 +60,31 @@ class Replica:
     def load(
         cls, config: ModelConfig, prompt: PromptConfig | None = None, device: torch.device | None = None
     ) -> Replica:
-        """Load a model. Raises `ConfigError` where the configuration cannot be met."""
+        """Check a model (`check_checkpoint`), then load it.
+
+        Raises:
+            ConfigError: it cannot be run, or not as configured; nothing was loaded.
+        """
         device = device or default_device()
-        folder = model_folder(config)
-        model_config = read_model_config(folder)
+        checkpoint = check_checkpoint(config, prompt)
         dtype = resolve_dtype(config.dtype, device)
+        checkpoint.check_memory(dtype, device)
         attention = choose_backend(config.attention, device, dtype)
         if config.matmul == "fp8" and (reason := why_not_fp8(device, dtype)):
             raise ConfigError("model.matmul", f"fp8 cannot be used: {reason}")
-        loaded = load_model(folder, dtype, device)
-        decoder = Decoder.of(loaded.model.model.language_model, loaded.model.lm_head)
-        tiler = Tiler.from_processor(loaded.image_processor, model_config.vision_config.patch_size)
-        template = prompt.template if prompt else None
-        stop = loaded.model.generation_config.eos_token_id
+        model = load_model(checkpoint.folder, dtype, device)
+        decoder = Decoder.of(model.model.language_model, model.lm_head)
         return cls(
             decoder=decoder.in_fp8() if config.matmul == "fp8" else decoder,
-            vision=VisionEncoder(loaded.model.model, tiler, dtype),
-            writer=PromptWriter(loaded.processor, model_config.image_token_id, template),
-            tiler=tiler,
-            image_token_id=model_config.image_token_id,
-            stop_tokens=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
+            vision=VisionEncoder(model.model, checkpoint.tiler, dtype),
+            writer=checkpoint.writer,
+            tiler=checkpoint.tiler,
+            image_token_id=checkpoint.config.image_token_id,
+            stop_tokens=checkpoint.stop_tokens,
             device=device,
             dtype=dtype,
             attention=attention,
-            model=loaded.model,
+            model=model,
         )
 
     def preparer(self, max_pixels: int, instruction: str | None = None, with_answers: bool = False) -> SamplePreparer:

@@ -70,6 +70,15 @@ class Tiler:
             ModelError: the processor does something that these tiles do not (other crop than tile size, no
             resizing...).
         """
+        try:
+            return cls._read(processor, patch)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ModelError(
+                f"the image processor's settings cannot be read: {type(error).__name__}: {error}"
+            ) from None
+
+    @classmethod
+    def _read(cls, processor: Any, patch: int) -> Tiler:
         size, crop = dict(processor.size), dict(processor.crop_size)
         tile = size.get("shortest_edge") or size.get("height")
         plain = processor.do_resize and processor.do_rescale and processor.do_normalize
@@ -79,16 +88,21 @@ class Tiler:
                 "resize, rescale and normalise, and crop to the tile's own size"
             )
         pinpoints = tuple((int(height), int(width)) for height, width in processor.image_grid_pinpoints)
-        uneven = [point for point in pinpoints if point[0] % tile or point[1] % tile]
+        if not pinpoints:
+            raise ModelError("image_grid_pinpoints is empty, so no image has a grid")
+        uneven = [point for point in pinpoints if point[0] % tile or point[1] % tile or min(point) < 1]
         if uneven:
             raise ModelError(f"image_grid_pinpoints {uneven} are no whole number of tiles of {tile} pixels")
+        mean, std = (tuple(float(value) for value in values) for values in (processor.image_mean, processor.image_std))
+        if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(value) for value in mean + std) or min(std) <= 0:
+            raise ModelError(f"image_mean {mean} and image_std {std} must be three numbers each, image_std above 0")
         return cls(
             tile=tile,
             patch=patch,
             pinpoints=pinpoints,
             resample=int(processor.resample),
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
+            mean=mean,
+            std=std,
             scale=float(processor.rescale_factor),
         )
 

@@ -151,9 +151,7 @@ class _Work:
     def do(self, started: float) -> None:
         """Until all of them are done or given up."""
         config, plan, summary = self.config, self.plan, self.summary
-        # The cache's identity names the arithmetic, so a replica must not choose another on the device that it gets.
-        model = config.model.model_copy(update={"dtype": str(plan.dtype).removeprefix("torch.")})
-        spec = ReplicaSpec(config.model_copy(update={"model": model}), plan.dataset, plan.run_id)
+        spec = ReplicaSpec(config.model_copy(update={"model": plan.model}), plan.dataset, plan.run_id)
         factory = ActorFactory(ReplicaActor, (spec,), calls_at_once=SHARDS_AT_ONCE)
         pool = ActorPool[Task](factory, config.replicas, overlap=SHARDS_AT_ONCE)
         # Two runs on one cache begin at different shards, so that they rarely do the same work.

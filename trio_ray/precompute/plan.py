@@ -5,16 +5,17 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trio_ray.cache.identity import build_identity
-from trio_ray.config import JobConfig
+from trio_ray.cluster.session import cluster_given
+from trio_ray.config import JobConfig, ModelConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.method.method import Method
-from trio_ray.model.loading import model_folder, read_model_config, resolve_dtype
+from trio_ray.model.checkpoint import Checkpoint, check_checkpoint
+from trio_ray.model.loading import pinned, resolve_dtype
 from trio_ray.precompute.calibration_task import calibrate_here
 from trio_ray.precompute.codec_basis import named_codec
 from trio_ray.precompute.codec_choice import CalibrationSpec, Calibrator, make_or_join
@@ -44,6 +45,7 @@ class JobPlan:
     """What a run will do.
 
     Attributes:
+        model: the job's model, with the commit and the arithmetic that every replica takes.
         codec_choice: why a new cache has the codec that it has, in one line, where the settings left it open.
         tasks: shards with work left.
         complete: shards that need none.
@@ -55,8 +57,7 @@ class JobPlan:
     store: ObjectStore
     dataset: Dataset
     method: Method
-    dtype: torch.dtype
-    folder: Path
+    model: ModelConfig
     codec_choice: str | None = None
     tasks: list[Task] = field(default_factory=list)
     complete: list[Shard] = field(default_factory=list)
@@ -85,16 +86,16 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
     if not config.output:
         raise ConfigError("output", "is missing; give a folder or s3://bucket/prefix")
-    folder = model_folder(config.model)
-    model_config = read_model_config(folder)
-    dtype = resolve_dtype(config.model.dtype, torch.device("cuda" if with_gpu else "cpu"))
-    text = model_config.get_text_config()
+    checkpoint, dtype = _check_model(config, with_gpu)
+    arithmetic = {"dtype": str(dtype).removeprefix("torch.")}  # a replica must not choose another on its own device
+    config = config.model_copy(update={"model": pinned(config.model).model_copy(update=arithmetic)})
+    text = checkpoint.config.get_text_config()
     method = config.method.build(text.num_hidden_layers)
     units = find_units(config)
     store = _open_output(config)
-    named = named_codec(config, folder, method.schedule, text)
-    identity = build_identity(config, folder, dtype, method, named.codec.spec if named else None)
-    size = PartSize(config, method.schedule, model_config, dtype)
+    named = named_codec(config, checkpoint.folder, method.schedule, text)
+    identity = build_identity(config, checkpoint.folder, dtype, method, named.codec.spec if named else None)
+    size = PartSize(config, method.schedule, checkpoint.config, dtype)
     why = None
     if config.cache.chooses_codec:
         spec = _calibration_spec(config, identity, dtype)
@@ -103,7 +104,7 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         dataset = create_or_check(store, identity, size.samples(named.codec if named else None))
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
-    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, dtype, folder, why)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, why)
     _find_work(plan, units)
     return plan
 
@@ -113,6 +114,18 @@ def _calibration_spec(config: JobConfig, identity: dict[str, Any], dtype: torch.
     model = config.model.model_copy(update=arithmetic)
     fingerprint = {name: value for name, value in identity["model"].items() if name not in arithmetic}
     return CalibrationSpec(config.model_copy(update={"model": model}), fingerprint)
+
+
+def _check_model(config: JobConfig, with_gpu: bool) -> tuple[Checkpoint, torch.dtype]:
+    """The checked model, and the replicas' arithmetic."""
+    checkpoint = check_checkpoint(config.model, config.prompt)
+    device = torch.device("cuda" if with_gpu else "cpu")
+    dtype = resolve_dtype(config.model.dtype, device)
+    if not cluster_given():  # the memory of a cluster's other nodes is checked by the replicas there
+        checkpoint.check_memory(dtype, device)
+    if config.cache.targets != "none":
+        checkpoint.check_targets()
+    return checkpoint, dtype
 
 
 def _open_output(config: JobConfig) -> ObjectStore:

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     MEMBER_STRAY = "member_stray"
     MEMBERS_UNCLEAR = "members_unclear"
     MEMBERS_SCATTERED = "members_scattered"
+    TEMPLATE_FAILED = "template_failed"
     PROMPT_TOO_LONG = "prompt_too_long"
     OUT_OF_MEMORY = "out_of_memory"
     NOT_FINITE = "not_finite"

@@ -34,7 +34,7 @@ from trio_ray.evaluate.decode import PrefixDecoder
 from trio_ray.evaluate.join import Task, join
 from trio_ray.evaluate.question import NoAnswer, Question, Unanswered
 from trio_ray.evaluate.stored_level import require_prefixes
-from trio_ray.model.loading import model_folder
+from trio_ray.model.checkpoint import check_checkpoint
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
@@ -116,9 +116,9 @@ class TrioRay(lmms):
         if self._cache is not None:
             require_prefixes(self._cache)
             made_in = self._cache.dataset.identity["model"]["dtype"] if dtype == "auto" else dtype
-            self._cache.check_model(model_folder(model), made_in)
             model = model.model_copy(update={"dtype": made_in})
             prompt = PromptConfig.model_validate(self._cache.dataset.identity["prompt"])
+            self._cache.check_model(check_checkpoint(model, prompt).folder, made_in)
         self._replica = Replica.load(model, prompt, device=None if device is None else torch.device(device))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
