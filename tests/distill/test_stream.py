@@ -12,7 +12,7 @@ from tests.distill.conftest import COUNT, MakeCache
 from trio_ray.cache.pruned_cache import OnBad, PrunedCache
 from trio_ray.config import S3Config
 from trio_ray.distill.stream import SampleStream
-from trio_ray.errors import PrefixError
+from trio_ray.errors import ConfigError, PrefixError
 from trio_ray.store.opening import open_store
 
 
@@ -83,3 +83,11 @@ def test_a_damaged_sample_ends_the_stream_with_its_name_or_is_counted(damaged: P
     assert [len(batch) for batch in batches] == [COUNT - 1] * 2
     assert skipping.skipped == 2
     assert "s0003" not in {sample.row["key"] for batch in batches for sample in batch}
+
+
+def test_a_worker_for_which_there_is_no_sample_is_refused(cache: PrunedCache) -> None:
+    """Not divided by, as the number of its samples."""
+    sizes = [len(stream(cache, 1, rank, COUNT).numbers(0)) for rank in range(COUNT)]
+    assert sizes == [1] * COUNT
+    with pytest.raises(ConfigError, match=rf"^cache: .* has no sample for replica 0 of {COUNT + 1}: use fewer"):
+        stream(cache, 1, 0, COUNT + 1)

@@ -150,6 +150,10 @@ def test_from_a_kv_cache_the_teacher_computes_what_another_cache_stores(
         ({"cache": ""}, "cache: is missing"),
         ({"output": ""}, "output: is missing"),
         ({"student": {"layers": 9}}, r"student\.layers: 9 are more than the teacher's 8"),
+        (
+            {"replicas": {"max": 60}, "training": {"batch_size": 64}},
+            r"cache: .* each of 60 replicas needs one",
+        ),
         ({"replicas": {"max": 5}}, r"replicas\.max: 5 replicas cannot share batches of 4"),
         ({"test": {"cache": "kv"}}, r"test\.cache: .* stores kv; students read input embeddings"),
         ({"cache": "kv"}, "cache: .* stores kv"),

@@ -22,7 +22,8 @@ from trio_ray.model.prepare import AnswerTokens, PreparedSample
 from trio_ray.model.replica import Prefilled, Replica
 from trio_ray.model.targets import answer_targets
 from trio_ray.precompute import model_stage
-from trio_ray.precompute.model_stage import ModelStage
+from trio_ray.precompute.model_stage import ModelStage, StoredGroup
+from trio_ray.source.sample import BadSample, Reason
 
 SCHEDULE = Schedule(8, (1, 3, 5), retention=0.3)
 
@@ -59,34 +60,43 @@ def test_out_of_memory_halves_the_budget_and_loses_no_sample(llama: Replica, pre
     total = sum(sample.rows for sample in prepared)
     stage, replica = make_stage(llama, total // 3, total)
     groups = stage.run(prepared)
-    assert [length for group in groups if group for length in group.lengths] == [s.rows for s in prepared]
+    assert [length for group in groups if isinstance(group, StoredGroup) for length in group.lengths] == [
+        s.rows for s in prepared
+    ]
     assert total // 8 <= stage.token_budget <= total // 2
     # The budget holds from now on: the same samples again do not run out of memory again.
     replica.tried.clear()
-    assert None not in stage.run(prepared)
+    assert all(isinstance(group, StoredGroup) for group in stage.run(prepared))
     assert max(replica.tried) <= max(stage.token_budget, *(sample.rows for sample in prepared))
 
 
 def test_groups_hold_what_one_group_holds(llama: Replica, prepared: list[PreparedSample]) -> None:
     total = sum(sample.rows for sample in prepared)
     (whole,) = make_stage(llama, total, total)[0].run(prepared)
-    assert whole is not None
+    assert isinstance(whole, StoredGroup)
     halves = make_stage(llama, total // 2, total)[0].run(prepared)
-    split = [sample for group in halves if group for sample in group.samples()]
-    for one, other in zip(whole.samples(), split, strict=True):
+    split = [sample for group in halves if isinstance(group, StoredGroup) for sample in group.stored()]
+    for one, other in zip(whole.stored(), split, strict=True):
         assert [kept.tolist() for kept in one.coded.kept] == [kept.tolist() for kept in other.coded.kept]
         assert torch.equal(one.coded.top_ids, other.coded.top_ids)
 
 
-def test_a_sample_that_fits_not_even_alone_is_none_and_the_others_stay(
+def test_a_sample_that_fits_not_even_alone_is_bad_and_the_others_stay(
     llama: Replica, prepared: list[PreparedSample]
 ) -> None:
     sizes = sorted({sample.rows for sample in prepared})
     stage, _ = make_stage(llama, sizes[-2], sum(sample.rows for sample in prepared))
-    groups = stage.run(prepared)
-    lengths = [length for group in groups for length in (group.lengths if group else [None])]
-    assert lengths == [sample.rows if sample.rows < sizes[-1] else None for sample in prepared]
-    assert None in lengths
+    results = stage.run(prepared)
+    stored = [sample for group in results if isinstance(group, StoredGroup) for sample in group.samples]
+    bad = [sample for sample in results if isinstance(sample, BadSample)]
+    assert [sample.index for sample in stored] == [sample.index for sample in prepared if sample.rows < sizes[-1]]
+    assert [(one.key, one.reason) for one in bad] == [
+        (sample.key, Reason.OUT_OF_MEMORY) for sample in prepared if sample.rows == sizes[-1]
+    ]
+    assert bad
+    assert [lengths for group in results if isinstance(group, StoredGroup) for lengths in group.lengths] == [
+        sample.rows for sample in stored
+    ]
 
 
 def test_targets_survive_running_out_of_memory_behind_the_prefill(
@@ -97,11 +107,11 @@ def test_targets_survive_running_out_of_memory_behind_the_prefill(
     cache = CacheConfig(top_k=4, targets="top_k")
     total = sum(sample.rows for sample in prepared)
     whole = replace(make_stage(llama, total, total)[0], cache=cache).run(answered)
-    truth = [sample for group in whole if group for sample in group.samples()]
+    truth = [sample for group in whole if isinstance(group, StoredGroup) for sample in group.stored()]
     stage = replace(make_stage(llama, total, total)[0], cache=cache)
     monkeypatch.setattr(model_stage, "answer_targets", small_memory(answer_targets, most=5))
     groups = stage.run(answered)
-    found = [sample for group in groups if group for sample in group.samples()]
+    found = [sample for group in groups if isinstance(group, StoredGroup) for sample in group.stored()]
     assert len(groups) > 2
     assert stage.token_budget < total
     for ours, theirs in zip(found, truth, strict=True):
@@ -140,9 +150,9 @@ def test_what_has_not_converged_is_recomputed_and_the_next_batches_look_at_more(
     replica.tried.clear()
     stage._speculation = Speculation(window=1)
     (group,) = stage.run(prepared)
-    assert group is not None
+    assert isinstance(group, StoredGroup)
     assert len(replica.tried) == 1
-    for prefix, stored in zip(exact, group.samples(), strict=True):
+    for prefix, stored in zip(exact, group.stored(), strict=True):
         assert [kept.tolist() for kept in prefix.kept] == [kept.tolist() for kept in stored.coded.kept]
     assert len(replica.tried) == 2
     assert stage._speculation.window == 2

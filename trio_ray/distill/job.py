@@ -47,7 +47,7 @@ def run_distillation(config: DistillConfig, progress: Progress | None = None) ->
 
 
 def plan_distillation(config: DistillConfig) -> WorkerSpec:
-    """Check all that can be checked without loading a model; what the first worker is told. Raises as above."""
+    """Check all that can be checked without loading a model; returns what the first worker needs. Raises as above."""
     for name in ("cache", "output"):
         if not getattr(config, name):
             raise ConfigError(name, "is missing; give a folder or s3://bucket/prefix")

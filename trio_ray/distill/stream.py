@@ -10,7 +10,7 @@ from itertools import count, islice
 from trio_ray.cache.datasets.epoch_order import EpochOrder
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import OnBad, PrunedCache
-from trio_ray.errors import PrefixError
+from trio_ray.errors import ConfigError, PrefixError
 from trio_ray.kv.embeds import Embeds
 from trio_ray.kv.prefix import Prefix
 from trio_ray.ordered import ordered_map
@@ -21,7 +21,7 @@ _AHEAD = 4
 
 @dataclass(frozen=True)
 class CachedSample:
-    """A row, its retained input embeddings, and where the teacher is to be asked, its prefix."""
+    """A row, its retained input embeddings, and its prefix where the teacher computes from it."""
 
     row: Row
     embeds: Embeds
@@ -35,13 +35,16 @@ class SampleStream:
         cache: of level embeds.
         prefixes: a kv cache of the same samples, if prefixes are wanted.
         batch_size: samples a step, of this worker.
-        rank, world_size: which of how many workers.
+        rank, world_size: which worker this is, and how many there are.
         seed: of the shuffling; the same for all workers.
         threads: range reads in flight.
         on_bad: a sample that is gone or damaged ends the stream with its error, or is counted in `skipped`.
 
     Attributes:
         skipped: samples that were gone or damaged, so far.
+
+    Raises:
+        ConfigError: there are fewer samples than workers, so that this one has none.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class SampleStream:
         self._cache, self._prefixes = cache, prefixes
         self._batch_size, self._threads, self._on_bad = batch_size, threads, on_bad
         self._place = (rank, world_size, True, seed)
+        if not len(self._order(0)):
+            raise ConfigError("cache", f"{cache.uri} has no sample for replica {rank} of {world_size}: use fewer")
         self.skipped = 0
 
     def batches(self, first_step: int) -> Generator[list[CachedSample], None, None]:

@@ -35,7 +35,7 @@ LOSSES, STUDENT = "losses.jsonl", "student"
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told: the job, its settings that a checkpoint must share, and which of how many it is."""
+    """What a worker needs: the job, its settings that a checkpoint must share, its rank, and the number of workers."""
 
     config: DistillConfig
     identity: dict[str, Any]

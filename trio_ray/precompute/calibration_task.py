@@ -22,7 +22,7 @@ from trio_ray.store.opening import open_store
 ATTEMPTS = 3
 """Times that calibration may be killed: its machine may have been taken back, or its memory be too small."""
 
-WAY_OUT = "name a codec instead, such as --set cache.codec=int4, or raw, or a basis made by `trio-ray calibrate`"
+INSTEAD = "name a codec instead, such as --set cache.codec=int4, or raw, or a basis made by `trio-ray calibrate`"
 
 
 def calibrate_here(spec: CalibrationSpec) -> CodecChoice:
@@ -48,10 +48,10 @@ def calibrate_on_ray(spec: CalibrationSpec, gpus: float) -> CodecChoice:
         except RayTaskError as error:
             if isinstance(error.cause, TrioRayError):
                 raise error.cause from None
-            raise JobFailed(f"the codec's basis could not be calibrated: {in_one_line(error)}; {WAY_OUT}") from None
+            raise JobFailed(f"the codec's basis could not be calibrated: {in_one_line(error)}; {INSTEAD}") from None
         except RayError as error:
             why = in_one_line(error)
-    raise JobFailed(f"calibrating the codec's basis was killed {ATTEMPTS} times, at last: {why}; {WAY_OUT}")
+    raise JobFailed(f"calibrating the codec's basis was killed {ATTEMPTS} times, at last: {why}; {INSTEAD}")
 
 
 def _attempt(spec: CalibrationSpec, settings: ReplicasConfig, gpus: float) -> CodecChoice:

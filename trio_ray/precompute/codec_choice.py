@@ -23,7 +23,7 @@ class CalibrationSpec:
     """What calibrating for a job needs; small, and free of credentials.
 
     Attributes:
-        config: the job, its arithmetic settled.
+        config: the job, with its dtype chosen.
         model: the model's fingerprint.
     """
 

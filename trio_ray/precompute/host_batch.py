@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from trio_ray.precompute.host_memory import Block
@@ -21,17 +24,6 @@ class GoodSample:
 
 
 @dataclass(frozen=True)
-class HostGroup:
-    """What is stored of samples that the model took together, the time that the device needed for them, and the block
-    of memory that all of it lies in, where it was copied to one.
-    """
-
-    batch: StoredBatch
-    milliseconds: float
-    block: Block | None = None
-
-
-@dataclass(frozen=True)
 class Placed:
     """A good sample with what is stored of it, and the device's time for it."""
 
@@ -39,19 +31,39 @@ class Placed:
     stored: StoredSample
     milliseconds: float
 
+    @property
+    def index(self) -> int:
+        """Of the sample in its shard."""
+        return self.sample.index
+
+
+@dataclass(frozen=True)
+class HostGroup:
+    """Samples that the model took together, what is stored of them, the time that the device needed for them, and the
+    block of memory that all of it lies in, where it was copied to one.
+    """
+
+    samples: Sequence[GoodSample]
+    batch: StoredBatch
+    milliseconds: float
+    block: Block | None = None
+
+    def placed(self) -> Iterator[Placed]:
+        """Each sample with what is stored of it. The time is shared out by rows."""
+        stored = self.batch.split()
+        per_row = self.milliseconds / sum(item.coded.length for item in stored)
+        for sample, item in zip(self.samples, stored, strict=True):
+            yield Placed(sample, item, per_row * item.coded.length)
+
 
 @dataclass(frozen=True)
 class HostBatch:
-    """Samples of a shard in order, good and bad, and the groups of the good ones."""
+    """Consecutive samples of a shard: groups of good ones, and the bad ones between them."""
 
-    samples: list[GoodSample | BadSample]
-    groups: list[HostGroup]
+    groups: Sequence[HostGroup]
+    bad: Sequence[BadSample] = ()
 
-    def placed(self) -> Iterator[Placed]:
-        """The good samples with what is stored of them. A group's time is shared out by rows."""
-        good = (sample for sample in self.samples if isinstance(sample, GoodSample))
-        for group in self.groups:
-            stored = group.batch.split()
-            per_row = group.milliseconds / sum(item.coded.length for item in stored)
-            for item in stored:
-                yield Placed(next(good), item, per_row * item.coded.length)
+    def __iter__(self) -> Iterator[Placed | BadSample]:
+        """All of them in the order of the shard."""
+        good = chain.from_iterable(group.placed() for group in self.groups)
+        return merge(good, self.bad, key=attrgetter("index"))

@@ -88,8 +88,8 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a block."""
+class ShmReference:
+    """Where a tensor lies in shared memory: what is sent to another process in its stead."""
 
     block: int
     start: int
@@ -97,7 +97,7 @@ class Place:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: Tensor, blocks: Sequence[Block]) -> Place:
+    def of(cls, tensor: Tensor, blocks: Sequence[Block]) -> ShmReference:
         """Raises `ValueError` for a tensor that lies in none of the blocks, or in pieces."""
         size = tensor.numel() * tensor.element_size()
         for block in blocks:

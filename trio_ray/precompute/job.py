@@ -84,7 +84,7 @@ class JobSummary:
 
 
 Observer = Callable[[PoolEvent[Task], JobSummary], None]
-"""Is told every event of the pool, with the summary so far."""
+"""Is called with every event of the pool, and with the summary so far."""
 
 
 def run_job(config: JobConfig, progress: Progress | None = None, observer: Observer | None = None) -> JobSummary:
@@ -93,7 +93,7 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
     Args:
         config: the job.
         progress: shows what happens; nothing is shown without it.
-        observer: is told every event.
+        observer: is called with every event.
 
     Raises:
         ConfigError: it cannot be run; nothing was loaded.

@@ -18,6 +18,7 @@ from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.encode import code_batch, frame_of
 from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
 from trio_ray.method.method import Method
+from trio_ray.method.schedule import Schedule
 from trio_ray.method.suppression import Speculation
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
@@ -25,7 +26,9 @@ from trio_ray.model.replica import Replica
 from trio_ray.model.targets import answer_targets
 from trio_ray.precompute.host_batch import HostGroup
 from trio_ray.precompute.host_memory import ALIGNMENT, HostMemory, Lease, aligned
+from trio_ray.precompute.rows import good_sample
 from trio_ray.precompute.stored_batch import StoredBatch, StoredSample
+from trio_ray.source.sample import BadSample, Reason
 from trio_ray.tensors import Mark, in_fitting_parts, mark, milliseconds_between
 
 
@@ -34,6 +37,7 @@ class StoredGroup:
     """A batch on its way to the host, when the device began and ended with it, and when it is copied.
 
     Attributes:
+        samples: the batch is of, in its order.
         batch: in host memory once `copied` has come.
         started, ended: marks of time.
         copied: when all is in host memory.
@@ -42,6 +46,7 @@ class StoredGroup:
         lease: of the host memory that the batch is copied to.
     """
 
+    samples: Sequence[PreparedSample]
     batch: StoredBatch
     started: Mark
     ended: Mark
@@ -61,8 +66,8 @@ class StoredGroup:
         self.release()
         return self.recompute().arrived()
 
-    def samples(self) -> list[StoredSample]:
-        """The samples in host memory, as soon as they are there."""
+    def stored(self) -> list[StoredSample]:
+        """What is stored of each sample in host memory, as soon as it is there."""
         return self.arrived().batch.split()
 
     def release(self) -> None:
@@ -70,9 +75,10 @@ class StoredGroup:
         if self.lease is not None:
             self.lease.release()
 
-    def on_host(self) -> HostGroup:
-        """The batch for those that know no GPU; ask when it has arrived."""
-        return HostGroup(self.batch, self.milliseconds, self.lease.block if self.lease else None)
+    def on_host(self, schedule: Schedule) -> HostGroup:
+        """The batch for those that know neither GPU nor pixels; ask when it has arrived."""
+        samples = [good_sample(sample, schedule) for sample in self.samples]
+        return HostGroup(samples, self.batch, self.milliseconds, self.lease.block if self.lease else None)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -87,7 +93,7 @@ class StoredGroup:
 
 @dataclass
 class ModelStage:
-    """A replica's model with all that it is told, used by one thread at a time.
+    """A replica's model with its settings, used by one thread at a time.
 
     Between the prune points of a batch the host does not ask the device whether suppression has converged
     (`Speculation`). It goes on, and finds out when the results arrive. A batch that has not converged is recomputed
@@ -120,18 +126,18 @@ class ModelStage:
         if self.codec is not None:
             self._frames = frame_maker(self.codec.settings, self.replica.device)
 
-    def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
+    def run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | BadSample]:
         """What is stored of the samples, in order: one group, or several where the device's memory is too small.
 
-        None stands for a sample that does not fit even alone.
+        A `BadSample` stands for one that does not fit even alone.
         """
         with self._lock:
             # A budget that was halved since these samples were packed holds for them, too.
             return [group for fitting in pack(samples, self.token_budget) for group in self._run(fitting)]
 
-    def _run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | None]:
+    def _run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | BadSample]:
         parts = in_fitting_parts(self.replica.device, samples, self._group, self._halve_budget)
-        return [group for _, group in parts]
+        return [_too_large(part[0]) if group is None else group for part, group in parts]
 
     def _halve_budget(self) -> None:
         self.token_budget = max(1, self.token_budget // 2)
@@ -141,16 +147,17 @@ class ModelStage:
         started = mark(self.replica.device)
         stored = self._stored(samples, speculation)
         converged = torch.stack(speculation.pending).all() if speculation.pending else None
-        return self._copied(stored, started, converged, partial(self._recompute, samples))
+        return self._copied(samples, stored, started, converged, partial(self._recompute, samples))
 
     def _recompute(self, samples: Sequence[PreparedSample]) -> StoredGroup:
         """A batch that had not converged, without speculation."""
         with self._lock:
             self._speculation = Speculation(2 * self._speculation.window)
-            return self._copied(self._stored(samples), mark(self.replica.device))
+            return self._copied(samples, self._stored(samples), mark(self.replica.device))
 
     def _copied(
         self,
+        samples: Sequence[PreparedSample],
         stored: StoredBatch,
         started: Mark,
         converged: Tensor | None = None,
@@ -158,10 +165,12 @@ class ModelStage:
     ) -> StoredGroup:
         ended = mark(self.replica.device)
         if self.memory is None:
-            return StoredGroup(stored, started, ended, None, converged, recompute)
+            return StoredGroup(samples, stored, started, ended, None, converged, recompute)
         lease = self.memory.lease(sum(aligned(t.numel() * t.element_size()) for t in stored.tensors()) + ALIGNMENT)
         if self._copies is None:
-            return StoredGroup(stored.on_host(lease.allocate), started, ended, None, converged, recompute, lease)
+            return StoredGroup(
+                samples, stored.on_host(lease.allocate), started, ended, None, converged, recompute, lease
+            )
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(cast(torch.cuda.Event, ended))
             on_host = stored.on_host(lease.allocate)
@@ -172,7 +181,7 @@ class ModelStage:
             copied.record()
         for tensor in stored.tensors():
             tensor.record_stream(self._copies)  # or its memory would be given away while it is still being copied
-        return StoredGroup(on_host, started, ended, copied, converged, recompute, lease)
+        return StoredGroup(samples, on_host, started, ended, copied, converged, recompute, lease)
 
     def _stored(self, samples: Sequence[PreparedSample], speculation: Speculation | None = None) -> StoredBatch:
         cache, replica = self.cache, self.replica
@@ -185,3 +194,8 @@ class ModelStage:
             targets = answer_targets(replica.decoder, batch, answers, cache.top_k)
         coded = frame_of(batch) if self.codec is None else code_batch(batch, self.codec, self._frames)
         return StoredBatch(coded, batch.finite(), embeds, targets)
+
+
+def _too_large(sample: PreparedSample) -> BadSample:
+    detail = f"{sample.rows} rows do not fit into the device's memory"
+    return BadSample(sample.key, sample.index, Reason.OUT_OF_MEMORY, detail)

@@ -13,10 +13,10 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.ordered import ordered_map
 from trio_ray.precompute.host_batch import HostBatch
 from trio_ray.precompute.model_stage import ModelStage, StoredGroup
-from trio_ray.precompute.rows import good_sample, within_budget
+from trio_ray.precompute.rows import within_budget
 from trio_ray.precompute.shard_writer import PartReport, ShardSink
 from trio_ray.source.reader import read_shard
-from trio_ray.source.sample import BadSample, Opener, Reason, Sample, Shard
+from trio_ray.source.sample import BadSample, Opener, Sample, Shard
 from trio_ray.store.dataset import Dataset
 from trio_ray.store.layout import commit_name
 from trio_ray.store.objects import ObjectStore
@@ -40,7 +40,7 @@ class ShardRunner:
     """Runs shards on one replica; a shard may begin while the one before is still being stored.
 
     Attributes:
-        stage: the replica and all that it is told.
+        stage: the replica and its settings.
         config: the job.
         store: the cache.
         dataset: its identity and part size.
@@ -111,46 +111,30 @@ class ShardRunner:
             following = next(batches, None)
             if following is None:
                 yield InputRead(shard.name)
-            writing.append(thread.submit(self._store_batch, sink, *self._model(batch)))
+            writing.append(thread.submit(self._store_batch, sink, self._model(batch)))
             while len(writing) > BATCHES_IN_FLIGHT or (writing and writing[0].done()):
                 yield from writing.pop(0).result()
             batch = following
         for future in writing:
             yield from future.result()
 
-    def _model(self, outcomes: list[Outcome]) -> tuple[list[Outcome], list[StoredGroup]]:
-        good = [outcome for outcome in outcomes if isinstance(outcome, PreparedSample)]
-        groups = self.stage.run(good)
-        if None in groups:
-            outcomes = _without_too_large(outcomes, groups)
-        return outcomes, [group for group in groups if group]
+    def _model(self, outcomes: list[Outcome]) -> list[StoredGroup | BadSample]:
+        """What is stored of a batch, and its bad samples, among them those that do not fit into the device's memory."""
+        bad = [outcome for outcome in outcomes if isinstance(outcome, BadSample)]
+        results = self.stage.run([outcome for outcome in outcomes if isinstance(outcome, PreparedSample)])
+        return [*results, *bad]
 
-    def _store_batch(
-        self, sink: ShardSink, outcomes: Sequence[Outcome], groups: Sequence[StoredGroup]
-    ) -> list[PartReport]:
+    def _store_batch(self, sink: ShardSink, results: Sequence[StoredGroup | BadSample]) -> list[PartReport]:
         """Wait for a batch to arrive in host memory, and store it."""
-        arrived = list(groups)
+        groups = [result for result in results if isinstance(result, StoredGroup)]
         try:
             for number, group in enumerate(groups):
-                arrived[number] = group.arrived()
-            samples = [o if isinstance(o, BadSample) else good_sample(o, self.stage.method.schedule) for o in outcomes]
-            return sink.add(HostBatch(samples, [group.on_host() for group in arrived]))
+                groups[number] = group.arrived()
+            bad = sorted((r for r in results if isinstance(r, BadSample)), key=lambda sample: sample.index)
+            return sink.add(HostBatch([group.on_host(self.stage.method.schedule) for group in groups], bad))
         finally:
-            for group in arrived:
+            for group in groups:
                 group.release()
-
-
-def _without_too_large(outcomes: Sequence[Outcome], groups: Sequence[StoredGroup | None]) -> list[Outcome]:
-    """The outcomes, with a `BadSample` in the place of each good one that had no room on the device even alone."""
-    fits = iter([fit for group in groups for fit in ([True] * len(group.lengths) if group else [False])])
-    return [
-        outcome
-        if isinstance(outcome, BadSample) or next(fits)
-        else BadSample(
-            outcome.key, outcome.index, Reason.OUT_OF_MEMORY, f"{outcome.rows} rows do not fit into the device's memory"
-        )
-        for outcome in outcomes
-    ]
 
 
 class _CommittedParts:

@@ -134,14 +134,13 @@ class ShardWriter:
 
     def _sort(self, batch: HostBatch) -> None:
         threads = self._spec.threads
-        contained = ordered_map(self._contain, batch.placed(), threads, lookahead=2 * threads)
+        contained = ordered_map(self._contain, iter(batch), threads, lookahead=2 * threads)
         with closing(contained):
-            for sample in batch.samples:
-                part = sample.index // self._spec.dataset.part_samples
+            for index, outcome in contained:
+                part = index // self._spec.dataset.part_samples
                 if self._open is None or part != self._part:
                     self._commit(last=False)
                     self._begin(part)
-                outcome = sample if isinstance(sample, BadSample) else next(contained)
                 if isinstance(outcome, BadSample):
                     self._writer.quarantine(outcome.key, outcome.index, outcome.reason, outcome.detail)
                 else:
@@ -149,8 +148,11 @@ class ShardWriter:
                     self._writer.add(row, data, kind="kv" if self._spec.codec else "embeds")
                     self._device_ms += row["prefill_ms"]
 
-    def _contain(self, placed: Placed) -> tuple[dict[str, Any], BytesLike | None] | BadSample:
-        """A sample's row and its member of the tar, or why it cannot be stored; runs in threads."""
+    def _contain(self, item: Placed | BadSample) -> tuple[int, tuple[dict[str, Any], BytesLike | None] | BadSample]:
+        """A sample's index, with its row and its member of the tar, or why it cannot be stored; runs in threads."""
+        return item.index, item if isinstance(item, BadSample) else self._contained(item)
+
+    def _contained(self, placed: Placed) -> tuple[dict[str, Any], BytesLike | None] | BadSample:
         if bad := not_finite(placed.sample, placed.stored):
             return bad
         started = time.perf_counter()
@@ -224,7 +226,7 @@ class ShardWriter:
             self._done.append(self._finishing.popleft().result())
 
     def _reports(self) -> list[PartReport]:
-        """Of the parts that are finished and not yet told of."""
+        """The reports of parts that are finished, and that no call has returned yet."""
         while self._finishing and self._finishing[0].done():
             self._wait_for_parts(but=len(self._finishing) - 1)
         done, self._done = self._done, []

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MODULE = "trio_ray.precompute.storing_process"
 PATIENCE_S = 10.0
-"""How long a process that has been told to end may take before it is killed."""
+"""Seconds that a process may take to end before it is killed."""
 
 
 class StoringProcessLost(StoreError):

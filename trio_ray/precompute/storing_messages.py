@@ -1,4 +1,4 @@
-"""What a replica and its storing processes say to each other. Both are this program, on one machine."""
+"""The messages between a replica and its storing processes. Both are this program, on one machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from trio_ray.precompute.host_batch import HostBatch
-from trio_ray.precompute.host_memory import Block, Place
+from trio_ray.precompute.host_memory import Block, ShmReference
 from trio_ray.precompute.shard_writer import PartReport
 from trio_ray.source.sample import Shard
 
@@ -33,7 +33,7 @@ class NewBlock:
 
 @dataclass(frozen=True)
 class Add:
-    """A packed batch; of the blocks that were told of, those not `alive` are gone."""
+    """A packed batch. Of the blocks that were announced, those that are not `alive` can be closed."""
 
     batch: bytes
     alive: frozenset[int]
@@ -60,7 +60,7 @@ class Answer:
 
 
 def pack_batch(batch: HostBatch) -> bytes:
-    """A batch as bytes, its tensors by their places in the blocks of its groups.
+    """A batch as bytes. Its tensors stay in shared memory, and references stand for them.
 
     Raises:
         ValueError: a tensor lies in none of them.
@@ -81,10 +81,10 @@ class _Packer(pickle.Pickler):
         super().__init__(sink, pickle.HIGHEST_PROTOCOL)
         self._blocks = blocks
 
-    def persistent_id(self, thing: Any) -> Place | tuple[()] | None:
+    def persistent_id(self, thing: Any) -> ShmReference | tuple[()] | None:
         if isinstance(thing, Block):
             return ()
-        return Place.of(thing, self._blocks) if isinstance(thing, Tensor) else None
+        return ShmReference.of(thing, self._blocks) if isinstance(thing, Tensor) else None
 
 
 class _Unpacker(pickle.Unpickler):
@@ -92,5 +92,5 @@ class _Unpacker(pickle.Unpickler):
         super().__init__(source)
         self._blocks = blocks
 
-    def persistent_load(self, place: Place | tuple[()]) -> Tensor | None:
-        return place.tensor(self._blocks[place.block]) if isinstance(place, Place) else None
+    def persistent_load(self, reference: ShmReference | tuple[()]) -> Tensor | None:
+        return reference.tensor(self._blocks[reference.block]) if isinstance(reference, ShmReference) else None

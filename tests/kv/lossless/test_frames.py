@@ -220,7 +220,7 @@ def test_frames_come_through_the_memory_that_a_storing_process_shares(device: st
     stored = StoredBatch(coded, torch.ones(3, dtype=torch.bool, device=device)).on_host(lease.allocate)
     if device == "cuda":
         torch.cuda.synchronize()
-    sent = HostBatch([], [HostGroup(stored, 1.0, lease.block)])
+    sent = HostBatch([HostGroup([], stored, 1.0, lease.block)])
     got = unpack_batch(pack_batch(sent), {lease.block.number: lease.block})
     here, there = (
         [bytes(write_container(sample.coded, codec.settings, KEY, FINGERPRINT)) for sample in batch.split()]

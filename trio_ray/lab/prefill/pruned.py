@@ -53,7 +53,7 @@ class Pruned(Contestant):
 
     def run(self, batch: Sequence[PreparedSample]) -> None:
         """See `Contestant`."""
-        self._open.extend(group for group in self.stage.run(batch) if group is not None)
+        self._open.extend(group for group in self.stage.run(batch) if isinstance(group, StoredGroup))
         self._drop(but=BATCHES_IN_FLIGHT)
 
     def finish(self) -> None:
