@@ -241,7 +241,7 @@ class Replica:
         """
         held = self.writer.ids(prompt)
         turns = [Turn("user", question)] if isinstance(question, str) else question
-        return self.writer.new_ids(held, self.writer.continued(prompt, turns), fixed=len(held))[1]
+        return self.writer.new_ids(held, self.writer.continued(prompt, turns), prompt)[1]
 
     def ask(
         self,
