@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trio_ray.errors import ConfigError
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec
 
 if TYPE_CHECKING:
     from trio_ray.method.method import Method
@@ -218,8 +218,8 @@ class CacheConfig(Section):
         AUTO_CODEC,
         description="How K and V become bytes. auto: of a new cache the job calibrates a transform basis on samples of "
         "its input, the coarsest that moves an answer token's distribution by 0.003 nats at most, measured; raw where "
-        "that cannot be (fewer than 64 samples, scope image). Else raw (bit exact), fp8, int8, int4, int3, int2; or a "
-        "mapping with such a name and other parameters (trio_ray/kv/codecs/spec.py).",
+        "that cannot be (fewer than 64 samples, scope image). Else raw (bit exact), int8, int4, int2; or a "
+        "mapping with such a name and other parameters (jobs/CONFIGURATION.md).",
     )
     top_k: int = Field(
         8, ge=1, le=1024, description="Entries stored of the first token's distribution, and of targets."

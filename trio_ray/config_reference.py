@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from trio_ray.config import JobConfig, Section
 from trio_ray.distill.config import DistillConfig
 from trio_ray.evaluate.config import EvaluateConfig
-from trio_ray.kv.codecs.spec import FAMILIES, PRESETS
+from trio_ray.kv.codecs.registry import codec_types, presets
 from trio_ray.method.selectors.catalogue import bundled_selectors
 from trio_ray.method.selectors.selector import settings_model
 
@@ -38,11 +38,11 @@ def reference() -> str:
     parts += [
         "## Codecs\n",
         "`cache.codec` is a name, or a mapping that begins with `name` and changes some parameters. Short names: "
-        + ", ".join(f"`{name}`" for name in (*FAMILIES, *PRESETS))
+        + ", ".join(f"`{name}`" for name in (*codec_types(), *presets()))
         + ".\n",
     ]
-    for name, spec in FAMILIES.items():
-        parts += [f"### {name}\n", f"{_sentence(spec.__doc__)}\n", _table(spec), ""]
+    for name, codec in codec_types().items():
+        parts += [f"### {name}\n", f"{_sentence(codec.Settings.__doc__)}\n", _table(codec.Settings), ""]
     return "\n".join([*parts, *_selectors()]).rstrip() + "\n"
 
 

@@ -10,7 +10,7 @@ from tests.kv.prefixes import codec_of, contained, random_prefix
 from tests.store.caches import row
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import S3Config
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec
 from trio_ray.kv.prefix import Prefix
 from trio_ray.store.commits import ShardInput
 from trio_ray.store.dataset import create_or_check

@@ -12,7 +12,7 @@ import torch
 
 from trio_ray.cache.identity import build_identity, method_of
 from trio_ray.config import DEFAULT_INSTRUCTION, JobConfig, load_config
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec
 from trio_ray.store.dataset import first_difference, hash_identity
 
 

@@ -20,8 +20,7 @@ from trio_ray.calibration.codec_loss import (
 )
 from trio_ray.config import MethodConfig
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica

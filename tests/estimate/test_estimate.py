@@ -60,7 +60,7 @@ def made(config: JobConfig) -> tuple[int, int, int]:
     "settings",
     [
         {"cache__codec": "raw"}, {"cache__level": "embeds"}, {"cache__level": "indices"},
-        {"cache__codec": {"name": "int2", "first_segment": "kept"}},
+        {"cache__codec": "int2"},
         {"cache__scope": "image", "cache__codec": "int8"},
     ],
     ids=str,

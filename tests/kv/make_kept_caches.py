@@ -22,8 +22,7 @@ from tests.kv.prefixes import contained, random_prefix
 from tests.store.caches import row, shard
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.kv.codecs.transform_basis import write_basis
 from trio_ray.kv.prefix import Prefix
 from trio_ray.store.bases import read_basis, store_basis
@@ -36,16 +35,9 @@ EXPECTED = "expected.safetensors"
 TRANSFORM = "transform"
 SPECS: dict[str, dict[str, Any]] = {
     "raw": {"name": "raw"},
-    "fp8": {"name": "fp8"},
     "int8": {"name": "int8"},
-    "int4": {"name": "int4", "first_segment": "kept"},
-    "int2": {
-        "name": "int2",
-        "zstd": 0,
-        "protected": "raw",
-        "sinks": 5,
-        "layers": {"0": {"keys": 3}, "4-5": {"values": 6}},
-    },
+    "int4": {"name": "int4", "key_group": 32, "value_group": 64},
+    "int2": {"name": "int2", "zstd": 0, "protected": "raw", "sinks": 5},
     TRANSFORM: {"name": TRANSFORM},
 }
 """Kept cache -> codec; together they take every way through the format."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedPrefix, code_batch
 from trio_ray.kv.prefix import Prefix, Segment
@@ -24,19 +23,11 @@ TEXTS = LEAD + TAIL
 CODECS: dict[str, dict[str, Any]] = {
     "raw": {"name": "raw"},
     "raw, plain": {"name": "raw", "zstd": 0},
-    "fp8": {"name": "fp8"},
     "int8": {"name": "int8"},
     "int4": {"name": "int4"},
-    "int3, plain": {"name": "int3", "zstd": 0},
+    "int4, plain": {"name": "int4", "zstd": 0},
     "int2": {"name": "int2", "key_group": 32, "value_group": 32},
-    "mixed": {
-        "name": "int",
-        "keys": 2,
-        "values": 5,
-        "protected": "raw",
-        "sinks": LEAD + 2,
-        "layers": {"0": {"keys": 8}, "2-3": {"values": 3}},
-    },
+    "mixed": {"name": "int", "keys": 2, "values": 8, "protected": "raw", "sinks": LEAD + 2},
 }
 """Every codec that needs no calibration, with settings that take every way through it."""
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.kv.make_kept_caches import EXPECTED, FOLDER, TRANSFORM, tensors_of
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.kv.codecs.spec import FAMILIES
+from trio_ray.kv.codecs.registry import codec_types
 from trio_ray.store.local import LocalStore
 from trio_ray.store.verify import verify
 
@@ -39,4 +39,4 @@ def test_a_kept_cache_is_sound_and_small(name: str) -> None:
 
 def test_every_codec_has_a_kept_cache() -> None:
     stored = {PrunedCache(str(FOLDER / name / "cache")).codec.settings.name for name in KEPT}
-    assert stored == set(FAMILIES)
+    assert stored == set(codec_types())

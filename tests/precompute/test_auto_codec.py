@@ -16,7 +16,7 @@ from trio_ray.cluster.progress import NoProgress
 from trio_ray.cluster.session import ray_session
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, IdentityMismatch, JobFailed
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec
 from trio_ray.model.replica import Replica
 from trio_ray.precompute import calibration_task
 from trio_ray.precompute.calibration_task import calibrate_on_ray

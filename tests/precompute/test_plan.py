@@ -180,7 +180,6 @@ def test_a_part_of_small_prefixes_holds_more_samples(tiny_model: Path, corpus: P
 
     whole = size_of("raw")
     assert size_of("int8") > 3 * whole  # of 32 bits, and its grids
-    assert size_of({"name": "int8", "first_segment": "kept"}) > size_of("int8")
     assert size_of("int2") > size_of("int4") > size_of("int8")
 
 

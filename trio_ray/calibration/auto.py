@@ -10,8 +10,7 @@ from trio_ray.calibration.choice import DEFAULT_DIVERGENCE, FittedCodec, fit
 from trio_ray.calibration.corpus import DrawnPrefix, draw_samples, prefixes_of
 from trio_ray.calibration.report import stored_ratio
 from trio_ray.config import JobConfig
-from trio_ray.kv.codecs.raw import Raw
-from trio_ray.kv.codecs.spec import RawSpec
+from trio_ray.kv.codecs.raw import Raw, RawSpec
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 

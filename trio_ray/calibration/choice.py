@@ -15,8 +15,7 @@ from typing import Any
 from trio_ray.calibration.calibrate import DEFAULT_RANK, FINEST, Answering, Calibration, calibrate, largest_step
 from trio_ray.calibration.corpus import DrawnPrefix
 from trio_ray.calibration.report import HeldOut, measure_held_out, stored_ratio
-from trio_ray.kv.codecs.spec import TransformSpec
-from trio_ray.kv.codecs.transform import Transform
+from trio_ray.kv.codecs.transform import Transform, TransformSpec
 from trio_ray.kv.codecs.transform_basis import read_basis, write_basis
 from trio_ray.kv.container import checksum
 

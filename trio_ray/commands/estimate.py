@@ -23,7 +23,7 @@ from trio_ray.commands._options import SHARE, add_job_options, check_file, job_c
 from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import ConfigError
 
-CODECS = ("raw", "fp8", "int8", "int4", "int2")
+CODECS = ("raw", "int8", "int4", "int2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +97,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _codecs(names: list[str]) -> dict[str, Any]:
     import yaml
 
-    from trio_ray.kv.codecs.spec import full_spec
+    from trio_ray.kv.codecs.registry import full_spec
 
     try:
         codecs = {name: yaml.safe_load(name) for name in names}

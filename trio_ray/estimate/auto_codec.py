@@ -8,8 +8,7 @@ from trio_ray.calibration.auto import MIN_SAMPLES, Uncalibrated, calibrate_on
 from trio_ray.config import JobConfig
 from trio_ray.estimate.workload import Workload
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.codecs.raw import Raw
-from trio_ray.kv.codecs.spec import RawSpec
+from trio_ray.kv.codecs.raw import Raw, RawSpec
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.codec_choice import CodecChoice
 

@@ -21,8 +21,7 @@ from trio_ray.estimate.sizes import MemberSize, SizeModel
 from trio_ray.estimate.times import SampleTimes, SampleWork, count_work
 from trio_ray.estimate.workload import Workload, make_preparer, prepare_workload
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.kv.codecs.transform import Transform
 from trio_ray.model.checkpoint import check_checkpoint
 from trio_ray.model.loading import resolve_dtype

@@ -24,7 +24,7 @@ from trio_ray.model.prepare import PreparedSample
 
 def frame_of_sample(
     sample: PreparedSample, number: int, config: JobConfig, model_config: LlavaNextConfig, method: Method,
-    dtype: torch.dtype, first_kept: bool = False,
+    dtype: torch.dtype,
 ) -> CodedPrefix:  # fmt: skip
     """A sample's stored prefix without keys and values.
 
@@ -35,8 +35,6 @@ def frame_of_sample(
         model_config: the model's.
         method: which tokens are kept.
         dtype: of the keys and values.
-        first_kept: whether the segment before the first prune point holds only what that keeps
-            (`CodecSpec.first_segment`).
     """
     random = np.random.default_rng(number)
     is_image = np.array(sample.input_ids) == model_config.image_token_id
@@ -46,7 +44,7 @@ def frame_of_sample(
     for count in method.schedule.counts(sample.image_tokens):
         held = np.sort(random.choice(held, count, replace=False))
         kept.append(held)
-    runs = [(layers, held) for layers, held in _runs(method.schedule, kept, len(places), first_kept) if layers]
+    runs = [(layers, held) for layers, held in _runs(method.schedule, kept, len(places)) if layers]
     texts, positions = [], []
     for _, held in runs:
         rows = np.sort(np.concatenate([np.flatnonzero(~is_image[:stored]), places[held]]))
@@ -66,13 +64,12 @@ def frame_of_sample(
     )
 
 
-def _runs(
-    schedule: Schedule, kept: Sequence[np.ndarray], tokens: int, first_kept: bool
-) -> list[tuple[int, np.ndarray]]:
+def _runs(schedule: Schedule, kept: Sequence[np.ndarray], tokens: int) -> list[tuple[int, np.ndarray]]:
     """Number of layers and image tokens of each run of layers."""
     edges = (0, *schedule.prune_points, schedule.layers)
-    first = kept[0] if first_kept and kept else np.arange(tokens)
-    return [(stop - start, held) for (start, stop), held in zip(pairwise(edges), [first, *kept], strict=True)]
+    return [
+        (stop - start, held) for (start, stop), held in zip(pairwise(edges), [np.arange(tokens), *kept], strict=True)
+    ]
 
 
 def _positions(rows: np.ndarray, length: int, positions: Positions) -> Tensor:

@@ -77,10 +77,10 @@ class SizeModel:
     dtype: torch.dtype
     workload: Workload
 
-    def frames(self, count: int = FRAMES_MADE, first_kept: bool = False) -> list[CodedPrefix]:
+    def frames(self, count: int = FRAMES_MADE) -> list[CodedPrefix]:
         """Prefixes of some of the samples, without keys and values."""
         return [
-            frame_of_sample(sample, number, self.config, self.model_config, self.method, self.dtype, first_kept)
+            frame_of_sample(sample, number, self.config, self.model_config, self.method, self.dtype)
             for number, sample in enumerate(evenly(self.workload.samples, count))
         ]
 
@@ -89,7 +89,7 @@ class SizeModel:
         the same geometry (`trio_ray.estimate.made_up_states`), plus the container around it.
         """
         factor = zstd_factor(codec, self._geometry(), self.dtype)
-        frames = self.frames(len(self.workload.samples), codec.settings.first_segment == "kept")
+        frames = self.frames(len(self.workload.samples))
         layouts = [codec.layout_bytes(frame.shapes) for frame in frames]
         tensors = [sum(len(codec.layout(shape)) for shape in frame.shapes) for frame in frames]
         around = fmean(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
+from trio_ray.kv.batch import PrefixBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodedSegments
 from trio_ray.kv.lossless.frames import FrameMaker
-from trio_ray.method.rows import select_rows
-from trio_ray.tensors import on_device
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """(shape, dtype) -> a tensor in host memory, contents undefined."""
@@ -137,19 +134,16 @@ def code_batch(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None
     Raises:
         CodecError: the codec cannot code keys and values of this shape.
     """
-    segments = list(batch.segments)
-    if codec.settings.first_segment == "kept" and len(batch.kept) == len(segments) - 1 > 0:
-        segments[0] = _kept_rows(segments[0], batch.kept[0], batch.kept_counts[0])
     coded = []
-    for number, segment in enumerate(segments):
+    for number, segment in enumerate(batch.segments):
         plain = codec.encode(segment)
         coded.append(plain if maker is None else plain.framed(maker, str(number)))
     return CodedBatch(
         lengths=batch.lengths,
-        shapes=tuple(tuple(SegmentShape.of(segment)) for segment in segments),
+        shapes=tuple(tuple(SegmentShape.of(segment)) for segment in batch.segments),
         segments=tuple(coded),
-        positions=tuple(segment.position for segment in segments),
-        texts=tuple(segment.text for segment in segments),
+        positions=tuple(segment.position for segment in batch.segments),
+        texts=tuple(segment.text for segment in batch.segments),
         kept=batch.kept,
         kept_counts=batch.kept_counts,
         top_ids=batch.top_ids,
@@ -169,34 +163,4 @@ def frame_of(batch: PrefixBatch) -> CodedBatch:
         kept_counts=batch.kept_counts,
         top_ids=batch.top_ids,
         top_logprobs=batch.top_logprobs,
-    )
-
-
-def _kept_rows(segment: SegmentBatch, kept: Tensor, counts: Sequence[int]) -> SegmentBatch:
-    """Of an unpruned segment the text rows and the image rows that a prune point keeps; positions stay as they were.
-
-    Args:
-        segment: with all image rows of its samples.
-        kept: (sum of counts,) int32, indices into each sample's image rows.
-        counts: of each sample.
-    """
-    images = sum(segment.image_counts)
-    device = segment.text.device
-    starts = list(accumulate(segment.image_counts, initial=0))[:-1]
-    first = torch.repeat_interleave(on_device(starts, device), on_device(counts, device), output_size=sum(counts))
-    stays = segment.text.index_fill(0, select_rows(~segment.text, images)[first + kept], True)
-    lengths = tuple(
-        rows - before + after for rows, before, after in zip(segment.lengths, segment.image_counts, counts, strict=True)
-    )
-    rows = select_rows(stays, sum(lengths))
-    leads = tuple(lead if count else length for lead, count, length in zip(segment.leads, counts, lengths, strict=True))
-    return SegmentBatch(
-        first_layer=segment.first_layer,
-        keys=segment.keys.index_select(1, rows),
-        values=segment.values.index_select(1, rows),
-        lengths=lengths,
-        image_counts=tuple(counts),
-        leads=leads,
-        position=segment.position[rows],
-        text=segment.text[rows],
     )

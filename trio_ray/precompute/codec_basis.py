@@ -13,9 +13,8 @@ from trio_ray.config import JobConfig, codec_spec
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodecError
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import TransformSpec, parse_spec
-from trio_ray.kv.codecs.transform import Transform
+from trio_ray.kv.codecs.registry import make_codec, parse_spec
+from trio_ray.kv.codecs.transform import Transform, TransformSpec
 from trio_ray.kv.codecs.transform_basis import read_basis
 from trio_ray.kv.container import checksum
 from trio_ray.method.schedule import Schedule

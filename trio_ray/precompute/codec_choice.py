@@ -11,7 +11,7 @@ from trio_ray.calibration.auto import Uncalibrated
 from trio_ray.calibration.choice import FittedCodec
 from trio_ray.config import JobConfig
 from trio_ray.errors import IdentityMismatch
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec
 from trio_ray.store.dataset import Dataset, NotACacheError, create_or_check, load_dataset
 from trio_ray.store.objects import ObjectStore
 

@@ -47,11 +47,11 @@ class PartSize:
             text_config = self.model_config.get_text_config()
             rows = self.schedule.counts(self._image_tokens)[0] + TEXT_ROWS
             return self._of(float(rows * text_config.hidden_size * self.dtype.itemsize))
-        return self._of(float(codec.layout_bytes(self._shapes(codec.settings.first_segment == "kept"))))
+        return self._of(float(codec.layout_bytes(self._shapes())))
 
     def samples_made_smaller(self, times: float) -> int:
         """The same for a codec that makes keys and values so many times smaller than they are in `dtype`."""
-        plain = sum(2 * prod(shape.size) * shape.dtype.itemsize for shape in self._shapes(kept_alone=False))
+        plain = sum(2 * prod(shape.size) * shape.dtype.itemsize for shape in self._shapes())
         return self._of(plain / times)
 
     def _of(self, sample_bytes: float) -> int:
@@ -68,13 +68,13 @@ class PartSize:
         )
         return int(patches + (vision.image_size // vision.patch_size) ** 2)
 
-    def _shapes(self, kept_alone: bool) -> Iterator[SegmentShape]:
-        """A sample's segments; of the first, unpruned one `kept_alone` takes the image rows that the next keeps."""
+    def _shapes(self) -> Iterator[SegmentShape]:
+        """A sample's segments."""
         text = self.model_config.get_text_config()
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         counts = self.schedule.counts(self._image_tokens)
         edges = (0, *self.schedule.prune_points, self.schedule.layers)
-        held = (counts[0] if kept_alone and counts else self._image_tokens, *counts)
+        held = (self._image_tokens, *counts)
         for (start, stop), images in zip(pairwise(edges), held, strict=True):
             if start < stop:
                 yield SegmentShape(

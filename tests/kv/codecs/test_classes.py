@@ -39,16 +39,3 @@ def test_protected_rows_keep_what_the_spec_promises() -> None:
         assert moved[LEAD + 1 :][~text[LEAD + 1 :]].max() > 0.1
     assert errors["raw"] == 0
     assert errors[8] < errors[2] / 10
-
-
-def test_layers_may_have_widths_of_their_own() -> None:
-    prefix = random_prefix(rows=(60, 40), layers=(1, 4))
-    codec = codec_of({"name": "int2", "sinks": 0, "layers": {"0": {"keys": 8}, "2-3": {"values": 8}}})
-    back = read_container(contained(prefix, codec), codec)
-    for ours, truth in zip(back.segments, prefix.segments, strict=True):
-        images = ~truth.text
-        keys = (ours.keys - truth.keys)[:, images].abs().amax((1, 2, 3))
-        values = (ours.values - truth.values)[:, images].abs().amax((1, 2, 3))
-        for layer in range(truth.layers):
-            assert (keys[layer] < 0.02) == (truth.first_layer + layer == 0)
-            assert (values[layer] < 0.02) == (truth.first_layer + layer in (2, 3))

@@ -13,8 +13,7 @@ from tests.kv.prefixes import restored
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import CodecError
 from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import TransformSpec
-from trio_ray.kv.codecs.transform import TENSOR, Transform
+from trio_ray.kv.codecs.transform import TENSOR, Transform, TransformSpec
 from trio_ray.kv.codecs.transform_basis import write_basis
 from trio_ray.kv.codecs.transform_integers import sums_by_bytes, sums_of_products
 from trio_ray.kv.prefix import Segment

@@ -15,8 +15,7 @@ from tests.interpreter import on_devices
 from tests.kv.bases import LEADS, make_basis, make_segments
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.codecs import transform
-from trio_ray.kv.codecs.spec import TransformSpec
-from trio_ray.kv.codecs.transform import TENSOR, Transform, row_coder
+from trio_ray.kv.codecs.transform import TENSOR, Transform, TransformSpec, row_coder
 from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.codecs.transform_basis import MAX_FOLD, MAX_MULTIPLIER, ROTATION_BITS, STEP_BITS, Components, Group
 from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder

@@ -6,8 +6,7 @@ import pytest
 
 from tests.model.corpus import prepare
 from trio_ray.calibration.codec_loss import IN_MEMORY, UNROUNDED, Trial, greedy, in_16_bit, store_and_load
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.lab.accuracy.accuracy import Setting
 from trio_ray.lab.accuracy.methods import method_config
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
@@ -15,7 +14,7 @@ from trio_ray.lab.codecs.coded_questions import WAYS, CodecResult, measure_codec
 from trio_ray.model.replica import Replica
 
 TRIALS = [Trial(name, make_codec(full_spec(name))) for name in ("raw", "int8")]
-COARSE = Trial("coarse", make_codec(full_spec({"name": "int2", "protected": 4, "first_segment": "kept"})))
+COARSE = Trial("coarse", make_codec(full_spec({"name": "int2", "protected": 4})))
 SETTINGS = [Setting(name, 0.111, method_config(name, 0.111)) for name in ("trio", "trio-plus")]
 
 

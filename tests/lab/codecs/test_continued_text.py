@@ -8,8 +8,7 @@ import torch
 from tests.tiny_models import WORDS
 from trio_ray.calibration.codec_loss import IN_MEMORY, UNROUNDED, Trial
 from trio_ray.errors import ModelError
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.lab.codecs import language_model
 from trio_ray.lab.codecs.continued_text import (
     WITHOUT_PREFIX,

@@ -11,7 +11,7 @@ from trio_ray.calibration.choice import Fitted
 from trio_ray.calibration.codec_loss import in_16_bit, store_and_load
 from trio_ray.errors import ConfigError
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec
 from trio_ray.lab.accuracy.accuracy import Setting
 from trio_ray.lab.accuracy.methods import method_config
 from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions

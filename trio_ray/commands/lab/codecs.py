@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trio_ray.lab.codecs.recipes import Recipe
     from trio_ray.lab.codecs.report import Record
 
-CODECS = ("raw", "fp8", "int8", "int4", "int3", "int2", "transform")
+CODECS = ("raw", "int8", "int4", "int2", "transform")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _parse_run(text: str) -> tuple[int, Any]:
-    from trio_ray.kv.codecs.spec import full_spec
+    from trio_ray.kv.codecs.registry import full_spec
 
     number, sign, codec = text.partition(":")
     if not number.isdigit() or int(number) < 1:

@@ -25,10 +25,6 @@ class Arithmetic(Protocol):
         self, codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits: int, out: Tensor
     ) -> None: ...
 
-    def encode_floats(self, source: Tensor, group: int) -> tuple[Tensor, Tensor]: ...
-
-    def decode_floats(self, codes: Tensor, scales: Tensor, rows: Tensor, group: int, out: Tensor) -> None: ...
-
 
 def arithmetic(device: torch.device) -> Arithmetic:
     """The implementation for tensors on `device`."""

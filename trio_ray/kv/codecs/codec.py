@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -74,7 +74,30 @@ class Codec(ABC):
         settings: name and parameters, all that another machine needs to build the same codec.
     """
 
+    Settings: ClassVar[type[CodecSpec]]
+    """What the codec is told; its docstring describes the codec in tables, its default for `name` names it."""
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Short names -> the settings that they stand for."""
+
     settings: CodecSpec
+
+    @classmethod
+    def codec_name(cls) -> str:
+        """The name that the codec's settings begin with."""
+        return str(cls.Settings.model_fields["name"].default)
+
+    @classmethod
+    def make(cls, settings: CodecSpec, read_basis: Callable[[str], bytes] | None) -> Codec:
+        """The codec with these settings.
+
+        Args:
+            settings: of the type `Settings`.
+            read_basis: gives the bytes of a calibrated basis for its hash, where there are any.
+
+        Raises:
+            CodecError: it cannot be made of what there is.
+        """
+        return cls(settings)  # type: ignore[call-arg]  # what a codec without a basis is made of
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from math import gcd
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
@@ -19,26 +20,46 @@ from trio_ray.kv.codecs.arithmetic import arithmetic
 from trio_ray.kv.codecs.classes import RowClass, protected_rows, split_rows
 from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
 from trio_ray.kv.codecs.quantise import RowGroups, codes_per_byte
-from trio_ray.kv.codecs.spec import IntegerSpec
+from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 from trio_ray.tensors import move_together
 
+Bits = Literal[2, 4, 8]
+Group = Literal[32, 64, 128]
+
+
+class IntegerSpec(CodecSpec):
+    """Integers on a grid of their own for each group: keys by channel, values by row.
+
+    Groups are large by default: behind zstd a coarser grid that a few outliers widen costs less than more grids do.
+    """
+
+    name: Literal["int"] = "int"
+    keys: Bits = Field(4, description="Bits a key element.")
+    values: Bits = Field(4, description="Bits a value element.")
+    key_group: Group = Field(128, description="Consecutive rows of a channel that share a grid.")
+    value_group: Group = Field(128, description="Channels of a row that share a grid.")
+    protected: Literal["raw"] | Bits = Field(
+        8, description="Bits of text rows and sink rows, keys and values alike; 'raw' leaves them as they are."
+    )
+    sinks: int = Field(
+        4, ge=0, le=1024, description="Image rows among the first this many rows of a prompt are protected too."
+    )
+
 
 @dataclass(frozen=True)
 class Piece:
-    """The keys or the values of one class of rows, in consecutive layers of a segment that have equal widths.
+    """The keys or the values of one class of rows in a segment.
 
     Attributes:
-        name: of its tensors: `<first layer in the segment>.<class><k or v>`; `.grid` behind it for the grids.
-        layers: in the segment, from 0.
+        name: of its tensor of codes; `.grid` behind it for that of the grids.
         is_key: keys (groups along rows) or values (groups along channels).
         is_protected: protected rows or the other image rows.
         bits: width; None leaves them as they are.
     """
 
     name: str
-    layers: slice
     is_key: bool
     is_protected: bool
     bits: int | None
@@ -49,6 +70,11 @@ class Integer(Codec):
     """Per piece codes, (rows, layers, kv_heads, bytes) uint8, and grids, int32 (float16 zero and scale, `quantise`):
     of keys (groups, layers, kv_heads, head_dim), of values (rows, layers, kv_heads, groups).
     """
+
+    Settings: ClassVar[type[CodecSpec]] = IntegerSpec
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        f"int{bits}": {"name": "int", "keys": bits, "values": bits} for bits in (8, 4, 2)
+    }
 
     settings: IntegerSpec
 
@@ -66,8 +92,8 @@ class Integer(Codec):
         use = arithmetic(batch.keys.device)
         tensors: dict[str, Tensor] = {}
         counts: dict[str, tuple[int, ...]] = {}
-        for piece in self._pieces(shapes[0]):
-            source = (batch.keys if piece.is_key else batch.values)[piece.layers]
+        for piece in self._pieces():
+            source = batch.keys if piece.is_key else batch.values
             members = classes[piece.is_protected]
             grid, counts[piece.name] = f"{piece.name}.grid", members.rows.counts
             if piece.bits is None:
@@ -85,10 +111,10 @@ class Integer(Codec):
         """See `Codec`."""
         self._check(shape)
         protected = protected_rows(shape, self.settings.sinks)
+        layers, heads, dim = shape.layers, shape.kv_heads, shape.head_dim
         layout = {}
-        for piece in self._pieces(shape):
+        for piece in self._pieces():
             rows = protected if piece.is_protected else shape.rows - protected
-            layers, heads, dim = piece.layers.stop - piece.layers.start, shape.kv_heads, shape.head_dim
             if piece.bits is None:
                 layout[piece.name] = TensorSpec(shape.dtype, (rows, layers, heads, dim))
                 continue
@@ -111,11 +137,14 @@ class Integer(Codec):
         """See `Codec`."""
         device = target.rows.device
         use = arithmetic(device)
-        classes = _moved(self._classes(text, shapes), device)
-        for piece in self._pieces(shapes[0]):
-            out = (target.keys if piece.is_key else target.values)[piece.layers]
+        classes = {
+            is_protected: replace(groups, rows=replace(groups.rows, rows=target.rows[groups.rows.rows]))
+            for is_protected, groups in _moved(self._classes(text, shapes), device).items()
+        }
+        for piece in self._pieces():
+            out = target.keys if piece.is_key else target.values
             codes, grids = tensors[piece.name], tensors.get(f"{piece.name}.grid")
-            members = _into(classes[piece.is_protected], target.rows)
+            members = classes[piece.is_protected]
             if grids is None or piece.bits is None:
                 out.index_copy_(1, members.rows.rows, codes.transpose(0, 1).to(out.dtype))
             elif piece.is_key:
@@ -132,24 +161,20 @@ class Integer(Codec):
     def _grouped(self, rows: RowClass) -> RowGroups:
         return RowGroups.of(rows, self.settings.key_group)
 
-    def _pieces(self, shape: SegmentShape) -> Iterator[Piece]:
-        """All pieces of a segment of this shape, in the order they are stored."""
-        widths = [self.settings.bits_of(shape.first_layer + layer) for layer in range(shape.layers)]
+    def _pieces(self) -> Iterator[Piece]:
+        """All pieces of a segment, in the order they are stored."""
         protected = None if self.settings.protected == "raw" else self.settings.protected
-        for (keys, values), run in groupby(range(shape.layers), key=widths.__getitem__):
-            first, *rest = run
-            layers = slice(first, first + 1 + len(rest))
-            yield Piece(f"{first}.k", layers, True, False, keys)
-            yield Piece(f"{first}.v", layers, False, False, values)
-            yield Piece(f"{first}.pk", layers, True, True, protected)
-            yield Piece(f"{first}.pv", layers, False, True, protected)
+        yield Piece("k", True, False, self.settings.keys)
+        yield Piece("v", False, False, self.settings.values)
+        yield Piece("pk", True, True, protected)
+        yield Piece("pv", False, True, protected)
 
     def _value_group(self, dim: int) -> int:
         return gcd(self.settings.value_group, dim)
 
     def _check(self, shape: SegmentShape) -> None:
         if shape.head_dim % 4:
-            raise CodecError(f"head_dim {shape.head_dim} is no multiple of 4, as {self.name} needs it; use raw or fp8")
+            raise CodecError(f"head_dim {shape.head_dim} is no multiple of 4, as {self.name} needs it; use raw")
 
 
 def _moved(classes: Mapping[bool, RowGroups], device: torch.device) -> dict[bool, RowGroups]:
@@ -160,8 +185,3 @@ def _moved(classes: Mapping[bool, RowGroups], device: torch.device) -> dict[bool
         name: replace(groups, rows=replace(groups.rows, rows=rows), starts=starts)
         for (name, groups), rows, starts in pairs
     }
-
-
-def _into(groups: RowGroups, target_rows: Tensor) -> RowGroups:
-    """The same groups with the rows that they have in a target."""
-    return replace(groups, rows=replace(groups.rows, rows=target_rows[groups.rows.rows]))

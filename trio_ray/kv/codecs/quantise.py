@@ -6,8 +6,7 @@ found by comparing, a code is an IEEE division in float32 rounded half to even, 
 significant bits, so that a fused multiply-add gives what two operations give.
 
 Where `bits` < 8, a byte holds the codes of several channels: with P codes a byte, byte j of a unit of U channels holds
-channel p * U / P + j in its bits p * 8 / P and up. Widths between 2, 4 and 8 take the next one's room; the lossless
-stage gets it back.
+channel p * U / P + j in its bits p * 8 / P and up.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ LIMIT = 65504.0
 """Largest float16 number; larger input counts as this."""
 TINY = 2.0**-25
 """Smaller input counts as 0: half of the smallest float16 number."""
-E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def group_starts(counts: Sequence[int], size: int) -> list[int]:
 
 def codes_per_byte(bits: int) -> int:
     """How many codes of this width share a byte."""
-    return 4 if bits == 2 else 2 if bits <= 4 else 1
+    return 8 // bits
 
 
 def encode_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +69,7 @@ def encode_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tenso
     Args:
         source: (layers, T, heads, dim).
         groups: the R rows to be coded, in G groups.
-        bits: 2 to 8.
+        bits: 2, 4 or 8.
 
     Returns:
         Codes (R, layers, heads, dim / codes_per_byte) uint8 and grids (G, layers, heads, dim) int32, see `join_grid`.
@@ -112,7 +110,7 @@ def encode_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple
         source: (layers, T, heads, dim); `group` divides `dim`.
         rows: (R,) int64, those to be coded.
         group: channels of a head that share a grid.
-        bits: 2 to 8.
+        bits: 2, 4 or 8.
 
     Returns:
         Codes (R, layers, heads, dim / codes_per_byte) uint8 and grids (R, layers, heads, dim / group) int32.
@@ -134,33 +132,6 @@ def decode_vectors(codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits:
         zero, scale = split_grid(grids[:, layer])
         unit = codes[:, layer].unflatten(-1, (-1, group // codes_per_byte(bits)))
         x = restore(unpack(unit, bits), zero[..., None], scale[..., None])
-        out[layer].index_copy_(0, rows, x.flatten(-2).to(out.dtype))
-
-
-def encode_floats(source: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Each group of channels of a row as e4m3 numbers with a common scale.
-
-    Returns:
-        Codes (T, layers, heads, dim) uint8, the bits of `torch.float8_e4m3fn`, and scales (T, layers, heads,
-        dim / group) float16.
-    """
-    layers, rows, heads, dim = source.shape
-    codes = torch.empty((rows, layers, heads, dim), dtype=torch.uint8, device=source.device)
-    scales = torch.empty((rows, layers, heads, dim // group), dtype=torch.float16, device=source.device)
-    for layer in range(layers):
-        x = clean(source[layer]).unflatten(-1, (-1, group))
-        scale = half_up(x.abs().amax(-1) / E4M3_MAX)
-        scales[:, layer] = scale
-        y = torch.where(scale[..., None] > 0, x / scale[..., None].float(), 0.0)
-        codes[:, layer] = y.to(torch.float8_e4m3fn).view(torch.uint8).flatten(-2)
-    return codes, scales
-
-
-def decode_floats(codes: Tensor, scales: Tensor, rows: Tensor, group: int, out: Tensor) -> None:
-    """Undo `encode_floats` into `rows` of `out`, (layers, T, heads, dim)."""
-    for layer in range(out.shape[0]):
-        x = codes[:, layer].contiguous().view(torch.float8_e4m3fn).float().unflatten(-1, (-1, group))
-        x = (x * scales[:, layer, :, :, None].float()).clamp(-LIMIT, LIMIT)
         out[layer].index_copy_(0, rows, x.flatten(-2).to(out.dtype))
 
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodedSegments
-from trio_ray.kv.codecs.spec import RawSpec
+from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
+
+
+class RawSpec(CodecSpec):
+    """Keys and values bit for bit."""
+
+    name: Literal["raw"] = "raw"
 
 
 @dataclass(frozen=True)
 class Raw(Codec):
     """Tensors `k` and `v`, (rows, layers, kv_heads, head_dim)."""
+
+    Settings: ClassVar[type[CodecSpec]] = RawSpec
 
     settings: RawSpec
 

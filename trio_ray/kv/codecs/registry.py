@@ -1,20 +1,72 @@
-"""A codec from what a cache's identity says of it."""
+"""Every codec by its name, found among the modules of this package: each declares its settings, presets and itself.
+
+torch is imported only when a codec is asked for, so that a job's settings can be read without it.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trio_ray.kv.codecs.codec import Codec, CodecError
-from trio_ray.kv.codecs.fp8 import Fp8
-from trio_ray.kv.codecs.integer import Integer
-from trio_ray.kv.codecs.raw import Raw
-from trio_ray.kv.codecs.spec import Fp8Spec, IntegerSpec, RawSpec, TransformSpec, parse_spec
-from trio_ray.kv.codecs.transform import Transform
-from trio_ray.kv.codecs.transform_basis import read_basis as parse_basis
+from pydantic import ValidationError
+
+from trio_ray.kv.codecs.spec import CodecSpec
+
+if TYPE_CHECKING:
+    from trio_ray.kv.codecs.codec import Codec
 
 ReadBasis = Callable[[str], bytes]
 """Hash of a calibrated basis -> its bytes."""
+
+
+@functools.cache
+def codec_types() -> dict[str, type[Codec]]:
+    """Name -> codec, in the order of their names."""
+    from trio_ray.kv.codecs import codec as base
+
+    package = importlib.import_module("trio_ray.kv.codecs")
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    found = {
+        kind.codec_name(): kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, base.Codec) and kind is not base.Codec
+    }
+    return dict(sorted(found.items()))
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Short names -> the settings that they stand for. A codec's own name stands for its defaults."""
+    return {name: dict(given) for kind in codec_types().values() for name, given in kind.PRESETS.items()}
+
+
+def full_spec(choice: str | Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a codec, as JSON, from a name, or from a mapping that begins with `name` and changes some.
+
+    Raises:
+        ValueError: unknown name or parameter, or a value out of range; says which.
+    """
+    return parse_spec(choice).model_dump(mode="json")
+
+
+def parse_spec(choice: str | Mapping[str, Any]) -> CodecSpec:
+    """The same as an object. Raises `ValueError` likewise."""
+    given = {"name": choice} if isinstance(choice, str) else dict(choice)
+    name, types, short = given.get("name"), codec_types(), presets()
+    if not isinstance(name, str) or name not in types | short:
+        raise ValueError(f"name {name!r} is none of {', '.join(sorted({*types, *short}))}")
+    preset = short.get(name, {})
+    given = {**given, **{key: value for key, value in preset.items() if key == "name" or key not in given}}
+    try:
+        return types[given["name"]].Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})") from None
 
 
 def make_codec(spec: Mapping[str, Any], read_basis: ReadBasis | None = None) -> Codec:
@@ -27,23 +79,10 @@ def make_codec(spec: Mapping[str, Any], read_basis: ReadBasis | None = None) -> 
     Raises:
         CodecError: unknown name or parameter.
     """
+    from trio_ray.kv.codecs.codec import CodecError
+
     try:
         settings = parse_spec(spec)
     except ValueError as error:
         raise CodecError(f"codec {error}") from None
-    match settings:
-        case RawSpec():
-            return Raw(settings)
-        case Fp8Spec():
-            return Fp8(settings)
-        case IntegerSpec():
-            return Integer(settings)
-        case TransformSpec():
-            return _transform(settings, read_basis)
-    raise CodecError(f"codec {settings.name!r} has no implementation")
-
-
-def _transform(settings: TransformSpec, read_basis: ReadBasis | None) -> Transform:
-    if read_basis is None:
-        raise CodecError(f"codec.basis: nothing here can read the basis {settings.basis}")
-    return Transform(settings, parse_basis(read_basis(settings.basis)))
+    return codec_types()[settings.name].make(settings, read_basis)

@@ -10,18 +10,19 @@ vanish.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
-from trio_ray.kv.codecs.spec import TransformSpec
+from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces, unpack
 from trio_ray.kv.codecs.transform_basis import (
     KINDS,
@@ -30,6 +31,7 @@ from trio_ray.kv.codecs.transform_basis import (
     Components,
     Group,
 )
+from trio_ray.kv.codecs.transform_basis import read_basis as parse_basis
 from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder
 from trio_ray.kv.codecs.transform_inverse import GroupInverse, put_rows
 from trio_ray.kv.lossless.planes import TensorSpec
@@ -78,6 +80,15 @@ def row_coder(group: Group, kind: int, rounding: int) -> RowCoder:
     return TorchRowCoder(group, kind, rounding)
 
 
+class TransformSpec(CodecSpec):
+    """Components of a calibrated basis, with one step for all."""
+
+    name: Literal["transform"] = "transform"
+    basis: str = Field(
+        min_length=1, description="The calibrated basis: its xxh3-128; in a job's settings its path or s3:// URI."
+    )
+
+
 class Transform(Codec):
     """One tensor a segment: of each sample, of image rows and then of text rows, by band (`transform_bands`) the packed
     symbols of all groups of layers, row by row.
@@ -86,6 +97,8 @@ class Transform(Codec):
         settings: parameters.
         basis: the one that the settings name.
     """
+
+    Settings: ClassVar[type[CodecSpec]] = TransformSpec
 
     settings: TransformSpec
 
@@ -96,6 +109,14 @@ class Transform(Codec):
         self._coders: dict[tuple[torch.device, int, int], RowCoder] = {}
         self._inverses: dict[tuple[torch.device, torch.dtype, int, int], GroupInverse] = {}
         self._segment_inverses: dict[tuple[torch.device, torch.dtype, tuple[int, ...], int], SegmentInverse] = {}
+
+    @classmethod
+    def make(cls, settings: CodecSpec, read_basis: Callable[[str], bytes] | None) -> Transform:
+        """See `Codec`."""
+        spec = TransformSpec.model_validate(settings.model_dump())
+        if read_basis is None:
+            raise CodecError(f"codec.basis: nothing here can read the basis {spec.basis}")
+        return cls(spec, parse_basis(read_basis(spec.basis)))
 
     def encode(self, batch: SegmentBatch) -> CodedSegments:
         """See `Codec`."""

@@ -85,30 +85,6 @@ def decode_vectors(codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits:
             )  # fmt: skip
 
 
-def encode_floats(source: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """See `quantise`."""
-    source = _with_dense_rows(source)
-    layers, rows, heads, dim = source.shape
-    codes = torch.empty((rows, layers, heads, dim), dtype=torch.uint8, device=source.device)
-    scales = torch.empty((rows, layers, heads, dim // group), dtype=torch.float16, device=source.device)
-    if rows:
-        launch, sizes = _vector_tiles(rows, layers, heads * dim, group)
-        with torch.cuda.device_of(source):
-            _encode_floats[launch](
-                source, codes, scales, source.stride(0), source.stride(1), num_warps=4, **sizes
-            )  # fmt: skip
-    return codes, scales
-
-
-def decode_floats(codes: Tensor, scales: Tensor, rows: Tensor, group: int, out: Tensor) -> None:
-    """See `quantise`."""
-    layers, _, heads, dim = out.shape
-    if len(rows):
-        launch, sizes = _vector_tiles(len(rows), layers, heads * dim, group)
-        with torch.cuda.device_of(out):
-            _decode_floats[launch](codes, scales, rows, out, out.stride(0), out.stride(1), num_warps=4, **sizes)
-
-
 def _with_dense_rows(source: Tensor) -> Tensor:
     """The same with heads and channels of a row side by side, as the kernels read them."""
     dense = source.stride(3) == 1 and source.stride(2) == source.shape[3]
@@ -290,51 +266,3 @@ def _decode_vectors(
     for part in tl.static_range(PER_BYTE):
         x = _restore((packed >> (part * BITS)) & ((1 << BITS) - 1), zero[:, None], scale[:, None])
         tl.store(place + part * WIDTH, x.to(out.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit
-def _encode_floats(
-    source, codes, scales, layer_stride, row_stride,
-    VECTORS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    vector = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    inside = vector < VECTORS
-    column = tl.arange(0, GROUP)
-    place = source + layer * layer_stride + row * row_stride + vector[:, None] * GROUP + column[None, :]
-    x = _clean(tl.load(place, mask=inside[:, None], other=0.0))
-    largest = tl.max(tl.abs(x), axis=1)
-    scale = _half_up(tl.div_rn(largest, tl.zeros_like(largest) + 448.0))
-    step = tl.zeros_like(x) + scale.to(tl.float32)[:, None]
-    y = tl.div_rn(x, tl.where(step > 0.0, step, 1.0))
-    number = y.to(tl.int32, bitcast=True)
-    magnitude = number & 0x7FFFFFFF
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-    small = ((tl.abs(y) * 512.0 + ROUND) - ROUND).to(tl.int32)  # below 2**-6 the steps are 2**-9
-    code = tl.where(tl.abs(y) < 0.015625, small, normal) | ((number >> 24) & 0x80)
-    first = (row * tl.num_programs(1) + layer) * VECTORS
-    tl.store(scales + first + vector, scale, mask=inside)
-    tl.store(codes + first * GROUP + vector[:, None] * GROUP + column[None, :], code.to(tl.uint8), mask=inside[:, None])
-
-
-@triton.jit
-def _decode_floats(
-    codes, scales, rows, out, layer_stride, row_stride,
-    VECTORS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    vector = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    inside = vector < VECTORS
-    column = tl.arange(0, GROUP)
-    first = (row * tl.num_programs(1) + layer) * VECTORS
-    scale = tl.load(scales + first + vector, mask=inside, other=0.0).to(tl.float32)
-    code_place = codes + first * GROUP + vector[:, None] * GROUP + column[None, :]
-    code = tl.load(code_place, mask=inside[:, None], other=0).to(tl.int32)
-    magnitude = code & 0x7F
-    normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    y = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-    # The sign is put in as a bit: to some versions of Triton -y is 0 - y, which has no negative zero.
-    y = (y.to(tl.int32, bitcast=True) | ((code & 0x80) << 24)).to(tl.float32, bitcast=True)
-    x = tl.minimum(tl.maximum(y * scale[:, None], -LIMIT), LIMIT)
-    place = out + layer * layer_stride + tl.load(rows + row) * row_stride + vector[:, None] * GROUP + column[None, :]
-    tl.store(place, x.to(out.dtype.element_ty), mask=inside[:, None])

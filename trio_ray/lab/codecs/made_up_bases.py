@@ -15,8 +15,8 @@ from trio_ray.calibration.fit import rotary_tables
 from trio_ray.errors import ConfigError
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.codecs.spec import TransformSpec, full_spec
-from trio_ray.kv.codecs.transform import Transform
+from trio_ray.kv.codecs.registry import full_spec
+from trio_ray.kv.codecs.transform import Transform, TransformSpec
 from trio_ray.kv.codecs.transform_basis import Basis, write_basis
 from trio_ray.kv.container import checksum
 from trio_ray.lab.codecs.recipes import TRANSFORM, Fit

@@ -14,8 +14,7 @@ from trio_ray.calibration.choice import DEFAULT_DIVERGENCE, Fitted, fit
 from trio_ray.calibration.codec_loss import Trial, in_16_bit, without_last_rows
 from trio_ray.calibration.corpus import DrawnPrefix
 from trio_ray.errors import ConfigError
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.lab.accuracy.accuracy import Setting, prepared_batches
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.lab.codecs.coded_questions import prefill

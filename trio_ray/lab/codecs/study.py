@@ -11,8 +11,7 @@ import torch
 from trio_ray.calibration.codec_loss import Trial
 from trio_ray.config import ModelConfig
 from trio_ray.estimate.made_up_states import GEOMETRIES
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.lab.accuracy.accuracy import Setting
 from trio_ray.lab.accuracy.methods import method_config
 from trio_ray.lab.accuracy.questions import held_out_questions
