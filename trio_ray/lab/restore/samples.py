@@ -9,8 +9,7 @@ from typing import Any
 from trio_ray.estimate.made_up_states import Geometry
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.codecs.spec import full_spec
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.lossless.frames import frame_maker
