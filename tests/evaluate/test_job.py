@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate import main
 from tests.corpora import samples, write_tar
 from tests.precompute.runs import job_config, run_here
+from trio_ray.cli import main
 from trio_ray.config import ModelConfig
 from trio_ray.errors import ConfigError
 from trio_ray.evaluate.config import EvaluateConfig
@@ -30,10 +30,10 @@ def test_a_cache_of_another_level_is_refused_once_and_not_question_by_question(
         model_folders["llama"], write_tar(tmp_path / "a.tar", samples(2)), tmp_path / "cache", cache__level=level
     )
     run_here(job, llama)
-    options = ["--cache", job.output, "--output", str(tmp_path / "out"), "--set", "on_missing=skip"]
+    options = ["evaluate", "--cache", job.output, "--output", str(tmp_path / "out"), "--set", "on_missing=skip"]
     assert main([*options, "--set", f"model.name={model_folders['llama']}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"evaluate: cache: {job.output} stores {level}, ")
+    (line,) = (shown for shown in capsys.readouterr().err.splitlines() if shown != "checking")
+    assert line.startswith(f"trio-ray: cache: {job.output} stores {level}, ")
     assert "with cache.level: kv" in line
     assert instead in line
     assert not (tmp_path / "out").exists()
