@@ -120,15 +120,16 @@ def _results(first: Any, runs: list[Any], progress: Progress, silence_limit_s: f
     """The results of all runs. The first failure ends all: the others would wait for the lost one's gradients."""
     waiting = list(runs)
     shown, last_seen = 0, time.monotonic()
-    asked = first.latest.remote()
+    asked: Any = None
     try:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=POLL_S)
             ray.get(done)
-            answered, _ = ray.wait([asked], timeout=0)  # a worker that hangs does not answer
+            asked = asked or first.latest.remote()
+            answered, _ = ray.wait([asked], timeout=POLL_S)  # a worker that hangs does not answer
             if answered:
                 report: StepReport | None = ray.get(asked)
-                asked = first.latest.remote()
+                asked = None
                 if report is not None and report.step > shown:
                     shown, last_seen = report.step, time.monotonic()
                     note = f"truth {report.truth:.4f}, teacher {report.teacher:.4f}"
