@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trio_ray.errors import ConfigError
 from trio_ray.method.rows import PackedRows
+from trio_ray.model import attention
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
 
 CPU = torch.device("cpu")
@@ -75,6 +76,16 @@ def test_fused_kernels_agree_with_sdpa(backend: Backend, kv_heads: int) -> None:
     assert ours.shape == query.shape
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours.float(), truth, atol=2e-2, rtol=2e-2)
+
+
+def test_auto_takes_the_fastest_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing: set[str] = set()
+    monkeypatch.setattr(attention, "_why_not", lambda name, device, dtype: "missing" if name in missing else None)
+    taken = []
+    for _ in range(4):
+        taken.append(choose_backend("auto", CPU, torch.bfloat16))
+        missing.add(taken[-1])
+    assert taken == ["fa3", "flash_attn", "varlen", "sdpa"]
 
 
 @pytest.mark.gpu

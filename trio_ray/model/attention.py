@@ -1,4 +1,4 @@
-"""Causal attention over packed rows: the fastest kernel that is installed, else SDPA sequence by sequence."""
+"""Causal attention of a prefill over packed rows: the fastest kernel that is installed, else SDPA sample by sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from torch.nn import functional as F
 from trio_ray.errors import ConfigError
 from trio_ray.method.rows import PackedRows
 
-Backend = Literal["flash_attn", "fa3", "varlen", "sdpa"]
+Backend = Literal["fa3", "flash_attn", "varlen", "sdpa"]
+FASTEST_FIRST: tuple[Backend, ...] = ("fa3", "flash_attn", "varlen", "sdpa")
+"""What `auto` tries, in this order. Milliseconds of a packed prefill's attention on one H200 (32 heads, head_dim 128,
+bfloat16; flash-attn 2.8.3, 29 November 2026):
+
+| rows of the samples | fa3 | flash_attn | varlen | sdpa |
+|---|---|---|---|---|
+| 8 of 2,940 | 1.03 | 1.70 | 1.84 | 1.35 |
+| 16 of 200 to 2,825 | 0.83 | 1.33 | 1.63 | 1.37 |
+| 32 of 300 | 0.24 | 0.29 | 0.35 | 1.67 |
+
+SDPA wins over flash_attn and varlen for a few long samples, and loses by far behind the first prune point, where most
+layers are.
+"""
 PackedAttention = Callable[[Tensor, Tensor, Tensor, PackedRows, float], Tensor]
 """(T, heads, D) queries, (T, kv_heads, D) keys and values, layout, score factor -> (T, heads, D)."""
 
@@ -29,7 +42,7 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype) -> Bac
         ConfigError: a backend was asked for that is not installed, or cannot run on this device or dtype.
     """
     if wanted == "auto":
-        return next(name for name in ("flash_attn", "fa3", "varlen", "sdpa") if not _why_not(name, device, dtype))
+        return next(name for name in FASTEST_FIRST if not _why_not(name, device, dtype))
     reason = _why_not(wanted, device, dtype)
     if reason:
         raise ConfigError("model.attention", f"{wanted} cannot be used: {reason}")

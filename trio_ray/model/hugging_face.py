@@ -7,7 +7,8 @@ mask from the layer's own rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,29 +76,47 @@ class _PrefixLayer(DynamicLayer):
         return keys, values
 
 
-def generate_inputs(model: Any, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+@contextmanager
+def generate_inputs(model: Any, prefixes: Sequence[Prefix]) -> Iterator[dict[str, Any]]:
     """Arguments for `model.generate` that make it go on from stored prefixes.
 
     The prompts stand in `input_ids` as padding (the cache already has them), followed by each prefix's stored first
-    answer token. The model's decoder is switched to the attention function that such caches need.
+    answer token. So an answer begins with the last column of `input_ids`:
+
+        with generate_inputs(model, prefixes) as inputs:
+            output = model.generate(**inputs, max_new_tokens=63, do_sample=False)
+        answers = output[:, inputs["input_ids"].shape[1] - 1 :]
+        texts = processor.batch_decode(answers, skip_special_tokens=True)
+
+    Within the context the model's decoder uses the attention function that such caches need; behind it, the one that it
+    had before. A cache serves one call of `generate`.
 
     Args:
         model: the `LlavaNextForConditionalGeneration` that made the prefixes.
-        prefixes: one for each sequence of the batch.
+        prefixes: one for each sequence of the batch, made with one schedule, of scope prompt.
+
+    Raises:
+        NoFirstToken: a prefix of scope image.
     """
-    AttentionInterface.register(ATTENTION_NAME, prefix_attention)
-    model.set_attn_implementation({"text_config": ATTENTION_NAME})
+    first = [prefix.first_token for prefix in prefixes]
     longest = max(prefix.length for prefix in prefixes)
     ids = torch.zeros((len(prefixes), longest + 1), dtype=torch.long)
+    ids[:, -1] = torch.tensor(first)
     mask = torch.ones_like(ids)
     for number, prefix in enumerate(prefixes):
-        ids[number, -1] = prefix.first_token
         mask[number, : longest - prefix.length] = 0
-    return {
-        "input_ids": ids.to(model.device),
-        "attention_mask": mask.to(model.device),
-        "past_key_values": PrefixCache(prefixes, model.device),
-    }
+    AttentionInterface.register(ATTENTION_NAME, prefix_attention)
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation({"text_config": ATTENTION_NAME})
+    try:
+        yield {
+            "input_ids": ids.to(model.device),
+            "attention_mask": mask.to(model.device),
+            "past_key_values": PrefixCache(prefixes, model.device),
+            "use_cache": True,
+        }
+    finally:
+        model.set_attn_implementation({"text_config": before})
 
 
 def prefix_attention(

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.kv.prefixes import FINGERPRINT, KEY, codec_of, contained
 from tests.model.corpus import prepare, samples_of_all_grids
 from tests.model.decode.stepwise import stepwise
 from tests.model.test_image_scope import image_prefixes, prepare_images
 from trio_ray.calibration.codec_loss import without_last_rows
 from trio_ray.config import ModelConfig
-from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.container import check_container
+from trio_ray.kv.prefix import NoFirstToken, Prefix
+from trio_ray.kv.restore import restore_containers
 from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
-from trio_ray.model.decode.engine import Engine, Request, answers_in_order, generate
+from trio_ray.model.continuation import ContextFull, Continuation
+from trio_ray.model.decode.choice import Sampling
+from trio_ray.model.decode.engine import End, Engine, Request, RequestRefused, answers_in_order, generate
+from trio_ray.model.decode.targets import PoolTargets
 from trio_ray.model.replica import Replica
 
+CPU = torch.device("cpu")
 SCHEDULE = Schedule(8, (1, 3, 5), retention=0.25)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -66,3 +74,101 @@ def test_few_new_tokens(llama: Replica, tokens: int) -> None:
     prefixes = prefixes_of(llama, 2)
     answers = generate(llama.decoder, prefixes, tokens)
     assert answers == [answer[:tokens] for answer in generate(llama.decoder, prefixes, 5)]
+
+
+def test_requests_wait_where_memory_is_short_and_what_never_fits_is_refused_alone(llama: Replica) -> None:
+    prefixes = sorted(prefixes_of(llama, 12), key=lambda prefix: prefix.kv_bytes)
+    longest, others = prefixes[-1], prefixes[:6]
+    memory = int(0.97 * longest.kv_bytes)  # the longest one does not fit
+    engine = Engine(llama.decoder, memory=memory)
+    requests = [Request(number, prefix, 6) for number, prefix in enumerate([others[0], longest, *others[1:]])]
+    answers = {answer.key: answer for answer in engine.run(requests)}
+    refused = answers.pop(1)
+    assert refused.end is End.REFUSED
+    assert isinstance(refused.error, RequestRefused)
+    assert "request 1: it does not fit into the decode memory" in str(refused.error)
+    assert [answers[key].tokens for key in sorted(answers, key=int)] == generate(llama.decoder, others, 6)
+    assert not engine.pool.used
+
+
+def test_questions_on_one_prefix_share_its_rows(llama: Replica) -> None:
+    (prefix,) = image_prefixes(llama, prepare_images(llama, samples_of_all_grids(1)), Method(SCHEDULE, Trio()))
+    questions = [[5, 6, n] for n in range(7, 15)]
+    engine = Engine(llama.decoder)
+    for number, question in enumerate(questions):
+        engine.submit(Request(number, prefix, 4, question))
+    answers = {answer.key: answer.tokens for answer in engine.step()}
+    used = [rows - 1 - free for rows, free in zip(engine.pool.rows, engine.pool.free_rows, strict=True)]
+    assert used == [segment.rows + len(questions) * (3 + 3) for segment in prefix.segments]
+    answers |= {answer.key: answer.tokens for answer in engine.run(())}
+    assert [answers[number] for number in range(8)] == stepwise(llama.decoder, [prefix] * 8, 4, questions=questions)
+
+
+def test_answers_end_where_the_context_or_the_sliding_window_does(llama: Replica) -> None:
+    """Not one position is used beyond it, and a question that does not fit is refused."""
+    (prefix,) = prefixes_of(llama, 1)
+    decoder = replace(llama.decoder, context=prefix.length + 3)
+    assert generate(decoder, [prefix], 20) == generate(llama.decoder, [prefix], 4)
+    engine = Engine(decoder)
+    short, long = engine.run([Request("short", prefix, 9, [5, 6, 7]), Request("long", prefix, 9, [5, 6, 7, 8])])
+    if short.key == "long":
+        short, long = long, short
+    assert (short.end, len(short.tokens)) == (End.LENGTH, 1)
+    assert long.end is End.REFUSED
+    assert f"context of {prefix.length + 3} positions" in str(long.error)
+    with pytest.raises(ContextFull, match="context"):
+        Continuation(decoder, [prefix], room=9).extend([[5, 6, 7, 8]])
+
+
+def test_a_prefix_of_scope_image_needs_a_question(llama: Replica) -> None:
+    (prefix,) = image_prefixes(llama, prepare_images(llama, samples_of_all_grids(1)), Method(SCHEDULE, Trio()))
+    with pytest.raises(NoFirstToken):
+        Engine(llama.decoder).submit(Request(0, prefix, 4))
+
+
+def test_drawn_answers_depend_on_their_seed_and_not_on_the_batch(llama: Replica) -> None:
+    prefixes = prefixes_of(llama, 6)
+    requests = [Request(n, prefix, 8, sampling=Sampling(2.0, 0.9, seed=n)) for n, prefix in enumerate(prefixes)]
+    together = answers_in_order(Engine(llama.decoder), requests)
+    alone = [answers_in_order(Engine(llama.decoder), [replace(request, key=0)])[0] for request in requests]
+    assert together == alone
+    other = [replace(request, sampling=Sampling(2.0, 0.9, seed=99)) for request in requests]
+    assert answers_in_order(Engine(llama.decoder), other) != together
+    narrow = [replace(request, sampling=Sampling(2.0, 1e-9)) for request in requests]
+    assert answers_in_order(Engine(llama.decoder), narrow) == generate(llama.decoder, prefixes, 8)
+
+
+def test_prefixes_of_another_schedule_follow_when_the_pool_is_empty(llama: Replica) -> None:
+    first = prefixes_of(llama, 2)
+    method = Method(Schedule(8, (1,), retention=0.25, weights=(1,)), Trio())
+    second = llama.prefill(prepare(llama, samples_of_all_grids(2)), method).prefixes
+    requests = [Request(number, prefix, 5) for number, prefix in enumerate([*first, *second])]
+    both = answers_in_order(Engine(llama.decoder), requests)
+    assert both == [*generate(llama.decoder, first, 5), *generate(llama.decoder, second, 5)]
+
+
+def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
+    """A damaged one costs nothing, what no request takes is freed, and rows that are short are waited for."""
+    prefixes = prefixes_of(llama, 12)
+    raw = codec_of("raw")
+    containers = [contained(prefix, raw) for prefix in prefixes]
+    largest = max(prefix.kv_bytes for prefix in prefixes)
+    engine = Engine(llama.decoder, memory=7 * largest)
+    targets = PoolTargets(engine)
+    answers = []
+    for start in range(0, len(containers), 3):
+        checked = [check_container(data, raw, key=KEY, fingerprint=FINGERPRINT) for data in containers[start:][:3]]
+        restored = restore_containers(checked, raw, CPU, targets)
+        for number, prefix in enumerate(restored, start):
+            assert isinstance(prefix, Prefix)
+            assert engine.pool.find(prefix) is not None
+            if number != 4:
+                engine.submit(Request(number, prefix, 6))
+        targets.release()
+        answers += engine.step()
+    answers += engine.run(())
+    expected = generate(llama.decoder, prefixes, 6)
+    assert {answer.key: answer.tokens for answer in answers} == {
+        number: tokens for number, tokens in enumerate(expected) if number != 4
+    }
+    assert not engine.pool.used

@@ -304,8 +304,11 @@ class Engine:
         memory.grow([max(of) for of in zip(rows, waited_for, strict=True)])
         with suppress(OutOfRows):
             return take()
-        # There may be enough rows, but not in one piece.
+        # There may be enough rows, but not in one piece, or not in the run that needs them.
         memory.grow([free + more for free, more in zip(memory.pool.free_rows, rows, strict=True)])
+        with suppress(OutOfRows):
+            return take()
+        memory.restart(rows)
         return take()
 
     def _rows_waited_for(self, runs: int) -> list[int]:

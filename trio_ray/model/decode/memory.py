@@ -76,6 +76,15 @@ class DecodeMemory:
             self._forget_graphs()
         return True
 
+    def restart(self, rows: Sequence[int]) -> bool:
+        """Divide the memory anew among the runs of an unused pool, so that so many rows fit; whether they do."""
+        size = self.pool.shape.bytes_per_row
+        if self.pool.used or sum(count * unit for count, unit in zip(rows, size, strict=True)) > self._limit:
+            return False
+        self.pool.reset(rows)
+        self._forget_graphs()
+        return True
+
     def note_longest(self, rows: Sequence[int]) -> None:
         """Learn how long a sequence gets in each run of layers. Powers of 2, so that this seldom changes."""
         longest = [max(was, 1 << (now - 1).bit_length()) for was, now in zip(self._longest, rows, strict=True)]

@@ -97,13 +97,17 @@ class KVPool:
 
     def __init__(self, shape: PoolShape, device: torch.device, rows: Sequence[int] | None = None) -> None:
         self.shape, self.device = shape, device
-        self._runs = [
-            _Run(*self._make(layers, IDLE_ROW + 1), Extents(IDLE_ROW + 1, first=IDLE_ROW + 1))
-            for layers in shape.layers
-        ]
         self._prefixes: dict[int, PoolPrefix] = {}  # by the first row in the first run
-        if rows is not None:
-            self.grow(rows)
+        self._runs: list[_Run] = []
+        self.reset([0] * len(shape.layers) if rows is None else rows)
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Begin anew with so many rows for sequences in each run; nobody may hold any."""
+        self._prefixes.clear()
+        self._runs = []  # the old memory is free before the new one is taken
+        for layers, count in zip(self.shape.layers, rows, strict=True):
+            total = IDLE_ROW + 1 + count
+            self._runs.append(_Run(*self._make(layers, total), Extents(total, first=IDLE_ROW + 1)))
 
     def _make(self, layers: int, rows: int) -> tuple[Tensor, Tensor]:
         size = (layers, rows, self.shape.kv_heads, self.shape.head_dim)
