@@ -466,7 +466,13 @@ class PipelineConfig(Section):
     lookahead: int = Field(128, ge=1, description="Samples prepared ahead of the model.")
     max_bad_fraction: Fraction = Field(
         0.2,
-        description="The job stops when more than this share of samples is bad (counted from 100 samples on).",
+        description="The job fails when more than this share of all samples in the cache is bad, whichever run has met "
+        "them (judged at the end, from 100 samples on; it stops early where not one of the first 1,000 can be stored).",
+    )
+    redo_damaged: bool = Field(
+        False,
+        description="Input files that were damaged when they were read and have changed since replace what was "
+        "committed of them (`--redo-damaged`).",
     )
 
     @property

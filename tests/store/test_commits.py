@@ -51,8 +51,9 @@ def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStor
         "b": ([0], True),
         "c": ([0, 1], True),
     }
-    assert (progress["a"].uri, progress["a"].etag, progress["a"].size) == ("s3://corpus/a", "e1", 1234)
-    assert progress["a"].rows == (0, 9)
+    source = progress["a"].source
+    assert (source.uri, source.etag, source.size, source.rows) == ("s3://corpus/a", "e1", 1234, (0, 9))
+    assert progress["a"].damage is None
     assert len(read_commits(store, 4)) == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -152,3 +153,9 @@ def test_relative_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytes
 def test_a_wildcard_in_a_buckets_name_is_refused_in_a_sentence() -> None:
     with pytest.raises(ConfigError, match=r"input: 's3://buck\*t/a\.tar' has a wildcard in the bucket's name"):
         expand_inputs(["s3://buck*t/a.tar"], S3Config())
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.tar")).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"input: .*caf\\udce9\.tar.* is not UTF-8.*rename"):
+        expand_inputs([str(tmp_path / "*.tar")], S3Config())

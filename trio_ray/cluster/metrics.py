@@ -66,6 +66,11 @@ class KeptGauge:
             self._gauge.set(self.value)
 
 
+def label_text(text: str) -> str:
+    """The text of a label: Ray takes ASCII alone, and other characters are written as `\\xfc` or `\\u4e2d`."""
+    return text.encode("ascii", "backslashreplace").decode()
+
+
 def make_metric(metric: Metric, output: str) -> Any:
     """Ray's own metric object, with the label of the cache filled in."""
     labels = (OUTPUT, *metric.labels)
@@ -73,5 +78,5 @@ def make_metric(metric: Metric, output: str) -> Any:
         made = Histogram(metric.name, metric.description, boundaries=list(metric.boundaries), tag_keys=labels)
     else:
         made = {"counter": Counter, "gauge": Gauge}[metric.kind](metric.name, metric.description, tag_keys=labels)
-    made.set_default_tags({OUTPUT: output})
+    made.set_default_tags({OUTPUT: label_text(output)})
     return made

@@ -89,7 +89,13 @@ def add_job_options(parser: argparse.ArgumentParser, *, output: bool = True) -> 
 
 def job_config(arguments: argparse.Namespace) -> JobConfig:
     """The settings that these options give. Raises `ConfigError` that names the setting at fault."""
-    options = {"input": "input", "output": "output", "model": "model.name", "retention": "method.retention"}
+    options = {
+        "input": "input",
+        "output": "output",
+        "model": "model.name",
+        "retention": "method.retention",
+        "redo_damaged": "pipeline.redo_damaged",
+    }
     return settings(JobConfig, arguments, options)
 
 

@@ -18,6 +18,11 @@ from trio_ray.commands._options import add_job_options, job_config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_job_options(parser)
+    parser.add_argument(
+        "--redo-damaged", action="store_const", const=True,
+        help="input files that were damaged when they were read and have been replaced since are read again, and "
+        "what was committed of them goes",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from trio_ray.cluster.pool import ActorPool
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import cluster_given, gpus_per_replica, ray_session
 from trio_ray.config import JobConfig
-from trio_ray.errors import JobFailed, StoreError
+from trio_ray.errors import StoreError
 from trio_ray.precompute.calibration_task import calibrate_on_ray
 from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
 from trio_ray.precompute.metrics import JobMetrics
@@ -24,6 +24,7 @@ from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaSpec
 from trio_ray.precompute.rows import shard_input
 from trio_ray.precompute.shard_run import SHARDS_AT_ONCE
 from trio_ray.precompute.shard_writer import PartReport
+from trio_ray.precompute.verdict import check_not_all_bad, judge
 from trio_ray.source.sample import Shard
 from trio_ray.store.commit_index import update_index
 from trio_ray.store.commits import (
@@ -35,10 +36,6 @@ from trio_ray.store.commits import (
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, package_version, utc_now
 
-SAMPLES_BEFORE_LIMIT = 100
-"""Samples seen before the share of bad ones can stop the job: the first few say little."""
-
-
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +44,8 @@ class JobSummary:
     """What a run did.
 
     `codec` says why the cache has its codec, where this run has chosen it. `failed` maps input that is not in the cache
-    (a URI, and rows of a split file) to the reason.
+    (a URI, and rows of a split file) to the reason. `reasons` counts the bad samples of this run, `passed_over` the
+    rows without images that the user does not want (`source.text_only: skip`).
     """
 
     output: str
@@ -61,6 +59,8 @@ class JobSummary:
     seconds: float = 0.0
     codec: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    passed_over: int = 0
 
     @property
     def ok(self) -> bool:
@@ -75,6 +75,11 @@ class JobSummary:
             f"{self.bytes:,} bytes, {self.seconds:.1f} s ({rate:.1f} samples/s)",
             f"shards: {self.shards}, of which {self.shards_before} were complete before",
         ]
+        if self.reasons:
+            counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items()))
+            lines.append(f"quarantined: {counts} (trio-ray inspect {self.output} shows each)")
+        if self.passed_over:
+            lines.append(f"passed over: {self.passed_over} rows without images")
         if self.codec is not None:
             lines.append(f"codec: {self.codec}")
         if self.shards == self.shards_before:
@@ -130,8 +135,21 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             _Work(config, plan, run, summary, progress, observer).do(started)
         with _logged("there is no index of the commit records"):
             update_index(plan.store, LISTING_THREADS)
+        _judge(config, plan, summary)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _judge(config: JobConfig, plan: JobPlan, summary: JobSummary) -> None:
+    """Hold the whole cache against the limit of bad samples, and name the input that was damaged."""
+    shards = {shard.name: shard for shard in (*plan.complete, *(task.shard for task in plan.tasks))}
+    verdict = judge(plan.store, shards, LISTING_THREADS)
+    for name, damage in verdict.damaged.items():
+        summary.failed[_label(shards[name])] = (
+            f"is damaged ({damage}); the samples before the damage are in the cache. Replace the file, then run again "
+            "with --redo-damaged"
+        )
+    verdict.check(config.pipeline.max_bad_fraction, config.output)
 
 
 @dataclass
@@ -168,7 +186,7 @@ class _Work:
                 self._show(event)
                 if self.observer is not None:
                     self.observer(event, summary)
-                _check_limit(config, summary)
+                check_not_all_bad(summary.stored, summary.reasons, config.output)
         with _logged("failures of shards that are done now are still recorded"):
             for name in done.intersection(read_failures(plan.store)):
                 clear_failure(plan.store, name)
@@ -179,6 +197,9 @@ class _Work:
             summary.parts += bool(part.stored + part.quarantined)
             summary.stored += part.stored
             summary.quarantined += part.quarantined
+            summary.passed_over += part.passed_over
+            for reason, count in part.reasons.items():
+                summary.reasons[reason] = summary.reasons.get(reason, 0) + count
             summary.bytes += part.bytes
         elif isinstance(event, WorkFailed):
             shard = event.work.shard
@@ -216,16 +237,6 @@ def _logged(what: str) -> Iterator[None]:
         yield
     except StoreError as error:
         log.warning("%s: %s", what, error)
-
-
-def _check_limit(config: JobConfig, summary: JobSummary) -> None:
-    seen = summary.stored + summary.quarantined
-    limit = config.pipeline.max_bad_fraction
-    if seen >= SAMPLES_BEFORE_LIMIT and summary.quarantined > limit * seen:
-        raise JobFailed(
-            f"{summary.quarantined} of {seen} samples are bad, more than pipeline.max_bad_fraction = {limit:g}; "
-            f"look at the quarantine (trio-ray inspect {summary.output}), then mend the input or raise the limit"
-        )
 
 
 def _label(shard: Shard) -> str:

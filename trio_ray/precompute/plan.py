@@ -23,8 +23,9 @@ from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
-from trio_ray.store.commits import ShardProgress, shard_progress
+from trio_ray.store.commits import ShardProgress, delete_commits, shard_progress
 from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.input_version import local_checksum
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
@@ -86,6 +87,8 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
     if not config.output:
         raise ConfigError("output", "is missing; give a folder or s3://bucket/prefix")
+    if any("\ud800" <= sign <= "\udfff" for sign in config.output):
+        raise ConfigError("output", f"{config.output!r} is not UTF-8, which no record can hold; use another name")
     checkpoint, dtype = _check_model(config, with_gpu)
     arithmetic = {"dtype": str(dtype).removeprefix("torch.")}  # a replica must not choose another on its own device
     config = config.model_copy(update={"model": pinned(config.model).model_copy(update=arithmetic)})
@@ -105,7 +108,7 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, why)
-    _find_work(plan, units)
+    _find_work(plan, units, config.pipeline.redo_damaged)
     return plan
 
 
@@ -155,19 +158,50 @@ def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[t
         return [(whole, str(error))]
 
 
-def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]]) -> None:
+def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], redo_damaged: bool) -> None:
     progress = shard_progress(plan.store, LISTING_THREADS)
     # By file, because the rows of a file that has changed are cut into other shards.
-    versions: dict[str, set[str]] = {}
-    for begun in progress.values():
-        versions.setdefault(begun.uri, set()).add(begun.etag)
+    begun: dict[str, list[ShardProgress]] = {}
+    for one in progress.values():
+        begun.setdefault(one.source.uri, []).append(one)
+    replaced: set[str] = set()
     for shard, reason in units:
-        if reason is None and versions.get(shard.uri, {shard.etag}) != {shard.etag}:
-            reason = "has changed since parts of it were committed; write this version to another output"
+        if reason is None and shard.uri not in replaced and not _is_same_input(shard, begun.get(shard.uri, [])):
+            damage = next((one.damage for one in begun[shard.uri] if one.damage), None)
+            if damage is None:
+                reason = "has changed since parts of it were committed; write this version to another output"
+            elif redo_damaged:
+                _take_out(plan.store, begun[shard.uri])
+                replaced.add(shard.uri)
+            else:
+                reason = (
+                    f"was damaged when parts of it were committed ({damage}) and has changed since; with "
+                    "--redo-damaged (pipeline.redo_damaged) this version replaces what was committed of it"
+                )
         if reason is not None:
             plan.lost.append((shard, reason))
         else:
-            _sort_in(plan, shard, progress.get(shard.name))
+            _sort_in(plan, shard, None if shard.uri in replaced else progress.get(shard.name))
+
+
+def _is_same_input(shard: Shard, begun: list[ShardProgress]) -> bool:
+    """Whether a file is the one that parts were committed of: by its change marker, else by its content."""
+    others = [one.source for one in begun if one.source.etag != shard.etag]
+    if not others:
+        return True
+    if any(other.size != shard.size or other.checksum is None for other in others):
+        return False
+    try:
+        checksum = local_checksum(shard.uri, shard.etag)
+    except StoreError:
+        return False  # the run that reads it says why
+    return all(other.checksum == checksum for other in others)
+
+
+def _take_out(store: ObjectStore, begun: list[ShardProgress]) -> None:
+    """Take what is committed of a damaged file out of the cache; what tells of the damage goes last."""
+    for one in sorted(begun, key=lambda one: one.damage is not None):
+        delete_commits(store, one.source.name, one.parts)
 
 
 def _sort_in(plan: JobPlan, shard: Shard, progress: ShardProgress | None) -> None:

@@ -17,7 +17,7 @@ TARGETS = ("answer_ids", "target_ids", "target_logprobs")
 
 def shard_input(shard: Shard) -> ShardInput:
     """The shard as commit and failure records name it."""
-    return ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows)
+    return ShardInput(shard.name, shard.uri, shard.size, shard.etag, shard.rows, shard.checksum)
 
 
 def good_sample(sample: PreparedSample, schedule: Schedule) -> GoodSample:

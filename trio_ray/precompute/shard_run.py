@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import ObjectMissing
@@ -18,6 +18,7 @@ from trio_ray.precompute.shard_writer import PartReport, ShardSink
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Opener, Sample, Shard
 from trio_ray.store.dataset import Dataset
+from trio_ray.store.input_version import local_checksum
 from trio_ray.store.layout import commit_name
 from trio_ray.store.objects import ObjectStore
 
@@ -63,6 +64,7 @@ class ShardRunner:
         Raises:
             StoreError: the input could not be read or the output not be written; committed parts stay.
         """
+        shard = replace(shard, checksum=local_checksum(shard.uri, shard.etag))
         done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
         items = read_shard(shard, self.config.source, self.opener, skip=done.holds)
         yield from self.run_items(items, shard, lambda: done.highest)

@@ -22,7 +22,7 @@ from trio_ray.kv.embeds import write_embeds
 from trio_ray.ordered import ordered_map
 from trio_ray.precompute.host_batch import HostBatch, Placed
 from trio_ray.precompute.rows import not_finite, sample_row, shard_input
-from trio_ray.source.sample import BadSample, Shard
+from trio_ray.source.sample import SHARD_REASONS, BadSample, Shard
 from trio_ray.store.dataset import Dataset, utc_now
 from trio_ray.store.objects import BytesLike, ObjectStore
 from trio_ray.store.parts import PartWriter
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PartReport:
     """A part that is done. `stored` and `reasons`, of bad samples, count what this attempt committed: nothing where
-    another had been faster. `device_ms` is the time that the device took for its samples.
+    another had been faster. `device_ms` is the time that the device took for its samples, `passed_over` the number
+    of those that the user does not want (`source.text_only: skip`).
     """
 
     shard: str
@@ -43,6 +44,7 @@ class PartReport:
     bytes: int
     last: bool
     device_ms: float
+    passed_over: int = 0
 
     @property
     def quarantined(self) -> int:
@@ -116,6 +118,7 @@ class ShardWriter:
         self._open: PartWriter | None = None
         self._broken = False
         self._device_ms = 0.0
+        self._passed = 0
         self._since = utc_now()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._finishing: deque[Future[PartReport]] = deque()
@@ -141,7 +144,11 @@ class ShardWriter:
                 if self._open is None or part != self._part:
                     self._commit(last=False)
                     self._begin(part)
-                if isinstance(outcome, BadSample):
+                if isinstance(outcome, BadSample) and outcome.silent:
+                    self._passed += 1
+                elif isinstance(outcome, BadSample):
+                    if outcome.reason in SHARD_REASONS:
+                        self._writer.damage = f"{outcome.reason}: {outcome.detail}"
                     self._writer.quarantine(outcome.key, outcome.index, outcome.reason, outcome.detail)
                 else:
                     row, data = outcome
@@ -203,22 +210,23 @@ class ShardWriter:
             return
         writer, self._open = self._open, None
         device_ms, self._device_ms = self._device_ms, 0.0
+        passed, self._passed = self._passed, 0
         self._since = utc_now()
-        self._finishing.append(self._thread.submit(self._finish_part, writer, self._part, last, device_ms))
+        self._finishing.append(self._thread.submit(self._finish_part, writer, self._part, last, device_ms, passed))
         self._wait_for_parts(but=PARTS_FINISHING)
 
-    def _finish_part(self, writer: PartWriter, part: int, last: bool, device_ms: float) -> PartReport:
-        size, stored, reasons = writer.tar_bytes, 0, dict[str, int]()
+    def _finish_part(self, writer: PartWriter, part: int, last: bool, device_ms: float, passed: int) -> PartReport:
+        size, stored, reasons, counted = writer.tar_bytes, 0, dict[str, int](), 0
         if self._broken:
             writer.abort()  # what follows a failure is left to the next attempt, as if the process had died
         else:
             try:
                 if writer.commit(last) is not None:
-                    stored, reasons = writer.stored, writer.reasons
+                    stored, reasons, counted = writer.stored, writer.reasons, passed
             except BaseException:
                 self._broken = True
                 raise
-        return PartReport(self._shard.name, part, stored, reasons, size if stored else 0, last, device_ms)
+        return PartReport(self._shard.name, part, stored, reasons, size if stored else 0, last, device_ms, counted)
 
     def _wait_for_parts(self, but: int) -> None:
         """Until no more than `but` are left to be finished. Raises what went wrong with one."""

@@ -81,7 +81,8 @@ class Shard:
 
     `name` is unique in a cache and safe as a folder name. `rows` is the half-open range of rows of a file
     that was split, None for a whole file. `offset` is the byte at which the first of them starts, where rows
-    are text: without it each run of a large file would have to read all of the file before it.
+    are text: without it each run of a large file would have to read all of the file before it. `checksum` is the
+    xxh3-128 of a local file, once somebody has made it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Shard:
     format: Literal["webdataset", "parquet", "jsonl", "json"]
     rows: tuple[int, int] | None = None
     offset: int = 0
+    checksum: str | None = None
 
 
 class Opener(Protocol):

@@ -29,13 +29,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ShardInput:
-    """The input a part was made from, and in which version. The fields are those of `source.sample.Shard`."""
+    """The input a part was made from, and in which version. The fields are those of `source.sample.Shard`.
+
+    `checksum` is the xxh3-128 (hex) of a local file, by which a copy of it is known; None where nobody has made it.
+    """
 
     name: str
     uri: str
     size: int
     etag: str
     rows: tuple[int, int] | None
+    checksum: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class CommitRecord:
     """A committed part. `last`: the shard ends with it. `stored` and `quarantined` count its samples.
 
     `files` has `samples` always, `tar` if anything is stored beside their rows, `quarantine` if anything is
-    quarantined.
+    quarantined. `damage` says what was wrong with the shard's file where that is why it ends with this part.
     """
 
     schema_version: int
@@ -76,6 +80,7 @@ class CommitRecord:
     quarantined: int
     files: dict[FileKind, FileRecord]
     run: RunRecord
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +97,12 @@ class FailureRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """What is committed of a shard, and of which version of its input."""
+    """What is committed of a shard, of which version of its input, and how that was damaged, if it was."""
 
     parts: frozenset[int]
     complete: bool
-    uri: str
-    size: int
-    etag: str
-    rows: tuple[int, int] | None
+    source: ShardInput
+    damage: str | None
 
 
 def create_commit(store: ObjectStore, record: CommitRecord) -> bool:
@@ -152,11 +155,19 @@ def shard_progress(store: ObjectStore, threads: int) -> dict[str, ShardProgress]
 
     def progress(shard: str) -> ShardProgress:
         record = read_commit(store, shard, max(parts[shard]))
-        source = record.shard
-        return ShardProgress(frozenset(parts[shard]), record.last, source.uri, source.size, source.etag, source.rows)
+        return ShardProgress(frozenset(parts[shard]), record.last, record.shard, record.damage)
 
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(parts, pool.map(progress, parts), strict=True))
+
+
+def delete_commits(store: ObjectStore, shard: str, parts: Iterable[int]) -> None:
+    """Take parts of a shard out of the cache; their files are then what `gc` finds.
+
+    The highest part goes last: it tells how the shard was damaged, so that a run that is killed on the way can go on.
+    """
+    for part in sorted(parts):
+        store.delete(commit_name(shard, part))
 
 
 def write_failure(store: ObjectStore, record: FailureRecord) -> None:

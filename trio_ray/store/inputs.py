@@ -87,9 +87,9 @@ def expand_inputs(patterns: Iterable[str], s3: S3Config) -> list[InputFile]:
     `{00000..00099}`.
 
     Raises:
-        ConfigError: (field `input`) no pattern, a glob that matches nothing or cannot be listed, or not one
-            readable file. A file that is named outright and cannot be read is returned with size -1: one lost
-            shard of a thousand is for the job to report, not a reason to do nothing.
+        ConfigError: (field `input`) no pattern, a name that is not UTF-8, a glob that matches nothing or cannot be
+            listed, or not one readable file. A file that is named outright and cannot be read is returned with
+            size -1: one lost shard of a thousand is for the job to report, not a reason to do nothing.
     """
     opener = StoreOpener(s3)
     errors: list[StoreError] = []
@@ -97,11 +97,22 @@ def expand_inputs(patterns: Iterable[str], s3: S3Config) -> list[InputFile]:
     for pattern in patterns:
         for file in _expand(pattern, opener, errors):
             found.setdefault(file.uri, file)
+    for uri in found:
+        if not _is_utf8(uri):
+            raise ConfigError(_FIELD, f"the file name {uri!r} is not UTF-8, which no record can hold; rename the file")
     if not found:
         raise ConfigError(_FIELD, "names no file; give paths or s3:// URIs of shards")
     if not any(file.readable for file in found.values()):
         raise ConfigError(_FIELD, f"not one of {len(found)} files can be read; the first: {errors[0]}")
     return list(found.values())
+
+
+def _is_utf8(uri: str) -> bool:
+    try:
+        uri.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _expand(pattern: str, opener: StoreOpener, errors: list[StoreError]) -> Iterator[InputFile]:

@@ -40,6 +40,9 @@ class PartWriter:
     Args:
         attempt: letters and digits, unique to this attempt; made up if not given.
         started: when work on its samples began (`utc_now`); now if not given.
+
+    Attributes:
+        damage: what is wrong with the shard's file, for the record of the part that it ends with.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class PartWriter:
         self._bad: list[dict[str, Any]] = []
         self._tar: HashingWriter | None = None
         self._visible: list[str] = []
+        self.damage: str | None = None
 
     @property
     def stored(self) -> int:
@@ -148,6 +152,7 @@ class PartWriter:
             quarantined=self.quarantined,
             files=files,
             run=RunRecord(self._run_id, socket.gethostname(), self._started, utc_now(), package_version()),
+            damage=self.damage,
         )
         # From here on the files must stay if `create_commit` raises: the record may be there although we were
         # not told.

@@ -1,0 +1,70 @@
+"""What a whole cache says about its input: the share of bad samples, and which files were damaged.
+
+It is the same whichever run has met them, and in whichever order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from trio_ray.errors import JobFailed
+from trio_ray.store.commits import read_commits
+from trio_ray.store.objects import ObjectStore
+
+SAMPLES_BEFORE_LIMIT = 100
+"""Of fewer samples a share says little."""
+
+SAMPLES_BEFORE_STOP = 1000
+"""So many samples, all of them bad, stop a job: its settings do not fit its input, or its model not the settings."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Samples of all committed parts, and the damage of the shards that were asked about, by shard name."""
+
+    stored: int
+    quarantined: int
+    damaged: dict[str, str]
+
+    def check(self, limit: float, output: str) -> None:
+        """Raise `JobFailed` if more than the share `limit` of the samples is bad."""
+        seen = self.stored + self.quarantined
+        if seen >= SAMPLES_BEFORE_LIMIT and self.quarantined > limit * seen:
+            raise JobFailed(
+                f"{self.quarantined} of all {seen} samples in the cache are bad, more than pipeline.max_bad_fraction = "
+                f"{limit:g}; look at the quarantine (trio-ray inspect {output}), then mend the input or raise the "
+                "limit; where rows without images are many, source.text_only: skip passes over them"
+            )
+
+
+def judge(store: ObjectStore, shards: Iterable[str], threads: int) -> Verdict:
+    """Read all commit records.
+
+    Args:
+        store: the cache.
+        shards: names of those whose damage is asked about.
+        threads: that read.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    commits = read_commits(store, threads)
+    wanted = set(shards)
+    damaged = {one.shard.name: one.damage for one in commits if one.damage is not None and one.shard.name in wanted}
+    return Verdict(sum(one.stored for one in commits), sum(one.quarantined for one in commits), damaged)
+
+
+def check_not_all_bad(stored: int, reasons: dict[str, int], output: str) -> None:
+    """Stop a run of which nothing could be stored so far. Rows without images do not count: they may come first.
+
+    Raises:
+        JobFailed: SAMPLES_BEFORE_STOP samples, all of them bad.
+    """
+    bad = sum(count for reason, count in reasons.items() if reason != "text_only")
+    if stored == 0 and bad >= SAMPLES_BEFORE_STOP:
+        most = max(reasons, key=lambda reason: reasons[reason])
+        raise JobFailed(
+            f"not one of the first {bad} samples could be stored, most of them for the reason {most}; look at the "
+            f"quarantine (trio-ray inspect {output}), then mend the settings or the input"
+        )
