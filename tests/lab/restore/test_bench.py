@@ -52,3 +52,20 @@ def test_the_command_writes_tables_for_a_folder_and_for_s3(tmp_path: Path, capsy
     assert {"restore", "fetch and check", "pread"} == set(store["folder"]["int4"])
     assert {"restore", "fetch and check", "boto3"} <= set(store["s3"]["int4"])
     assert "| int4 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_decoding_and_answering_are_measured_from_a_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_ray.lab.restore.answers.ANSWER_TOKENS", (1, 3))
+    monkeypatch.setattr("trio_ray.lab.restore.answers.UNPRUNED_BATCHES", (2,))
+    monkeypatch.setattr("trio_ray.lab.restore.decode.UNPRUNED_BATCHES", (2,))
+    monkeypatch.setattr("trio_ray.lab.restore.bench.find_server", lambda: None)
+    options = ["--shapes", "bundled", "--samples", "2", "--rounds", "1", "--codecs", "int4", "--store-mb", "1"]
+    assert main(["lab", "restore", *options, "--out", str(tmp_path), "--parts", "decode", "answers"]) == 0
+    results = json.loads((tmp_path / "restore.json").read_text())["shapes"]["bundled"]
+    assert [times["batch"] for times in results["decode"]["generate"]] == [2]
+    assert set(results["answers"]["answer_tokens"]["3"]) == {"cache in a folder", "pruned anew", "unpruned"}
+    assert len(results["answers"]["questions"]) == 2
+    assert "answers/s" in capsys.readouterr().out

@@ -8,12 +8,10 @@ speed does not depend on. The part `store` reads a folder, and S3 from a Seaweed
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from trio_ray.commands._options import make_folder, number, whole
+from trio_ray.commands._options import make_folder, number, print_written, whole
 from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import ConfigError
 from trio_ray.lab.restore.settings import CODECS, PARTS, SHAPES, RestoreSettings
@@ -76,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     from trio_ray.estimate.made_up_states import GEOMETRIES
     from trio_ray.lab.restore.bench import run_bench
-    from trio_ray.lab.restore.report import markdown
+    from trio_ray.lab.restore.report import study
 
     for name in arguments.shapes:
         if name not in GEOMETRIES:
@@ -95,12 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     out = make_folder("--out", arguments.out)
 
-    def save(record: dict[str, Any]) -> None:
-        (out / "restore.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (out / "restore.md").write_text(markdown(record) + "\n", encoding="utf-8")
-
     with tempfile.TemporaryDirectory() as folder, shown_steps() as show:
-        record = run_bench(settings, Path(folder), show, save)
-    print(markdown(record))
-    print(f"\nwritten: {out}/restore.json, restore.md")
+        record = run_bench(settings, Path(folder), show, on_result=lambda so_far: study(so_far).write(out))
+    found = study(record)
+    print(found.text)
+    print_written(found.write(out))
     return 0

@@ -6,7 +6,7 @@ import datetime
 import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,9 @@ from trio_ray.estimate.made_up_states import GEOMETRIES, Geometry, prefix_batch
 from trio_ray.lab.machine import describe_machine, describe_versions
 from trio_ray.lab.prefill.comparison import pruned_prefill
 from trio_ray.lab.prefill.pruned import Pruned
+from trio_ray.lab.restore.answers import AnsweringSizes, measure_answers
+from trio_ray.lab.restore.cpu import measure_cpu
+from trio_ray.lab.restore.decode import measure_decode
 from trio_ray.lab.restore.memory import Restoring, compare_with_prefill
 from trio_ray.lab.restore.samples import StoredSamples, store_samples
 from trio_ray.lab.restore.settings import RestoreSettings
@@ -30,6 +33,8 @@ from trio_ray.method.schedule import DEFAULT_RETENTION
 from trio_ray.model.decoder import default_device
 from trio_ray.model.replica import Replica
 from trio_ray.model.shapes import SHAPES, write_model
+
+CPU_QUESTIONS = 64
 
 OnStep = Callable[[str], None]
 
@@ -138,11 +143,48 @@ def _s3_server(parent: Path) -> Iterator[tuple[str, S3Config]]:
         yield server.fresh_uri(), server.config.model_copy(update={"part_mib": 16, "upload_threads": 8})
 
 
-_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {"memory": measure_memory, "store": measure_stores}
+def measure_decoding(bench: Bench) -> dict[str, Any]:
+    """See `measure_decode`."""
+    return measure_decode(bench.replica, bench.shapes, bench.prefill.samples, bench.on_step)
+
+
+def measure_answering(bench: Bench) -> dict[str, Any]:
+    """See `measure_answers`; from caches with the first codec in a folder and, where it can be started, on S3."""
+    samples = next(iter(bench.samples.values()))
+    on_gpu = bench.device.type == "cuda"
+    sizes = AnsweringSizes(*((128, 256, 64) if on_gpu else (8, 8, 2)))
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.folder))
+        places = {"a folder": (f"{folder}/cache", S3Config())}
+        if find_server() is not None:
+            uri, s3 = stack.enter_context(_s3_server(bench.folder))
+            places["S3"] = (f"{uri}/{bench.shapes}/answers", s3)
+        caches = {
+            where: write_cache(uri, s3, samples, bench.settings.store_mb * 10**6) for where, (uri, s3) in places.items()
+        }
+        found = measure_answers(
+            caches, bench.prefill, sizes, bench.settings.threads, min(3, bench.settings.rounds), bench.on_step
+        )
+    return {"codec": samples.name, **found}
+
+
+def measure_on_cpu(bench: Bench) -> dict[str, Any]:
+    """See `measure_cpu`; of the bundled model, whatever the shapes."""
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+        return measure_cpu(Path(folder), CPU_QUESTIONS, bench.settings.rounds, bench.on_step)
+
+
+_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "memory": measure_memory,
+    "store": measure_stores,
+    "decode": measure_decoding,
+    "answers": measure_answering,
+    "cpu": measure_on_cpu,
+}
 
 
 def run_bench(
-    settings: RestoreSettings, folder: Path, on_step: OnStep, on_result: Callable[[dict[str, Any]], None]
+    settings: RestoreSettings, folder: Path, on_step: OnStep, on_result: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
     """Measure; what comes back is what `restore.json` holds.
 
@@ -163,7 +205,10 @@ def run_bench(
         bench = Bench(shapes, settings, folder, on_step)
         results = record["shapes"][shapes] = {}
         for part in settings.parts:
+            if part == "cpu" and len(record["shapes"]) > 1:
+                continue  # it is the same for all shapes
             results[part] = _PARTS[part](bench)
+            bench.clean_up()
             on_result(record)
         del bench
     return record

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -141,7 +141,7 @@ def compare_with_prefill(
     rates: dict[str, list[float]] = {name: [] for name in ("prefill", *contestants)}
     for number in range(rounds):
         on_step(f"round {number + 1} of {rounds}")
-        seconds = measure(device, lambda number=number: _prefill(prefill, number)).seconds  # type: ignore[misc]
+        seconds = measure(device, partial(_prefill, prefill, number)).seconds
         rates["prefill"].append(len(prefill.samples) / seconds)
         for name, contestant in contestants.items():
             rates[name].append(contestant.pass_samples / measure(device, contestant.run).seconds)
@@ -169,9 +169,3 @@ def _result(name: str, rates: Mapping[str, list[float]], contestants: Mapping[st
             "gb_per_s_16bit": found["samples_per_s"] * samples.plain_bytes / count / 1e9,
         }
     return found
-
-
-def first_prefixes(contestant: Restoring, count: int) -> list[Prefix]:
-    """Prefixes of a contestant, restored, to decode from."""
-    batches = (contestant.restore(contestant.check(batch)) for batch in contestant.batches)
-    return list(islice((prefix for batch in batches for prefix in batch), count))

@@ -1,72 +1,137 @@
-"""A record of reading as Markdown."""
+"""A record of reading as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from trio_ray.lab.decode.steps import markdown as step_table
+from trio_ray.study import Columns, Study, shown, table
 
-def markdown(record: Mapping[str, Any]) -> str:
-    """A line on where, and a table for each part of each of the shapes."""
+Record = dict[str, Any]
+Named = tuple[str, Record]
+"""A contestant's name and its record."""
+
+
+def study(record: Record) -> Study:
+    """A line on where, and the tables of each part of each of the shapes; as far as the record has come."""
     machine = record["machine"]
     texts = [f"{machine['device']} with {machine['cpus']} CPUs, {record['date'][:10]}."]
     for shapes, results in record["shapes"].items():
         for part, found in results.items():
-            texts += [f"## {shapes}: {_TITLES[part]}", *_WRITERS[part](found)]
-    return "\n\n".join(texts)
+            title, write = _PARTS[part]
+            texts += [f"## {shapes}: {title}", *write(found)]
+    return Study("restore", record, "\n\n".join(texts))
 
 
-def _memory(found: Mapping[str, Any]) -> list[str]:
-    columns: dict[str, Callable[[Any], str]] = {
-        "samples/s": lambda one: f"{one['samples_per_s']:,.0f}",
-        "times prefill": lambda one: f"{one['times_prefill']:.1f}",
-        "GB/s of 16 bit": lambda one: f"{one['gb_per_s_16bit']:.1f}" if "gb_per_s_16bit" in one else "",
-        "MB a sample": lambda one: f"{one['stored_mb']:.2f}" if "stored_mb" in one else "",
-        "smaller than 16 bit": lambda one: f"{one['ratio']:.1f}x" if "ratio" in one else "",
-    }
-    rows = [[name, *(write(one) for write in columns.values())] for name, one in found.items()]
-    codecs = {name: one["stages_ms"] for name, one in found.items() if "stages_ms" in one}
-    stages = list(dict.fromkeys(stage for own in codecs.values() for stage in own))
+MEMORY_COLUMNS: Columns[Named] = {
+    "": lambda one: one[0],
+    "samples/s": lambda one: shown(one[1]["samples_per_s"], ",.0f"),
+    "times prefill": lambda one: shown(one[1]["times_prefill"], ".1f"),
+    "GB/s of 16 bit": lambda one: shown(one[1].get("gb_per_s_16bit"), ".1f"),
+    "MB a sample": lambda one: shown(one[1].get("stored_mb"), ".2f"),
+    "smaller than 16 bit": lambda one: shown(one[1].get("ratio"), ".1f", "x"),
+}
+
+
+def _memory(found: Record) -> list[str]:
+    codecs = [(name, one["stages_ms"]) for name, one in found.items() if "stages_ms" in one]
+    stages = dict.fromkeys(stage for _, own in codecs for stage in own)
+    columns: dict[str, Callable[[Named], object]] = {"": lambda one: one[0]}
+    columns |= {stage: partial(_stage, stage) for stage in stages}
     return [
-        _table(["", *columns], rows),
+        table(found.items(), MEMORY_COLUMNS),
         "Milliseconds a sample of one batch, each stage alone and waited for. Checks compare checksums and headers; "
         "`restore` is copy, lossless stage and inverse together.",
-        _table(
-            ["", *stages],
-            [
-                [name, *(f"{own[stage]:.3f}" if stage in own else "" for stage in stages)]
-                for name, own in codecs.items()
-            ],
-        ),
+        table(codecs, columns),
     ]
 
 
-def _store(found: Mapping[str, Any]) -> list[str]:
+def _stage(stage: str, one: Named) -> str | None:
+    return shown(one[1].get(stage), ".3f")
+
+
+STORE_COLUMNS: Columns[tuple[str, str, str, Record]] = {
+    "from": lambda one: one[0],
+    "codec": lambda one: one[1],
+    "": lambda one: one[2],
+    "samples/s": lambda one: shown(one[3]["samples_per_s"], ",.0f"),
+    "GB/s stored": lambda one: shown(one[3]["gb_per_s"], ".2f"),
+    "MB a range": lambda one: shown(one[3]["mb_per_range"], ".1f"),
+    "process CPU ms a range": lambda one: shown(one[3]["cpu_ms_per_range"], ".2f"),
+}
+
+
+def _store(found: Record) -> list[str]:
     rows = [
-        [
-            where,
-            codec,
-            what,
-            f"{one['samples_per_s']:,.0f}",
-            f"{one['gb_per_s']:.2f}",
-            f"{one['mb_per_range']:.1f}",
-            f"{one['cpu_ms_per_range']:.2f}",
-        ]
+        (where, codec, what, one)
         for where, codecs in found.items()
         for codec, contestants in codecs.items()
         for what, one in contestants.items()
     ]
     return [
-        _table(["from", "codec", "", "samples/s", "GB/s stored", "MB a range", "process CPU ms a range"], rows),
+        table(rows, STORE_COLUMNS),
         "`restore` ends with keys and values on the device; `fetch and check` with compared checksums in host memory; "
         "the others are bare clients that read the same ranges and throw them away.",
     ]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+GENERATE_COLUMNS: Columns[Record] = {
+    "prompts": lambda one: one["batch"],
+    "first token, ms": lambda one: shown(one["first_ms"], ",.0f"),
+    "step, ms": lambda one: shown(one["step_ms"], ".1f"),
+    "tokens/s": lambda one: shown(one["batch"] / one["step_ms"], ",.0f", times=1e3),
+}
 
 
-_TITLES = {"memory": "restored from host memory", "store": "restored from a store"}
-_WRITERS: dict[str, Callable[[Any], list[str]]] = {"memory": _memory, "store": _store}
+def _decode(found: Record) -> list[str]:
+    return [
+        step_table(found),
+        "transformers' generate on unpruned prompts, without cuDNN's attention:",
+        table(found["generate"], GENERATE_COLUMNS),
+    ]
+
+
+def _answers(found: Record) -> list[str]:
+    names = dict.fromkeys(name for own in found["answer_tokens"].values() for name in own)
+    columns: dict[str, Callable[[Named], object]] = {"tokens an answer": lambda one: one[0]}
+    columns |= {name: partial(_rate, name) for name in names}
+    return [
+        f"Answers a second; codec {found['codec']}.",
+        table(found["answer_tokens"].items(), columns),
+        table(
+            found["questions"].items(),
+            {"": lambda one: one[0], "answers/s": lambda one: shown(one[1]["answers_per_s"], ",.1f")},
+        ),
+    ]
+
+
+def _rate(contestant: str, one: Named) -> str | None:
+    found = one[1].get(contestant)
+    return None if found is None else shown(found["answers_per_s"], ",.1f")
+
+
+CPU_COLUMNS: Columns[Named] = {
+    "": lambda one: one[0],
+    "questions/s": lambda one: shown(one[1]["questions_per_s"], ".2f"),
+    "right answers": lambda one: one[1]["right"],
+}
+
+
+def _cpu(found: Record) -> list[str]:
+    return [
+        f"The bundled model on the CPU, {found['questions']} questions; containers {found['ratio']:.1f} times smaller "
+        f"than keys and values in memory. The cache answers {found['times']:.1f} times as many.",
+        table(found["contestants"].items(), CPU_COLUMNS),
+    ]
+
+
+_PARTS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
+    "memory": ("restored from host memory", _memory),
+    "store": ("restored from a store", _store),
+    "decode": ("decode steps", _decode),
+    "answers": ("answers", _answers),
+    "cpu": ("on the CPU", _cpu),
+}
+"""By part its title, and what writes it."""

@@ -68,6 +68,11 @@ def store_samples(name: str, ratio: float, geometry: Geometry, states: PrefixBat
         codec, basis = fit_transform({"name": name}, Fit(ratio=ratio), geometry, measured)
     else:
         codec = make_codec(full_spec(name))
+    return store_prefixes(name, codec, basis, states)
+
+
+def store_prefixes(name: str, codec: Codec, basis: bytes | None, states: PrefixBatch) -> StoredSamples:
+    """Put prefixes into containers, compressed where they are."""
     maker = frame_maker(codec.settings, states.top_ids.device)
     coded = code_batch(states, codec, maker).on_host(new_memory)
     fingerprint = hash_identity(identity_of(codec))
@@ -76,7 +81,8 @@ def store_samples(name: str, ratio: float, geometry: Geometry, states: PrefixBat
         write_container(sample, codec.settings, key, fingerprint)
         for key, sample in zip(keys, coded.split(), strict=True)
     )
-    return StoredSamples(name, codec, basis, fingerprint, keys, containers, sum(prefix.kv_bytes for prefix in ends))
+    plain = sum(prefix.kv_bytes for prefix in states.split())
+    return StoredSamples(name, codec, basis, fingerprint, keys, containers, plain)
 
 
 def batches_of(samples: StoredSamples, largest_bytes: int) -> list[Sequence[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PARTS = ("memory", "store")
+PARTS = ("memory", "store", "decode", "answers", "cpu")
 CODECS = ("transform", "int4", "int8", "raw")
 SHAPES = ("mistral-7b", "vicuna-7b")
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -122,7 +123,7 @@ def measure_store(
                 pass
 
     works: dict[str, Callable[[], object]] = {"restore": restore, "fetch and check": fetch}
-    works |= {name: lambda client=client: client.read(runs, threads) for name, client in bare.items()}  # type: ignore[misc]
+    works |= {name: partial(client.read, runs, threads) for name, client in bare.items()}
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}

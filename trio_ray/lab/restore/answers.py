@@ -1,0 +1,185 @@
+"""Answers a second: from a cache, pruned anew, and without pruning, each as fast as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, count
+from statistics import median
+from typing import Any
+
+import torch
+
+from trio_ray.cache.fetched import Row
+from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
+from trio_ray.kv.prefix import Prefix
+from trio_ray.lab.prefill.pruned import Pruned
+from trio_ray.lab.restore.decode import UNPRUNED_BATCHES, GenerateTimes, generate_unpruned, time_generate
+from trio_ray.lab.restore.stored import StoredCache
+from trio_ray.model.decode.engine import Engine, Request
+from trio_ray.tensors import measure
+
+ANSWER_TOKENS = (1, 16, 64, 196)
+QUESTIONS_AN_IMAGE = 6
+QUESTION_TOKENS = 24
+IMAGE_ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class AnsweringSizes:
+    """How much is answered.
+
+    Attributes:
+        sequences: decoded at a time, at most.
+        answers: of a pass from a cache.
+        images: of the pass with several questions on an image.
+    """
+
+    sequences: int
+    answers: int
+    images: int
+
+
+def measure_answers(
+    caches: Mapping[str, StoredCache],
+    prefill: Pruned,
+    sizes: AnsweringSizes,
+    threads: int,
+    rounds: int,
+    on_step: Callable[[str], None],
+) -> dict[str, Any]:
+    """By length of the answers what each contestant does, and by contestant what several questions on an image gain.
+
+    Args:
+        caches: by where they are.
+        prefill: pruned prefill over a workload of the same model.
+        sizes: how much is answered.
+        threads: that fetch and check.
+        rounds: turns.
+        on_step: told what begins.
+    """
+    replica = prefill.replica
+    engine = Engine(replica.decoder, sizes.sequences)
+    opened = {where: PrunedCache(cache.uri, cache.s3) for where, cache in caches.items()}
+    rows = {where: _repeated(cache.rows, sizes.answers) for where, cache in caches.items()}
+
+    def from_cache(where: str, tokens: int) -> int:
+        with closing(opened[where].restored(rows[where], replica.device, threads=threads)) as batches:
+            prefixes = (_prefix(sample) for sample in chain.from_iterable(batches))
+            return _answered(engine, (Request(number, prefix, tokens) for number, prefix in enumerate(prefixes)))
+
+    def anew(tokens: int) -> int:
+        return _answered(
+            engine, (Request(number, prefix, tokens) for number, prefix in enumerate(_pruned_anew(prefill)))
+        )
+
+    on_step("transformers' generate: the best batch")
+    generate = [
+        times
+        for batch in UNPRUNED_BATCHES
+        if batch <= len(prefill.samples) and (times := time_generate(replica, prefill.samples, batch)) is not None
+    ]
+    lengths: dict[str, Any] = {}
+    for tokens in ANSWER_TOKENS:
+        contestants: dict[str, Callable[[], int]] = {
+            f"cache in {where}": partial(from_cache, where, tokens) for where in caches
+        }
+        contestants["pruned anew"] = partial(anew, tokens)
+        lengths[str(tokens)] = _rates(contestants, replica.device, rounds, f"answers of {tokens} tokens", on_step)
+        if generate:
+            lengths[str(tokens)]["unpruned"] = _unpruned(prefill, generate, tokens)
+    where, cache = next(iter(caches.items()))
+    on_step("several questions on an image")
+    images = _questions(engine, opened[where], cache.rows, sizes.images, threads, replica.device)
+    return {
+        "answer_tokens": lengths,
+        "questions": _rates(images, replica.device, rounds, "several questions on an image", on_step),
+    }
+
+
+def _questions(
+    engine: Engine, cache: PrunedCache, rows: Sequence[Row], images: int, threads: int, device: torch.device
+) -> dict[str, Callable[[], int]]:
+    """Six questions behind one stored image, and six stored prompts, of which each has the image in it."""
+    question = list(range(10, 10 + QUESTION_TOKENS))
+
+    def on_one_image() -> int:
+        numbers = count()
+        with closing(cache.restored(_repeated(rows, images), device, threads=threads)) as batches:
+            prefixes = (_prefix(sample) for sample in chain.from_iterable(batches))
+            return _answered(
+                engine,
+                (
+                    Request(next(numbers), prefix, IMAGE_ANSWER_TOKENS, question)
+                    for prefix in prefixes
+                    for _ in range(QUESTIONS_AN_IMAGE)
+                ),
+            )
+
+    def single() -> int:
+        wanted = [row for row in _repeated(rows, images) for _ in range(QUESTIONS_AN_IMAGE)]
+        with closing(cache.restored(wanted, device, threads=threads)) as batches:
+            prefixes = (_prefix(sample) for sample in chain.from_iterable(batches))
+            return _answered(
+                engine, (Request(number, prefix, IMAGE_ANSWER_TOKENS) for number, prefix in enumerate(prefixes))
+            )
+
+    return {f"{QUESTIONS_AN_IMAGE} questions on one image": on_one_image, f"{QUESTIONS_AN_IMAGE} single ones": single}
+
+
+def _rates(
+    contestants: Mapping[str, Callable[[], int]],
+    device: torch.device,
+    rounds: int,
+    what: str,
+    on_step: Callable[[str], None],
+) -> dict[str, Any]:
+    """Contestants in turns; answers a second."""
+    for name, contestant in contestants.items():
+        on_step(f"{what}: warm-up, {name}")
+        contestant()
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        on_step(f"{what}: round {number + 1} of {rounds}")
+        for name, contestant in contestants.items():
+            rates[name].append(_rate(contestant, device))
+    return {name: {"answers_per_s": median(own), "rounds": own} for name, own in rates.items()}
+
+
+def _rate(contestant: Callable[[], int], device: torch.device) -> float:
+    answers: list[int] = []
+    seconds = measure(device, lambda: answers.append(contestant())).seconds
+    return answers[0] / seconds
+
+
+def _answered(engine: Engine, requests: Iterable[Request]) -> int:
+    answers = 0
+    for answer in engine.run(requests):
+        if answer.error is not None:
+            raise answer.error
+        answers += 1
+    return answers
+
+
+def _pruned_anew(prefill: Pruned) -> Iterator[Prefix]:
+    for batch in prefill.batches(0):
+        yield from prefill.replica.prefill(batch, prefill.method).batch.split()
+
+
+def _unpruned(prefill: Pruned, generate: Sequence[GenerateTimes], tokens: int) -> dict[str, Any]:
+    best = max(generate, key=lambda times: times.answers_per_s(tokens))
+    samples = prefill.samples[: best.batch]
+    seconds = measure(prefill.replica.device, lambda: generate_unpruned(prefill.replica, samples, tokens)).seconds
+    return {"answers_per_s": best.batch / seconds, "batch": best.batch}
+
+
+def _repeated(rows: Sequence[Row], wanted: int) -> list[Row]:
+    return [rows[number % len(rows)] for number in range(wanted)]
+
+
+def _prefix(sample: object) -> Prefix:
+    assert isinstance(sample, StoredPrefix), sample
+    # An object of its own, as requests that name the same prefix share its rows.
+    return replace(sample.prefix)
