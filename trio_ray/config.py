@@ -60,11 +60,17 @@ class ModelConfig(Section):
     attention: Literal["auto", "flash_attn", "fa3", "varlen", "sdpa"] = Field(
         "auto", description="Attention over packed rows; 'auto' takes the fastest that is installed."
     )
+
     matmul: Literal["dtype", "fp8"] = Field(
         "dtype",
         description="Matrix products of the decoder layers: in `dtype`, or in 8 bit floats scaled by rows (H100 and "
         "later), which is faster and changes what is stored a little (README).",
     )
+
+    @property
+    def label(self) -> str:
+        """The model's name and, of a hub model, its revision."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
 
 class PromptConfig(Section):

@@ -25,6 +25,7 @@ from trio_ray.model.continuation import Continuation
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
+from trio_ray.precompute.job import JobSummary
 from trio_ray.store.opening import open_store
 from trio_ray.store.verify import verify
 
@@ -179,6 +180,17 @@ def test_targets_are_what_a_pass_over_the_stored_prefix_computes(
         assert llama.writer.decode(row["answer_ids"]) == row["answer"]
         assert row["answer_ids"][-1] in llama.stop_tokens
     assert found > 3
+
+
+def test_answers_without_targets_are_counted(model_folders: dict[str, Path], llama: Replica, tmp_path: Path) -> None:
+    """An answer that the context has no room for gets none, and the part's report says how many such samples it has."""
+    long = sample(3, json={"question": "what is it ?", "answer": "red " * 2100})
+    corpus = write_tar(tmp_path / "a.tar", [*samples(3), long])
+    reports = run_here(job_config(model_folders["llama"], corpus, tmp_path / "cache", cache__targets="top_k"), llama)
+    assert sum(report.without_targets for report in reports) == 1
+    assert "no targets for 1 samples" in str(JobSummary("cache", "run", 1, 0, without_targets=1))
+    reports = run_here(job_config(model_folders["llama"], corpus, tmp_path / "without"), llama)
+    assert sum(report.without_targets for report in reports) == 0
 
 
 def test_targets_do_not_depend_on_the_level_or_the_batch(make: Callable[..., PrunedCache]) -> None:

@@ -13,7 +13,7 @@ from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.container import CONTAINER_VERSION
 from trio_ray.method.method import Method
-from trio_ray.model.loading import model_fingerprint
+from trio_ray.model.loading import model_fingerprint, read_model_config, stop_tokens_of
 from trio_ray.store.bases import read_basis
 from trio_ray.store.objects import ObjectStore
 
@@ -48,11 +48,17 @@ def build_identity(
             "scope": config.cache.scope,
             "instruction": config.cache.selected_under,
             "targets": config.cache.targets,
+            "targets_stop_tokens": list(_stop_tokens(folder)) if config.cache.targets != "none" else None,
             "codec": None if codec is None else dict(codec),
             "top_k": config.cache.top_k,
         },
         "source": config.source.model_dump(mode="json", exclude={"image_root", "allow_any_path"}),
     }
+
+
+def _stop_tokens(folder: Path) -> tuple[int, ...]:
+    """They end the answers that targets are stored of."""
+    return stop_tokens_of(folder, read_model_config(folder))
 
 
 def with_codec(identity: Mapping[str, Any], codec: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def make_or_join(
         choice = _choose(spec, calibrate)
     try:
         size = part_samples(choice.times_smaller)
-        return create_or_check(store, with_codec(identity, choice.spec), size), choice.why
+        return create_or_check(store, with_codec(identity, choice.spec), size, spec.config.model.label), choice.why
     except IdentityMismatch as difference:
         if not difference.field.startswith(CODEC):
             raise

@@ -45,7 +45,8 @@ class JobSummary:
 
     `codec` says why the cache has its codec, where this run has chosen it. `failed` maps input that is not in the cache
     (a URI, and rows of a split file) to the reason. `reasons` counts the bad samples of this run, `passed_over` the
-    rows without images that the user does not want (`source.text_only: skip`).
+    rows without images that the user does not want (`source.text_only: skip`), and
+    `without_targets` the stored samples whose answer got no targets.
     """
 
     output: str
@@ -56,6 +57,7 @@ class JobSummary:
     quarantined: int = 0
     parts: int = 0
     bytes: int = 0
+    without_targets: int = 0
     seconds: float = 0.0
     codec: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
@@ -80,6 +82,11 @@ class JobSummary:
             lines.append(f"quarantined: {counts} (trio-ray inspect {self.output} shows each)")
         if self.passed_over:
             lines.append(f"passed over: {self.passed_over} rows without images")
+        if self.without_targets:
+            lines.append(
+                f"no targets for {self.without_targets} samples with an answer: the model's context is too short for "
+                "prompt and answer, or its template cannot write the answer behind the prompt"
+            )
         if self.codec is not None:
             lines.append(f"codec: {self.codec}")
         if self.shards == self.shards_before:
@@ -201,6 +208,7 @@ class _Work:
             for reason, count in part.reasons.items():
                 summary.reasons[reason] = summary.reasons.get(reason, 0) + count
             summary.bytes += part.bytes
+            summary.without_targets += part.without_targets
         elif isinstance(event, WorkFailed):
             shard = event.work.shard
             summary.failed[_label(shard)] = f"given up after {event.attempts} attempts: {event.why}"

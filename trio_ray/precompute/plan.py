@@ -104,7 +104,8 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         spec = _calibration_spec(config, identity, dtype)
         dataset, why = make_or_join(store, identity, size.samples_made_smaller, spec, calibrate)
     else:
-        dataset = create_or_check(store, identity, size.samples(named.codec if named else None))
+        samples = size.samples(named.codec if named else None)
+        dataset = create_or_check(store, identity, samples, config.model.label)
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, why)

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 class PartReport:
     """A part that is done. `stored` and `reasons`, of bad samples, count what this attempt committed: nothing where
     another had been faster. `device_ms` is the time that the device took for its samples, `passed_over` the number
-    of those that the user does not want (`source.text_only: skip`).
+    of those that the user does not want (`source.text_only: skip`). `without_targets` counts stored samples that have
+    an answer, but no targets although the cache stores them.
     """
 
     shard: str
@@ -45,6 +46,7 @@ class PartReport:
     last: bool
     device_ms: float
     passed_over: int = 0
+    without_targets: int = 0
 
     @property
     def quarantined(self) -> int:
@@ -119,6 +121,9 @@ class ShardWriter:
         self._broken = False
         self._device_ms = 0.0
         self._passed = 0
+        self._without_targets = 0
+        cache = spec.dataset.identity.get("cache") or {}
+        self._wants_targets = cache.get("targets", "none") != "none"
         self._since = utc_now()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._finishing: deque[Future[PartReport]] = deque()
@@ -154,6 +159,8 @@ class ShardWriter:
                     row, data = outcome
                     self._writer.add(row, data, kind="kv" if self._spec.codec else "embeds")
                     self._device_ms += row["prefill_ms"]
+                    untold = row["answer"] is not None and row["answer_ids"] is None
+                    self._without_targets += self._wants_targets and untold
 
     def _contain(self, item: Placed | BadSample) -> tuple[int, tuple[dict[str, Any], BytesLike | None] | BadSample]:
         """A sample's index, with its row and its member of the tar, or why it cannot be stored; runs in threads."""
@@ -211,11 +218,16 @@ class ShardWriter:
         writer, self._open = self._open, None
         device_ms, self._device_ms = self._device_ms, 0.0
         passed, self._passed = self._passed, 0
+        untold, self._without_targets = self._without_targets, 0
         self._since = utc_now()
-        self._finishing.append(self._thread.submit(self._finish_part, writer, self._part, last, device_ms, passed))
+        self._finishing.append(
+            self._thread.submit(self._finish_part, writer, self._part, last, device_ms, passed, untold)
+        )
         self._wait_for_parts(but=PARTS_FINISHING)
 
-    def _finish_part(self, writer: PartWriter, part: int, last: bool, device_ms: float, passed: int) -> PartReport:
+    def _finish_part(
+        self, writer: PartWriter, part: int, last: bool, device_ms: float, passed: int, untold: int
+    ) -> PartReport:
         size, stored, reasons, counted = writer.tar_bytes, 0, dict[str, int](), 0
         if self._broken:
             writer.abort()  # what follows a failure is left to the next attempt, as if the process had died
@@ -226,7 +238,8 @@ class ShardWriter:
             except BaseException:
                 self._broken = True
                 raise
-        return PartReport(self._shard.name, part, stored, reasons, size if stored else 0, last, device_ms, counted)
+        size, untold = (size, untold) if stored else (0, 0)
+        return PartReport(self._shard.name, part, stored, reasons, size, last, device_ms, counted, untold)
 
     def _wait_for_parts(self, but: int) -> None:
         """Until no more than `but` are left to be finished. Raises what went wrong with one."""

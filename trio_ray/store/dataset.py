@@ -31,6 +31,7 @@ class Dataset:
 
     `identity` is nested JSON: all that decides what is stored. `identity_hash` is the SHA-256 (hex) of its
     canonical JSON. `part_samples` consecutive samples of a shard make one part. `created` is ISO 8601 in UTC.
+    `model` is the name that the model had, of a hub model with its commit: the identity holds contents alone.
     """
 
     identity: dict[str, Any]
@@ -39,6 +40,7 @@ class Dataset:
     created: str
     package_version: str
     schema_version: int
+    model: str = ""
 
     @property
     def basis(self) -> str | None:
@@ -65,8 +67,8 @@ def package_version() -> str:
         return "uninstalled"
 
 
-def create_or_check(store: ObjectStore, identity: Mapping[str, Any], part_samples: int) -> Dataset:
-    """Make the cache, or join one that has the same identity; the `part_samples` of an existing cache holds.
+def create_or_check(store: ObjectStore, identity: Mapping[str, Any], part_samples: int, model: str = "") -> Dataset:
+    """Make the cache, or join one that has the same identity, whose `part_samples` and `model` hold.
 
     Raises:
         IdentityMismatch: the cache was made with another identity or schema version; names the first
@@ -74,7 +76,7 @@ def create_or_check(store: ObjectStore, identity: Mapping[str, Any], part_sample
         ObjectDamaged: its `dataset.json` is not as it was written.
     """
     plain = json.loads(canonical_json(identity))
-    dataset = Dataset(plain, hash_identity(plain), part_samples, utc_now(), package_version(), SCHEMA_VERSION)
+    dataset = Dataset(plain, hash_identity(plain), part_samples, utc_now(), package_version(), SCHEMA_VERSION, model)
     try:
         existing = load_dataset(store)
     except NotACacheError:
