@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from trio_ray.source.sample import Shard
 from trio_ray.source.shards import split_file
 from trio_ray.source.turns import IMAGE_MARKER
 from trio_ray.store.inputs import StoreOpener, expand_inputs
+
+log = logging.getLogger(__name__)
 
 
 def question_source(identity: dict[str, Any], config: EvaluateConfig) -> SourceConfig:
@@ -52,13 +55,28 @@ def read_questions(config: EvaluateConfig, source: SourceConfig) -> Iterator[Que
         StoreError: the store failed.
     """
     opener = StoreOpener(config.s3)
+    warned = False
     for file in expand_inputs(config.input, config.s3):
         if not file.readable:
             raise ConfigError("input", f"{file.uri} cannot be read; check the path and its permissions")
         with _faults_named_as_settings():
             shards = split_file(file.uri, file.size, file.etag, source, opener, images=False)
         for shard in shards:
-            yield from _read_shard(shard, config, source, opener)
+            for question in _read_shard(shard, config, source, opener):
+                if not warned and isinstance(question, Question) and _hides_options(question):
+                    log.warning(
+                        "question %r of %s does not show its options, so no model can choose one; write them into the "
+                        "prompt with source.text_template when the cache is made (questions.text_template here)",
+                        question.question_id,
+                        file.uri,
+                    )
+                    warned = True
+                yield question
+
+
+def _hides_options(question: Question) -> bool:
+    options = question.truth.options if question.truth else ()
+    return bool(options) and not any(option in question.text for option in options)
 
 
 @contextmanager
