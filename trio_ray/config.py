@@ -53,7 +53,10 @@ class ModelConfig(Section):
     """Which model makes the prefixes, and in what arithmetic."""
 
     name: str = Field(BUNDLED_MODEL, description="'bundled', a folder, or a Hugging Face hub name.")
-    revision: str | None = Field(None, description="Hub revision (a commit hash pins it for good).")
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of a hub model. The job resolves it to a commit once, for all replicas.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Arithmetic and KV type. 'auto': bfloat16 on a GPU, float32 on a CPU."
     )
@@ -78,8 +81,8 @@ class PromptConfig(Section):
 
     template: str | None = Field(
         None,
-        description="Text with {prompt} in it, used instead of the model's chat template; '<image>' markers are put "
-        "in front where the sample's text has none.",
+        description="Text with {prompt} in it, used instead of the model's chat template. It writes one user turn. "
+        "'<image>' in it is where the images go; without it they go where the sample's text has it, or in front.",
     )
 
     @field_validator("template")
