@@ -16,7 +16,7 @@ from trio_ray.kv.container import ContainerError, FingerprintMismatch
 from trio_ray.kv.embeds import Embeds, EmbedsBatch, read_embeds, write_embeds
 
 BAD_HEADERS = [
-    ("version", 2),
+    ("version", 1),
     ("rows", 8),
     ("rows", 9.0),
     ("rows", True),
@@ -32,7 +32,7 @@ BAD_HEADERS = [
 def some_embeds(dtype: torch.dtype = torch.bfloat16) -> Embeds:
     position = torch.tensor([0, 1, 3, 4, 7, 8, 9, 11, 12], dtype=torch.int32)
     rows = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return Embeds(13, rows, position, position < 4)
+    return Embeds(13, rows, torch.arange(9, dtype=torch.int32) + 3, position, position < 4)
 
 
 def stored(dtype: torch.dtype = torch.bfloat16) -> bytes:
@@ -52,7 +52,7 @@ def changed(field: str, value: object) -> bytes:
 def test_they_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     truth, found = some_embeds(dtype), read_embeds(stored(dtype), key=KEY, fingerprint=FINGERPRINT)
     assert found.length == truth.length
-    for name in ("rows", "position", "text"):
+    for name in ("rows", "token_ids", "position", "text"):
         assert torch.equal(getattr(found, name), getattr(truth, name))
         assert getattr(found, name).dtype == getattr(truth, name).dtype
 
@@ -60,11 +60,17 @@ def test_they_come_back_bit_for_bit(dtype: torch.dtype) -> None:
 def test_a_batch_splits_into_its_samples() -> None:
     one = some_embeds()
     batch = EmbedsBatch(
-        (13, 20), (4, 5), one.rows, torch.cat([one.position[:4], one.position[:5]]), torch.ones(9, dtype=torch.bool)
+        (13, 20),
+        (4, 5),
+        one.rows,
+        one.token_ids,
+        torch.cat([one.position[:4], one.position[:5]]),
+        torch.ones(9, dtype=torch.bool),
     )
     first, second = batch.split()
     assert (first.length, second.length) == (13, 20)
     assert torch.equal(second.rows, one.rows[4:])
+    assert torch.equal(second.token_ids, one.token_ids[4:])
     assert torch.equal(second.position, one.position[:5])
 
 
@@ -87,6 +93,8 @@ def test_a_header_that_the_tensors_do_not_bear_out_is_refused(field: str, value:
     [
         ("position", torch.arange(9, dtype=torch.int32).flip(0)),
         ("position", torch.arange(9, dtype=torch.int32) - 1),
+        ("token_ids", torch.arange(9, dtype=torch.int64)),
+        ("token_ids", torch.arange(9, dtype=torch.int32) - 1),
         ("text", torch.full((9,), 2, dtype=torch.uint8)),
         ("text", torch.ones(8, dtype=torch.uint8)),
         ("extra", torch.ones(1)),

@@ -73,6 +73,8 @@ def test_they_are_the_embeddings_of_the_kept_rows_at_their_places(llama: Replica
         assert torch.equal(item.position.long(), stays.nonzero()[:, 0])
         assert torch.allclose(item.rows, whole[stays], atol=1e-5)
         assert torch.equal(item.text, ~rows.is_image[stays])
+        assert item.token_ids[item.text].tolist() == [t for t in sample.prompt_ids if t != llama.image_token_id]
+        assert bool((item.token_ids[~item.text] == llama.image_token_id).all())
         assert item.length == sample.rows == prefix.length
 
 

@@ -106,10 +106,12 @@ class SizeModel:
         return MemberSize("kv", name, in_tar(plain / ratio, "key"), 1.0, "assumed")
 
     def embeds(self) -> MemberSize:
-        """Size of the retained input embeddings: a row each, its position (int32) and whether it is text (uint8)."""
+        """Size of the retained input embeddings: a row each, its token id, its position and whether it is
+        text (int32, int32, uint8).
+        """
         width = self.model_config.get_text_config().hidden_size
         rows = fmean(retained_rows(sample, self.method.schedule) for sample in self.workload.samples)
-        data = rows * (width * self.dtype.itemsize + 5) + EMBEDS_HEADER_BYTES
+        data = rows * (width * self.dtype.itemsize + 9) + EMBEDS_HEADER_BYTES
         return MemberSize("embeds", None, in_tar(data, "key"), 1.0, "computed")
 
     def _geometry(self) -> Geometry:

@@ -1,7 +1,8 @@
 """Retained input embeddings, what engines that take prompt embeddings start from, and their stored form.
 
-Stored is a plain safetensors file that any reader of the format can load: `embeds` (rows, width), `position` (int32)
-and `text` (uint8, 1 for text rows). The `trio_ray` entry of its metadata is a JSON header (schemas/embeds.schema.json).
+Stored is a plain safetensors file that any reader of the format can load: `embeds` (rows, width), `token_ids` (int32),
+`position` (int32) and `text` (uint8, 1 for text rows). The `trio_ray` entry of its metadata is a JSON header
+(schemas/embeds.schema.json).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from trio_ray.kv.container import DTYPES, ContainerError, FingerprintMismatch
 from trio_ray.kv.serialise import serialise
 
-EMBEDS_VERSION = 1
+EMBEDS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Embeds:
     Attributes:
         length: rows of the prompt as it entered the decoder, as far as it is stored.
         rows: (n, d), in the model's dtype, in the prompt's order.
+        token_ids: (n,) int32, each row's token id; image rows have the id that stands for an image.
         position: (n,) int32, ascending, each row's place in that prompt. An engine that numbers the rows from 0 closes
             them up, which is what the compact positions of a selector mean; for original positions pass these on.
         text: (n,) bool, True for text rows.
@@ -36,6 +38,7 @@ class Embeds:
 
     length: int
     rows: Tensor
+    token_ids: Tensor
     position: Tensor
     text: Tensor
 
@@ -47,12 +50,13 @@ class EmbedsBatch:
     lengths: tuple[int, ...]
     counts: tuple[int, ...]
     rows: Tensor
+    token_ids: Tensor
     position: Tensor
     text: Tensor
 
     def tensors(self) -> Iterator[Tensor]:
         """All of its tensors."""
-        yield from (self.rows, self.position, self.text)
+        yield from (self.rows, self.token_ids, self.position, self.text)
 
     def copied(self, copy: Callable[[Tensor], Tensor]) -> EmbedsBatch:
         """The same with each tensor through `copy`."""
@@ -83,6 +87,7 @@ def write_embeds(embeds: Embeds, key: str, fingerprint: str) -> memoryview:
     }
     tensors = {
         "embeds": embeds.rows.contiguous(),
+        "token_ids": embeds.token_ids.contiguous(),
         "position": embeds.position.contiguous(),
         "text": embeds.text.to(torch.uint8),
     }
@@ -107,7 +112,9 @@ def read_embeds(data: bytes, *, key: str | None = None, fingerprint: str | None 
         _check(header, tensors, key, fingerprint)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
-    return Embeds(header["length"], tensors["embeds"], tensors["position"], tensors["text"].bool())
+    return Embeds(
+        header["length"], tensors["embeds"], tensors["token_ids"], tensors["position"], tensors["text"].bool()
+    )
 
 
 def _read_header(data: bytes) -> dict[str, Any]:
@@ -128,6 +135,7 @@ def _check(header: dict[str, Any], tensors: dict[str, Tensor], key: str | None, 
     rows, width, length = (_size(header[name]) for name in ("rows", "width", "length"))
     wanted = {
         "embeds": (DTYPES[header["dtype"]], (rows, width)),
+        "token_ids": (torch.int32, (rows,)),
         "position": (torch.int32, (rows,)),
         "text": (torch.uint8, (rows,)),
     }
@@ -137,6 +145,8 @@ def _check(header: dict[str, Any], tensors: dict[str, Tensor], key: str | None, 
     position, text = tensors["position"], tensors["text"]
     if bool((text > 1).any() or (position.diff() <= 0).any() or (position < 0).any() or (position >= length).any()):
         raise ValueError("positions do not ascend within the prompt, or `text` is not 0 or 1")
+    if bool((tensors["token_ids"] < 0).any()):
+        raise ValueError("a token id is negative")
 
 
 def _size(number: object) -> int:

@@ -32,7 +32,7 @@ from trio_ray.model.matrix import why_not_fp8
 from trio_ray.model.prefill import Prefill, pruned_prefill
 from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
 from trio_ray.model.prompt import PromptError, PromptWriter
-from trio_ray.model.retained import retained_embeds
+from trio_ray.model.retained import retained_embeds, row_token_ids
 from trio_ray.model.tiles import Tiler
 from trio_ray.model.vision import VisionEncoder
 from trio_ray.source.sample import Turn
@@ -151,7 +151,8 @@ class Replica:
             check_reduction(samples, selector.kept, rows)
         method = replace(method, selector=selector)
         done = pruned_prefill(self.decoder, hidden, rows, method, budgets, packed_attention(self.attention))
-        return Prefilled(hidden, done, scope, top_k)
+        prompts = [sample.prompt_ids for sample in samples]
+        return Prefilled(hidden, done, scope, top_k, prompts, self.image_token_id)
 
     @torch.no_grad()
     def prefill_embeds(
@@ -342,12 +343,16 @@ class Prefilled:
         prefill: all that the layers left.
         scope: how far the prefixes go.
         top_k: entries of the first token's distribution.
+        prompts: the prompts' token ids, each image as one `image_token_id`.
+        image_token_id: the id that stands for an image.
     """
 
     hidden: Tensor
     prefill: Prefill
     scope: Scope
     top_k: int
+    prompts: Sequence[Sequence[int]]
+    image_token_id: int
 
     @cached_property
     def batch(self) -> PrefixBatch:
@@ -366,7 +371,9 @@ class Prefilled:
         """The input embeddings of the rows that are left behind the first prune point."""
         rows = self.prefill.rows
         tails = rows.tails if self.scope == "image" else (0,) * len(rows.tails)
-        return retained_embeds(self.hidden, rows, self.prefill.left[0] if self.prefill.left else rows, tails)
+        token_ids = row_token_ids(self.prompts, self.image_token_id, rows)
+        left = self.prefill.left[0] if self.prefill.left else rows
+        return retained_embeds(self.hidden, token_ids, rows, left, tails)
 
 
 def _share(count: int, images: Sequence[PreparedImage]) -> list[int]:
