@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from jobs.tiny.evaluation import evaluate
@@ -24,6 +25,16 @@ def test_weights_are_small_and_in_safetensors() -> None:
     weights = [path for path in BUNDLED_FOLDER.iterdir() if path.stat().st_size > 1 << 20]
     assert [path.name for path in weights] == ["model.safetensors"]
     assert weights[0].stat().st_size <= 24e6
+
+
+def test_its_tensors_have_the_hubs_names() -> None:
+    """vLLM loads these names alone; transformers would save the vision tower one level higher."""
+    with safe_open(BUNDLED_FOLDER / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    tower = {name for name in names if name.startswith("vision_tower.")}
+    assert tower
+    assert all(name.startswith("vision_tower.vision_model.") for name in tower)
+    assert {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight", "image_newline"} <= names
 
 
 def test_the_architecture_is_llava_next_with_a_deep_decoder() -> None:
