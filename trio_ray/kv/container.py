@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -72,6 +72,7 @@ class Header:
 Stored = bytes | memoryview | Tensor
 """Bytes in host memory; a tensor is flat uint8."""
 
+T = TypeVar("T")
 Kind = tuple[object, ...]
 
 
@@ -94,7 +95,7 @@ class CheckedContainer:
         data: flat uint8, the whole container.
         pinned: the same as a tensor, where it is part of one in pinned memory.
         segments: by segment the codec's tensors by name.
-        positions, texts: by segment (rows,) int32 and bool, see `Segment`.
+        position, text: (T,) int32 and bool, see `Segment`, of all segments one behind the other.
         frame: the prefix without its segments.
     """
 
@@ -103,8 +104,8 @@ class CheckedContainer:
     data: NDArray[np.uint8]
     pinned: Tensor | None
     segments: tuple[dict[str, StoredPiece], ...]
-    positions: tuple[Tensor, ...]
-    texts: tuple[Tensor, ...]
+    position: NDArray[np.int32]
+    text: NDArray[np.bool_]
     frame: Prefix
 
     @property
@@ -177,14 +178,24 @@ def check_container(
     try:
         _check_origin(fields, codec, key, fingerprint)
         header = _parse_header(fields)
-        if (header.lossless == NONE) != (codec.settings.zstd == 0):
-            raise ValueError(f"lossless {header.lossless!r} with zstd {codec.settings.zstd}")
-        layout = _layout(header, codec)
-        pieces = _check_entries(entries, layout, header.lossless != NONE, start, len(whole))
         has_lossless = header.lossless != NONE
+        if has_lossless != (codec.settings.zstd > 0):
+            raise ValueError(f"lossless {header.lossless!r} with zstd {codec.settings.zstd}")
+        segments = tuple(codec.layout(shape) for shape in header.shapes)
+        pieces = _check_entries(entries, {**_small_layout(header), **_named(segments)}, has_lossless, start, len(whole))
         small = {name: decompress_piece(whole, pieces[name], has_lossless) for name in SMALL if name in pieces}
-        pinned = data if isinstance(data, Tensor) and data.is_pinned() else None
-        return replace(_check_rows(header, codec, whole, pieces, small), pinned=pinned)
+        position, text, kept = _check_rows(header, small)
+        return CheckedContainer(
+            shapes=header.shapes,
+            lossless=header.lossless,
+            data=whole,
+            pinned=data if isinstance(data, Tensor) and data.is_pinned() else None,
+            segments=tuple({name: pieces[f"{n}.{name}"] for name in own} for n, own in enumerate(segments)),
+            position=position,
+            text=text,
+            # Copies, since a prefix must not hold on to the container's bytes, whose memory is used again.
+            frame=Prefix(header.length, (), kept, small["top_ids"].clone(), small["top_logprobs"].clone()),
+        )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
         raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
 
@@ -202,8 +213,8 @@ def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
     return tensors | _named(coded.segments)
 
 
-def _named(segments: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{number}.{name}": tensor for number, own in enumerate(segments) for name, tensor in own.items()}
+def _named(segments: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    return {f"{number}.{name}": own[name] for number, own in enumerate(segments) for name in own}
 
 
 def _differences(ascending: Tensor) -> Tensor:
@@ -233,10 +244,17 @@ def _check_origin(fields: Mapping[str, Any], codec: Codec, key: str | None, fing
     if fingerprint is not None and fields["fingerprint"] != fingerprint:
         raise FingerprintMismatch("fingerprint", fields["fingerprint"], fingerprint)
     stored, wanted = fields["codec"], codec.spec
+    if _canonical(stored) == _canonical(wanted):
+        return
     for name in ["name", *sorted({*stored, *wanted})]:
         ours, theirs = wanted.get(name), stored.get(name)
-        if json.dumps(ours, sort_keys=True) != json.dumps(theirs, sort_keys=True):  # text, as Python holds 1 == True
+        if _canonical(ours) != _canonical(theirs):
             raise FingerprintMismatch(f"codec.{name}", theirs, ours)
+
+
+def _canonical(value: object) -> str:
+    """Equal texts for equal JSON, where Python holds 1 == True."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _parse_header(fields: Mapping[str, Any]) -> Header:
@@ -272,8 +290,8 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
     return Header(fields["length"], shapes, tuple(fields["kept"]), fields["top_k"], fields["lossless"])
 
 
-def _layout(header: Header, codec: Codec) -> dict[str, TensorSpec]:
-    """Every tensor before its lossless stage."""
+def _small_layout(header: Header) -> dict[str, TensorSpec]:
+    """The tensors that no codec makes, before their lossless stage."""
     rows = sum(shape.rows for shape in header.shapes)
     layout = {
         "position": TensorSpec(torch.int32, (rows,)),
@@ -283,8 +301,6 @@ def _layout(header: Header, codec: Codec) -> dict[str, TensorSpec]:
     }
     if header.kept:
         layout["kept"] = TensorSpec(torch.int32, (sum(header.kept),))
-    for number, shape in enumerate(header.shapes):
-        layout |= {f"{number}.{name}": tensor for name, tensor in codec.layout(shape).items()}
     return layout
 
 
@@ -338,45 +354,38 @@ def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: 
 
 
 def _check_rows(
-    header: Header,
-    codec: Codec,
-    data: NDArray[np.uint8],
-    pieces: Mapping[str, StoredPiece],
-    small: Mapping[str, Tensor],
-) -> CheckedContainer:
-    """All of a prefix but keys and values, which are still compressed."""
-    rows = [shape.rows for shape in header.shapes]
-    bits = np.unpackbits(small["text"].numpy(), count=sum(rows), bitorder="little")
-    texts = torch.from_numpy(bits).bool().split(rows)
-    for number, (shape, text) in enumerate(zip(header.shapes, texts, strict=True)):
-        if int(text.sum()) != shape.rows - shape.images:
-            raise ValueError(f"segment {number} has not as many text rows as its header says")
-    kept = small["kept"].split(header.kept) if header.kept else ()
-    return CheckedContainer(
-        shapes=header.shapes,
-        lossless=header.lossless,
-        data=data,
-        pinned=None,
-        segments=tuple(
-            {name: pieces[f"{number}.{name}"] for name in codec.layout(shape)}
-            for number, shape in enumerate(header.shapes)
-        ),
-        positions=tuple(_ascending(differences, header.length) for differences in small["position"].split(rows)),
-        texts=texts,
-        frame=Prefix(
-            length=header.length,
-            segments=(),
-            kept=tuple(_ascending(differences, MAX_NUMBER) for differences in kept),
-            # Copies, since a prefix must not hold on to the container's bytes, whose memory is used again.
-            top_ids=small["top_ids"].clone(),
-            top_logprobs=small["top_logprobs"].clone(),
-        ),
-    )
+    header: Header, small: Mapping[str, Tensor]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], tuple[Tensor, ...]]:
+    """The rows' positions and whether they are text, of all segments, and what each prune point kept."""
+    rows = np.array([shape.rows for shape in header.shapes])
+    text = np.unpackbits(small["text"].numpy(), count=int(rows.sum()), bitorder="little").view(np.bool_)
+    ends = rows.cumsum()
+    texts = np.concatenate([[0], text.cumsum()])
+    wanted = np.array([shape.rows - shape.images for shape in header.shapes])
+    if ((texts[ends] - texts[ends - rows]) != wanted).any():
+        raise ValueError("the segments have not as many text rows as the header says")
+    position = _ascending(small["position"].numpy(), rows, header.length)
+    if not header.kept:
+        return position, text, ()
+    kept = torch.from_numpy(_ascending(small["kept"].numpy(), np.array(header.kept), MAX_NUMBER))
+    return position, text, kept.split(header.kept)
 
 
-def _ascending(differences: Tensor, end: int) -> Tensor:
-    """int32 numbers from 0 to below `end` from their differences."""
-    numbers = differences.cumsum(0)
-    if bool((differences[:1] < 0).any() or (differences[1:] <= 0).any() or (numbers[-1:] >= end).any()):
+def _ascending(differences: NDArray[np.int32], counts: NDArray[np.int64], end: int) -> NDArray[np.int32]:
+    """Runs of int32 numbers, each ascending from 0 to below `end`, from their differences.
+
+    Args:
+        differences: (T,), the first number of a run and from there the differences.
+        counts: numbers in each run.
+        end: above all numbers.
+    """
+    sums = differences.cumsum(dtype=np.int64)
+    starts = counts.cumsum() - counts
+    numbers = sums - np.repeat(np.concatenate([[0], sums])[starts], counts)
+    heads = starts[counts > 0]
+    lasts = (starts + counts - 1)[counts > 0]
+    falls = differences <= 0
+    falls[heads] = differences[heads] < 0
+    if falls.any() or (numbers[lasts] >= end).any():
         raise ValueError("row numbers do not ascend within their range")
-    return numbers.int()
+    return numbers.astype(np.int32)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,17 +180,20 @@ def inverse(
     Returns:
         By segment those of the samples, as views of the targets.
     """
-    frames = [
-        (torch.cat([sample.positions[n] for sample in samples]), torch.cat([sample.texts[n] for sample in samples]))
-        for n in range(len(targets))
-    ]
-    moved = iter(move_together([tensor for frame in frames for tensor in frame], targets[0].rows.device))
+    ends = [list(accumulate((shape.rows for shape in sample.shapes), initial=0)) for sample in samples]
+    frames: list[Tensor] = []
+    for number in range(len(targets)):
+        spans = [(own[number], own[number + 1]) for own in ends]
+        for name in ("position", "text"):
+            rows = [getattr(sample, name)[start:end] for sample, (start, end) in zip(samples, spans, strict=True)]
+            frames.append(torch.from_numpy(np.concatenate(rows)))
+    moved = move_together(frames, targets[0].rows.device)
     segments = []
-    for number, (target, (position, text)) in enumerate(zip(targets, frames, strict=True)):
+    for number, target in enumerate(targets):
         shapes = [sample.shapes[number] for sample in samples]
         own = {name: tensors[f"{number}.{name}"] for name in samples[0].segments[number]}
-        codec.restore(own, shapes, position, text, target)
-        segments.append(_split(target, shapes, next(moved), next(moved)))
+        codec.restore(own, shapes, frames[2 * number], frames[2 * number + 1], target)
+        segments.append(_split(target, shapes, moved[2 * number], moved[2 * number + 1]))
     return segments
 
 

@@ -105,6 +105,7 @@ class Transform(Codec):
     def __init__(self, settings: TransformSpec, basis: Basis) -> None:
         self.settings = settings
         self._basis = basis
+        self._known_widths: dict[tuple[int, int, int, int], list[list[int]]] = {}
         self._bases: dict[torch.device, Basis] = {}
         self._coders: dict[tuple[torch.device, int, int], RowCoder] = {}
         self._inverses: dict[tuple[torch.device, torch.dtype, int, int], GroupInverse] = {}
@@ -137,8 +138,8 @@ class Transform(Codec):
 
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """See `Codec`."""
-        groups = [self._basis.groups[number] for number in self._groups(shape)]
-        (runs,) = _blocks([shape], groups)
+        widths = self._widths_of(shape)
+        runs = [rows * width for rows, own in zip(_row_counts(shape), widths, strict=True) for width in own]
         return {TENSOR: TensorSpec(torch.uint8, (sum(runs),), tuple(runs))}
 
     @torch.no_grad()
@@ -213,6 +214,14 @@ class Transform(Codec):
                 "hold the same rows; calibrate with the job's own prune points"
             )
         return numbers
+
+    def _widths_of(self, shape: SegmentShape) -> list[list[int]]:
+        """By kind, bytes a row in each band, of all groups of a segment. Raises what `_groups` raises."""
+        key = (shape.first_layer, shape.layers, shape.kv_heads, shape.head_dim)
+        if key not in self._known_widths:
+            groups = [self._basis.groups[number] for number in self._groups(shape)]
+            self._known_widths[key] = [_widths(groups, kind) for kind in range(len(KINDS))]
+        return self._known_widths[key]
 
     def _basis_on(self, device: torch.device) -> Basis:
         """The basis on a device; moved there once."""
