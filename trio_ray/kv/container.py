@@ -1,10 +1,9 @@
 """The stored form of one prefix: a safetensors file whose header says everything needed to read it.
 
-Tensors: `<segment>.<name>` from the codec; of all segments, one behind the other, `position` (int32, each segment's
-first one and from there the differences) and `text` (bits, lowest first); `kept` of all prune points (int32, likewise
-differences); `top_ids`, `top_logprobs`. Where the codec's spec has a zstd level, each is stored as bytes of the
-lossless stage (`lossless`). The `trio_ray` entry of the metadata is a JSON header (schemas/prefix.schema.json).
-Nothing is believed: header, shapes and sizes are checked against the codec's own layout before a tensor is built.
+Tensors: `<segment>.<name>` from the codec, and `rows` with all the rest (`row_bits`). Where the codec's spec has a zstd
+level, each is stored as bytes of the lossless stage (`lossless`). The `trio_ray` entry of the metadata is a JSON header
+(schemas/prefix.schema.json). Nothing is believed: header, shapes and sizes are checked against the codec's own layout
+before a tensor is built.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +25,17 @@ from trio_ray.kv.codecs.codec import Codec, CodecError
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.encode import CodedPrefix
 from trio_ray.kv.lossless.planes import TensorSpec
-from trio_ray.kv.lossless.zstd import compress, decompress, is_compressed
+from trio_ray.kv.lossless.zstd import compress, decompress, decompress_planes, is_compressed
 from trio_ray.kv.prefix import Prefix
+from trio_ray.kv.row_bits import RowCounts, kept_end, pack_rows, unpack_rows
 from trio_ray.kv.serialise import DTYPE_NAMES, serialise
 
 CONTAINER_VERSION = 3
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SMALL = {"position", "text", "kept", "top_ids", "top_logprobs"}
-"""The tensors that no codec makes."""
+ROWS = "rows"
+"""The tensor that no codec makes, see `row_bits`."""
+WORTH_ZSTD = 100
+"""It is compressed where that makes the codec's tensors and it smaller by one in so many bytes."""
 MAX_HEADER_BYTES = 1 << 20
 MAX_NUMBER = 1 << 31
 """Above every size in a header."""
@@ -43,7 +45,7 @@ MAX_LAYERS = 1 << 12
 
 NONE, ZSTD, HUFFMAN = LOSSLESS = ("none", "zstd", "huffman")
 """How the codec's tensors are compressed: not at all; as zstd frames of any kind; as zstd frames whose blocks are cut
-by the codec's layout and hold Huffman codes alone, which a GPU can read. Small tensors are never `huffman`."""
+by the codec's layout and hold Huffman codes alone, which a GPU can read. `rows` is never `huffman`."""
 
 
 class ContainerError(TrioRayError):
@@ -60,12 +62,10 @@ class FingerprintMismatch(ContainerError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says, checked for types and ranges; `kept` holds the image tokens kept at each prune point."""
+    """What a header says, checked for types and ranges."""
 
-    length: int
     shapes: tuple[SegmentShape, ...]
-    kept: tuple[int, ...]
-    top_k: int
+    counts: RowCounts
     lossless: str
 
 
@@ -76,8 +76,7 @@ T = TypeVar("T")
 Kind = tuple[object, ...]
 
 
-@dataclass(frozen=True)
-class StoredPiece:
+class StoredPiece(NamedTuple):
     """A sample's tensor among the bytes of its container: what it is, where it begins, and its stored bytes."""
 
     spec: TensorSpec
@@ -145,13 +144,18 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
             for s in coded.shapes
         ],
         "kept": [len(kept) for kept in coded.kept],
+        "kept_end": kept_end(coded.kept),
         "top_k": len(coded.top_ids),
     }
     level = settings.zstd
-    tensors = {
-        name: compress(tensor, level) if level else tensor.contiguous() for name, tensor in _tensors(coded).items()
-    }
+    plain = _named(coded.segments)
+    tensors = {name: compress(tensor, level) if level else tensor.contiguous() for name, tensor in plain.items()}
     tensors |= _named(coded.frames)
+    rows = pack_rows(coded.length, coded.positions, coded.texts, coded.kept, coded.top_ids, coded.top_logprobs)
+    packed = compress(rows, level) if level else rows
+    saved = len(rows) - len(packed)
+    # Reading it without zstd is a third faster.
+    tensors[ROWS] = packed if saved * WORTH_ZSTD > sum(tensor.nbytes for tensor in tensors.values()) else rows
     return serialise(tensors, {"trio_ray": json.dumps(header, sort_keys=True, separators=(",", ":"))})
 
 
@@ -182,43 +186,28 @@ def check_container(
         if has_lossless != (codec.settings.zstd > 0):
             raise ValueError(f"lossless {header.lossless!r} with zstd {codec.settings.zstd}")
         segments = tuple(codec.layout(shape) for shape in header.shapes)
-        pieces = _check_entries(entries, {**_small_layout(header), **_named(segments)}, has_lossless, start, len(whole))
-        small = {name: decompress_piece(whole, pieces[name], has_lossless) for name in SMALL if name in pieces}
-        position, text, kept = _check_rows(header, small)
+        layout = {ROWS: TensorSpec(torch.uint8, (header.counts.size,)), **_named(segments)}
+        pieces = _check_entries(entries, layout, has_lossless, start, len(whole))
+        packed = pieces[ROWS]
+        rows = unpack_rows(
+            decompress_planes(whole[packed.begin : packed.begin + packed.stored], packed.spec.size), header.counts
+        )
         return CheckedContainer(
             shapes=header.shapes,
             lossless=header.lossless,
             data=whole,
             pinned=data if isinstance(data, Tensor) and data.is_pinned() else None,
             segments=tuple({name: pieces[f"{n}.{name}"] for name in own} for n, own in enumerate(segments)),
-            position=position,
-            text=text,
-            # Copies, since a prefix must not hold on to the container's bytes, whose memory is used again.
-            frame=Prefix(header.length, (), kept, small["top_ids"].clone(), small["top_logprobs"].clone()),
+            position=rows.position,
+            text=rows.text,
+            frame=Prefix(header.counts.length, (), rows.kept, rows.top_ids, rows.top_logprobs),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, CodecError) as error:
         raise ContainerError(f"not as written: {type(error).__name__} {error}") from None
 
 
-def _tensors(coded: CodedPrefix) -> dict[str, Tensor]:
-    """All that is still to go through the lossless stage."""
-    tensors = {
-        "position": torch.cat([_differences(position) for position in coded.positions]),
-        "text": torch.from_numpy(np.packbits(torch.cat(coded.texts).numpy(), bitorder="little")),
-        "top_ids": coded.top_ids,
-        "top_logprobs": coded.top_logprobs,
-    }
-    if coded.kept:
-        tensors["kept"] = torch.cat([_differences(kept) for kept in coded.kept])
-    return tensors | _named(coded.segments)
-
-
 def _named(segments: Sequence[Mapping[str, T]]) -> dict[str, T]:
     return {f"{number}.{name}": own[name] for number, own in enumerate(segments) for name in own}
-
-
-def _differences(ascending: Tensor) -> Tensor:
-    return torch.diff(ascending, prepend=ascending.new_zeros(1))
 
 
 def _read_header(data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -262,7 +251,7 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
     names = ("first_layer", "layers", "rows", "images", "lead")
     if any(set(segment) != set(names) for segment in segments):
         raise ValueError(f"segments {segments}")
-    numbers = [fields[name] for name in ("length", "kv_heads", "head_dim", "top_k")]
+    numbers = [fields[name] for name in ("length", "kv_heads", "head_dim", "kept_end", "top_k")]
     numbers += [segment[name] for segment in segments for name in names] + [*fields["kept"]]
     if any(type(number) is not int for number in numbers):  # JSON's 30.0 and true would compare equal to whole numbers
         raise TypeError("sizes are no whole numbers")
@@ -287,21 +276,15 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
         raise ValueError(f"{layer} layers")
     if fields["lossless"] not in LOSSLESS:
         raise ValueError(f"lossless {fields['lossless']!r} is none of {', '.join(LOSSLESS)}")
-    return Header(fields["length"], shapes, tuple(fields["kept"]), fields["top_k"], fields["lossless"])
-
-
-def _small_layout(header: Header) -> dict[str, TensorSpec]:
-    """The tensors that no codec makes, before their lossless stage."""
-    rows = sum(shape.rows for shape in header.shapes)
-    layout = {
-        "position": TensorSpec(torch.int32, (rows,)),
-        "text": TensorSpec(torch.uint8, (-(-rows // 8),)),
-        "top_ids": TensorSpec(torch.int32, (header.top_k,)),
-        "top_logprobs": TensorSpec(torch.float32, (header.top_k,)),
-    }
-    if header.kept:
-        layout["kept"] = TensorSpec(torch.int32, (sum(header.kept),))
-    return layout
+    counts = RowCounts(
+        length=fields["length"],
+        rows=tuple(shape.rows for shape in shapes),
+        texts=tuple(shape.rows - shape.images for shape in shapes),
+        kept=tuple(fields["kept"]),
+        kept_end=fields["kept_end"],
+        top_k=fields["top_k"],
+    )
+    return Header(shapes, counts, fields["lossless"])
 
 
 def _check_entries(
@@ -333,10 +316,10 @@ def _check_entries(
         if not fits:
             raise ValueError(f"tensor {name!r} is {dtype} {shape} of {stored} bytes, which cannot stand for {tensor}")
         pieces[name] = StoredPiece(tensor, start + begin, stored)
-    for piece in sorted(pieces.values(), key=lambda piece: (piece.begin, piece.stored)):
-        if piece.begin != start:
+    for begin, stored in sorted((piece.begin, piece.stored) for piece in pieces.values()):
+        if begin != start:
             raise ValueError("the tensors do not lie one behind the other")
-        start += piece.stored
+        start += stored
     if start != end:
         raise ValueError(f"the tensors end at byte {start}, the container at {end}")
     return pieces
@@ -351,41 +334,3 @@ def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: 
         return torch.empty(piece.spec.shape, dtype=piece.spec.dtype)
     is_usable = stored.flags.writeable and not stored.ctypes.data % piece.spec.dtype.itemsize
     return torch.from_numpy(stored if is_usable else stored.copy()).view(piece.spec.dtype).view(piece.spec.shape)
-
-
-def _check_rows(
-    header: Header, small: Mapping[str, Tensor]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], tuple[Tensor, ...]]:
-    """The rows' positions and whether they are text, of all segments, and what each prune point kept."""
-    rows = np.array([shape.rows for shape in header.shapes])
-    text = np.unpackbits(small["text"].numpy(), count=int(rows.sum()), bitorder="little").view(np.bool_)
-    ends = rows.cumsum()
-    texts = np.concatenate([[0], text.cumsum()])
-    wanted = np.array([shape.rows - shape.images for shape in header.shapes])
-    if ((texts[ends] - texts[ends - rows]) != wanted).any():
-        raise ValueError("the segments have not as many text rows as the header says")
-    position = _ascending(small["position"].numpy(), rows, header.length)
-    if not header.kept:
-        return position, text, ()
-    kept = torch.from_numpy(_ascending(small["kept"].numpy(), np.array(header.kept), MAX_NUMBER))
-    return position, text, kept.split(header.kept)
-
-
-def _ascending(differences: NDArray[np.int32], counts: NDArray[np.int64], end: int) -> NDArray[np.int32]:
-    """Runs of int32 numbers, each ascending from 0 to below `end`, from their differences.
-
-    Args:
-        differences: (T,), the first number of a run and from there the differences.
-        counts: numbers in each run.
-        end: above all numbers.
-    """
-    sums = differences.cumsum(dtype=np.int64)
-    starts = counts.cumsum() - counts
-    numbers = sums - np.repeat(np.concatenate([[0], sums])[starts], counts)
-    heads = starts[counts > 0]
-    lasts = (starts + counts - 1)[counts > 0]
-    falls = differences <= 0
-    falls[heads] = differences[heads] < 0
-    if falls.any() or (numbers[lasts] >= end).any():
-        raise ValueError("row numbers do not ascend within their range")
-    return numbers.astype(np.int32)
