@@ -12,6 +12,7 @@ from tests.corpora import sample, samples, tar_bytes, write_jsonl, write_tar
 from tests.precompute.contract import assert_follows_the_contract
 from tests.precompute.runs import account, job_config, run_here
 from trio_ray.cli import main
+from trio_ray.cluster.progress import progress_display
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
 from trio_ray.model.replica import Replica
@@ -140,9 +141,10 @@ def test_too_many_bad_samples_fail_every_run_whatever_the_order(
     config = job_config(tiny_model, inputs, tmp_path / "cache")
     run_here(config, llama)
     for part in (inputs, inputs[:1], inputs[1:]):
-        with pytest.raises(JobFailed, match=r"70 of all 110 .*max_bad_fraction") as caught:
-            run_job(job_config(tiny_model, part, tmp_path / "cache"))
+        with pytest.raises(JobFailed, match=r"70 of all 110 .*max_bad_fraction") as caught, progress_display() as shown:
+            run_job(job_config(tiny_model, part, tmp_path / "cache"), shown)
         assert caught.value.exit_code == 4
+    assert "nothing was left to do" in capsys.readouterr().err
     run_job(job_config(tiny_model, inputs, tmp_path / "cache", pipeline__max_bad_fraction=0.7))
 
 

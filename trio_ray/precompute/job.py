@@ -15,7 +15,7 @@ from trio_ray.cluster.pool import ActorPool
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import cluster_given, gpus_per_replica, ray_session
 from trio_ray.config import JobConfig
-from trio_ray.errors import StoreError
+from trio_ray.errors import JobFailed, StoreError
 from trio_ray.precompute.calibration_task import calibrate_on_ray
 from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
 from trio_ray.precompute.metrics import JobMetrics
@@ -142,12 +142,12 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             _Work(config, plan, run, summary, progress, observer).do(started)
         with _logged("there is no index of the commit records"):
             update_index(plan.store, LISTING_THREADS)
-        _judge(config, plan, summary)
-    summary.seconds = time.monotonic() - started
+        summary.seconds = time.monotonic() - started
+        _judge(config, plan, summary, progress)
     return summary
 
 
-def _judge(config: JobConfig, plan: JobPlan, summary: JobSummary) -> None:
+def _judge(config: JobConfig, plan: JobPlan, summary: JobSummary, progress: Progress) -> None:
     """Hold the whole cache against the limit of bad samples, and name the input that was damaged."""
     shards = {shard.name: shard for shard in (*plan.complete, *(task.shard for task in plan.tasks))}
     verdict = judge(plan.store, shards, LISTING_THREADS)
@@ -156,7 +156,11 @@ def _judge(config: JobConfig, plan: JobPlan, summary: JobSummary) -> None:
             f"is damaged ({damage}); the samples before the damage are in the cache. Replace the file, then run again "
             "with --redo-damaged"
         )
-    verdict.check(config.pipeline.max_bad_fraction, config.output)
+    try:
+        verdict.check(config.pipeline.max_bad_fraction, config.output)
+    except JobFailed:
+        progress.say(str(summary))  # else the reasons and the damaged files would stay untold
+        raise
 
 
 @dataclass
