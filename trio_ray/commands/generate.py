@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from trio_ray.commands._options import add_s3_options, s3_config, whole
+from trio_ray.commands._options import SHARE, add_s3_options, number, s3_config, whole
 from trio_ray.config import BUNDLED_MODEL, ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.source.sample import Turn
@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=whole(1), default=16, metavar="N", help="prefixes decoded together (default 16)"
     )
+    temperature = "0 takes the most likely token (default); above 0 tokens are drawn"
+    parser.add_argument("--temperature", type=number(least=0), default=0.0, metavar="T", help=temperature)
+    top_p = "draw from the most likely tokens that have this chance together (default 1)"
+    parser.add_argument("--top-p", type=SHARE, default=1.0, metavar="P", help=top_p)
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of the draws (default 0)")
     parser.add_argument("--question", metavar="TEXT", help="what to ask of each image (caches of scope image)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     add_s3_options(parser)
@@ -82,11 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _answers(
     replica: Replica, prefixes: list[Prefix], rows: list[dict[str, Any]], arguments: argparse.Namespace
 ) -> list[str]:
+    from trio_ray.model.decode.choice import Sampling
+
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     if rows[0]["turns"] is None:
-        return replica.generate(prefixes, arguments.max_new_tokens)
+        return replica.generate(prefixes, arguments.max_new_tokens, sampling)
     own = [[Turn(**turn) for turn in row["turns"]] for row in rows]
     questions = own if arguments.question is None else [arguments.question] * len(rows)
-    return replica.ask(prefixes, [row["prompt"] for row in rows], questions, arguments.max_new_tokens)
+    return replica.ask(prefixes, [row["prompt"] for row in rows], questions, arguments.max_new_tokens, sampling)
 
 
 def _question(row: dict[str, Any], arguments: argparse.Namespace) -> str:

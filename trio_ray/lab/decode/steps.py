@@ -20,7 +20,7 @@ WARM_UP_STEPS = 8
 TIMED_STEPS = 24
 MOST_OWN_BYTES = 45e9
 """What appended tokens may take; with many sequences of a large model fewer steps are run."""
-COPY_BYTES = 1 << 30
+COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StepTimes:
     Attributes:
         first_ms: mean of the steps right behind the warm-up.
         last_ms: mean of the last steps of `steps`.
-        limit_ms: weights, keys and values of a step at the end over the bandwidth of a copy.
+        first_limit_ms, last_limit_ms: weights, keys and values that such a step reads, over the bandwidth of a copy.
     """
 
     sequences: int
@@ -74,7 +74,8 @@ def measure_steps(
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of a large copy on the device."""
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+    size = COPY_BYTES[device.type]
+    source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     rounds = 10
     for _ in range(3):
@@ -82,7 +83,7 @@ def copy_bandwidth(device: torch.device) -> float:
     started = _now(device)
     for _ in range(rounds):
         target.copy_(source)
-    return 2 * rounds * COPY_BYTES / (_now(device) - started)
+    return 2 * rounds * size / (_now(device) - started)
 
 
 def weight_bytes(decoder: Decoder) -> int:
@@ -93,9 +94,11 @@ def weight_bytes(decoder: Decoder) -> int:
 
 
 def _measure(decoder: Decoder, prefixes: Sequence[Prefix], steps: int, bandwidth: float) -> StepTimes:
-    token_bytes = sum(2 * s.layers * s.keys[0, 0].nbytes for s in prefixes[0].segments)
+    weight = next(decoder.embed.parameters())
+    vector = 2 * decoder.kv_heads * decoder.head_dim * weight.element_size()  # of one row in one layer
+    token_bytes = vector * decoder.depth
     steps = min(steps, int(MOST_OWN_BYTES / (token_bytes * len(prefixes))))
-    device = next(decoder.embed.parameters()).device
+    device = weight.device
     engine = Engine(decoder, max_sequences=len(prefixes))
     for number, prefix in enumerate(prefixes):
         # No two prefixes are one object, so that each has rows of its own.
@@ -106,7 +109,7 @@ def _measure(decoder: Decoder, prefixes: Sequence[Prefix], steps: int, bandwidth
     for _ in range(steps - WARM_UP_STEPS - 2 * TIMED_STEPS):
         engine.step()
     last = _mean_ms(engine, TIMED_STEPS, device)
-    held = sum(prefix.kv_bytes for prefix in prefixes)
+    held = vector * sum(segment.layers * segment.rows for prefix in prefixes for segment in prefix.segments)
     limits = [
         1e3 * (weight_bytes(decoder) + held + len(prefixes) * token_bytes * appended) / bandwidth
         for appended in (WARM_UP_STEPS + TIMED_STEPS // 2, steps - TIMED_STEPS // 2)

@@ -32,13 +32,34 @@ class _Group:
     visible: Tensor
 
 
+class Scratch:
+    """Memory that gathered keys and values are written to again and again: fresh memory costs a CPU more than the copy
+    into it.
+    """
+
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+
+    def gather(self, keys: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, kv_heads, D) each -> (n, length, kv_heads, D) each, until the next call."""
+        size = (rows.numel(), *keys.shape[1:])
+        count = rows.numel() * keys.shape[1] * keys.shape[2]
+        if not self._memory or self._memory[0].numel() < count or self._memory[0].dtype != keys.dtype:
+            self._memory = [keys.new_empty(count) for _ in range(2)]
+        for states, memory in zip((keys, values), self._memory, strict=True):
+            torch.index_select(states, 0, rows.flatten(), out=memory[:count].view(size))
+        first, second = (memory[:count].view(*rows.shape, *keys.shape[1:]) for memory in self._memory)
+        return first, second
+
+
 class PaddedAttention:
     """What one pass needs to know of a run of layers; made once and used by all its layers.
 
     Waits for the device where that is a GPU.
     """
 
-    def __init__(self, rows: NewRows, extents: RunExtents) -> None:
+    def __init__(self, rows: NewRows, extents: RunExtents, scratch: Scratch | None = None) -> None:
+        self._scratch = scratch or Scratch()
         device = rows.slot.device
         slots = rows.slot.long()
         self._places = (extents.own_start[slots] + extents.own_rows[slots] + rows.number).long()
@@ -54,7 +75,8 @@ class PaddedAttention:
         """(T, heads, D) queries over one layer's (rows, kv_heads, D) keys and values -> (T, heads, D)."""
         out = torch.empty_like(query)
         for group in self._groups:
-            result = _attend(query[group.queries], keys[group.rows], values[group.rows], group.visible, scale)
+            own_keys, own_values = self._scratch.gather(keys, values, group.rows)
+            result = _attend(query[group.queries], own_keys, own_values, group.visible, scale)
             out[group.queries[group.real]] = result[group.real]
         return out
 

@@ -32,6 +32,10 @@ from trio_ray.tensors import on_device
 T = TypeVar("T")
 
 MAX_SEQUENCES = BATCH_SIZES[-1]
+ENTER_TOGETHER = 8
+"""A full engine waits until one sequence in so many has left: those that enter are read in a pass of their own, which
+takes about as long as a step, however few they are.
+"""
 QUESTION_ROWS = 8192
 """Most question tokens that one pass reads."""
 
@@ -331,6 +335,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Let waiting requests enter, in order, as long as there is room."""
+        free = self._max_sequences - len(self._running)
+        if self._running and free < min(len(self._waiting), self._max_sequences // ENTER_TOGETHER):
+            return
         entering: list[_Running] = []
         while self._waiting and len(self._running) + len(entering) < self._max_sequences:
             waiting = self._waiting[0]

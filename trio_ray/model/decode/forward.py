@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trio_ray.model.decode.attention import PaddedAttention
+from trio_ray.model.decode.attention import PaddedAttention, Scratch
 from trio_ray.model.decode.pool import KVPool
 from trio_ray.model.decode.rows import NewRows, SlotTable
 from trio_ray.model.decoder import Decoder
@@ -34,7 +34,7 @@ class Forward:
 
     def __init__(self, decoder: Decoder, pool: KVPool, table: SlotTable) -> None:
         self.decoder, self.pool, self.table = decoder, pool, table
-        self._kernels = has_triton(pool.device)
+        self._kernels, self._scratch = has_triton(pool.device), Scratch()
         self._units = _multiprocessors(pool.device)
         self._rotary = _rotary_tables(decoder, pool)
 
@@ -72,7 +72,7 @@ class Forward:
         new_keys, new_values = hidden.new_empty(shape), hidden.new_empty(shape)
         number = 0
         for run, extents in enumerate(self.table.runs):
-            padded = PaddedAttention(rows, extents)
+            padded = PaddedAttention(rows, extents, self._scratch)
             for keys, values in zip(self.pool.keys(run), self.pool.values(run), strict=True):
 
                 def attend(

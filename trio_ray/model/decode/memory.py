@@ -21,6 +21,8 @@ MEMORY_SHARE = 0.6
 """What keys and values may take of the GPU memory that is free when the engine is made, or of a host's memory."""
 GROWTH = 0.25
 """Least share of its rows that a pool grows by: every growth copies it and records the decode steps anew."""
+LEAST_GROWTH = 0.02
+"""Share of the limit."""
 
 
 class DecodeMemory:
@@ -65,7 +67,9 @@ class DecodeMemory:
         asked = sum(count * unit for count, unit in zip(more, size, strict=True))
         left = self._limit - sum(count * unit for count, unit in zip(rows, size, strict=True))
         if asked > left:
-            more = [int(count * max(0, left) / asked) for count in more]
+            if left < LEAST_GROWTH * self._limit:
+                return False  # the last rows are not worth a copy of the others
+            more = [int(count * left / asked) for count in more]
         if not any(more):
             return False
         try:
