@@ -1,0 +1,197 @@
+"""Frames of Huffman codes are decompressed by kernels as zstd does it, whatever is in them; on a GPU, and in Triton's
+interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.interpreter import INTERPRETED, on_devices
+from tests.kv.lossless.test_huffman import stream
+from trio_ray.kv.lossless import blocks
+from trio_ray.kv.lossless.huffman import HuffmanTable
+from trio_ray.kv.lossless.on_device import StoredTensor, restore_tensors
+from trio_ray.kv.lossless.planes import TensorSpec, split_planes
+from trio_ray.kv.lossless.zstd import decompress_planes
+
+SAMPLES = 4
+GUARD = 16
+"""Bytes between the frames of two samples."""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted programs are slow: few and wide ones over few bytes."""
+    monkeypatch.setattr(blocks, "BLOCK", 1024 if INTERPRETED else 8192)
+    if INTERPRETED:
+        from trio_ray.kv.kernels import decompress
+
+        monkeypatch.setattr(decompress, "LANES", 64)
+
+
+def block_of(data: np.ndarray, table: HuffmanTable | None) -> tuple[int, bytes]:
+    """Kind and body of a block: codes where they are smaller than the bytes."""
+    quarter = (len(data) + 3) // 4
+    if table is not None and len(data) > 3 * quarter:
+        streams = [stream(data[start : start + quarter], table) for start in range(0, 4 * quarter, quarter)]
+        sizes = b"".join(len(each).to_bytes(2, "little") for each in streams[:3])
+        coded = table.description + sizes + b"".join(streams)
+        body = (2 | 3 << 2 | len(data) << 4 | len(coded) << 22).to_bytes(5, "little") + coded + b"\0"
+        if len(body) < len(data):
+            return 2, body
+    return 0, data.tobytes()
+
+
+def frame_of(data: np.ndarray, runs: Sequence[int], tables: Sequence[HuffmanTable | None]) -> bytes:
+    """A frame as `frames` writes it on a GPU; the bytes themselves where it is not smaller."""
+    written, start = [], 0
+    for run, table in zip(runs, tables, strict=True):
+        own = data[start : start + run]
+        fit = table if run >= 256 else None
+        written += [block_of(own[at : at + blocks.BLOCK], fit) for at in range(0, run, blocks.BLOCK)]
+        start += run
+    frame = bytes.fromhex("28b52ffda0") + len(data).to_bytes(4, "little")
+    for number, (kind, body) in enumerate(written):
+        frame += ((number == len(written) - 1) | kind << 1 | len(body) << 3).to_bytes(3, "little") + body
+    return frame if len(frame) < len(data) else data.tobytes()
+
+
+def tables_of(planes: Sequence[np.ndarray], runs: Sequence[Sequence[int]]) -> list[HuffmanTable | None]:
+    """A table for each stretch, of all samples, as a batch has."""
+    counts = np.ones((len(runs[0]), 256), np.int64)
+    for data, own in zip(planes, runs, strict=True):
+        for number, part in enumerate(np.split(data, np.cumsum(own)[:-1])):
+            counts[number] += np.bincount(part, minlength=256)
+    return [HuffmanTable.of(own) for own in counts]
+
+
+def drawn(random: np.random.Generator) -> dict[str, list[Tensor]]:
+    """By name one tensor of each sample: packed bytes in two stretches, floats, grids, and one that is empty."""
+    size = 1 if INTERPRETED else 9
+    symbols = []
+    for sample in range(SAMPLES):
+        bell = random.normal(127, 3 + sample, size * (700 + 37 * sample)).round().clip(0, 254)
+        rare = np.where(random.random(size * 311) < 0.9, 121, random.integers(0, 243, size * 311))
+        symbols.append(torch.from_numpy(np.concatenate([bell, rare]).astype(np.uint8)))
+    rows = [5, 0, 3, 9]
+    return {
+        "symbols": symbols,
+        "states": [
+            torch.from_numpy(random.normal(1, 2, (size * n, 2, 33)).astype(np.float32)).bfloat16() for n in rows
+        ],
+        "grid": [torch.from_numpy(random.integers(-900, 900, (size * n, 41)).astype(np.int32)) for n in rows],
+        "none": [torch.empty((0, 3), dtype=torch.uint8) for _ in rows],
+    }
+
+
+def specs_of(tensors: dict[str, list[Tensor]]) -> dict[str, list[TensorSpec]]:
+    last = 311 if INTERPRETED else 9 * 311
+
+    def runs(name: str, size: int) -> tuple[int, ...]:
+        return (size - last, last) if name == "symbols" else ()
+
+    return {
+        name: [TensorSpec(own.dtype, tuple(own.shape), runs(name, len(own))) for own in each]
+        for name, each in tensors.items()
+    }
+
+
+def stored_of(tensors: dict[str, list[Tensor]], specs: dict[str, list[TensorSpec]]) -> dict[str, list[bytes]]:
+    stored = {}
+    for name, each in tensors.items():
+        planes, runs = [split_planes(own).numpy() for own in each], [spec.stretches for spec in specs[name]]
+        tables = tables_of(planes, runs)
+        stored[name] = [frame_of(data, own, tables) for data, own in zip(planes, runs, strict=True)]
+    return stored
+
+
+def restored(
+    stored: dict[str, list[bytes]], specs: dict[str, list[TensorSpec]], device: str
+) -> tuple[dict[str, Tensor], list[int]]:
+    """What the kernels make of stored bytes, on the CPU, and the samples' faults."""
+    source, placed = b"", {}
+    for name, each in stored.items():
+        begins = []
+        for own in each:
+            source += b"\xff" * GUARD
+            begins.append(len(source))
+            source += own
+        placed[name] = StoredTensor(specs[name], begins, [len(own) for own in each])
+    source += b"\xff" * (-len(source) % 8)
+    data = torch.frombuffer(bytearray(source), dtype=torch.uint8).to(device)
+    found, faults = restore_tensors(data, placed, True)
+    return {name: tensor.cpu() for name, tensor in found.items()}, faults.tolist()
+
+
+@on_devices
+def test_tensors_come_back_bit_for_bit(device: str) -> None:
+    tensors = drawn(np.random.default_rng(0))
+    specs = specs_of(tensors)
+    stored = stored_of(tensors, specs)
+    kinds = [own[:4] == bytes.fromhex("28b52ffd") for own in [*stored["symbols"], *stored["states"]]]
+    assert any(kinds), "some are frames"
+    for name, each in stored.items():
+        for own, spec, plain in zip(each, specs[name], tensors[name], strict=True):
+            assert np.array_equal(
+                decompress_planes(np.frombuffer(own, np.uint8), spec.size), split_planes(plain).numpy()
+            ), "zstd reads them too"
+    found, faults = restored(stored, specs, device)
+    assert faults == [0] * SAMPLES
+    for name, each in tensors.items():
+        assert torch.equal(found[name], torch.cat(each)), name
+
+
+@on_devices
+def test_a_damaged_frame_is_its_samples_fault_and_the_others_stay_whole(device: str) -> None:
+    """What is not called a fault is what zstd reads, if it does, and nothing else is ever touched."""
+    random = np.random.default_rng(1)
+    tensors = {"symbols": drawn(random)["symbols"]}
+    specs = specs_of(tensors)
+    stored = stored_of(tensors, specs)
+    victim = 2
+    whole, size = stored["symbols"][victim], specs["symbols"][victim].size
+    before = sum(spec.size for spec in specs["symbols"][:victim])
+    places = [4, 17, 40]
+    if not INTERPRETED:
+        places += [5, 9, 10, 12, 14, 18, 19, len(whole) - 1, *random.integers(0, len(whole), 300).tolist()]
+    called = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(random.integers(0, 8))
+        trial = {"symbols": [bytes(damaged) if n == victim else own for n, own in enumerate(stored["symbols"])]}
+        found, faults = restored(trial, specs, device)
+        assert [n for n, fault in enumerate(faults) if fault and n != victim] == []
+        mine = found["symbols"][before : before + size]
+        others = torch.cat([own for n, own in enumerate(tensors["symbols"]) if n != victim])
+        assert torch.equal(torch.cat([found["symbols"][:before], found["symbols"][before + size :]]), others)
+        called += bool(faults[victim])
+        if not faults[victim]:
+            try:
+                truth = decompress_planes(np.frombuffer(bytes(damaged), np.uint8), size)
+            except ValueError:
+                continue  # zstd is stricter about codes of which none is as long as it may be
+            assert np.array_equal(mine.numpy(), truth), f"byte {place}"
+    assert called >= len(places) / 3
+
+
+@on_devices
+def test_bytes_of_any_kind_behind_a_frames_header_end_as_a_fault(device: str) -> None:
+    random = np.random.default_rng(2)
+    size = 900
+    spec = TensorSpec(torch.uint8, (size,))
+    head = bytes.fromhex("28b52ffda0") + size.to_bytes(4, "little")
+    bodies = []
+    for _ in range(SAMPLES):
+        noise = random.integers(0, 256, 300).astype(np.uint8).tobytes()
+        literals = (2 | 3 << 2 | size << 4 | (len(noise) - 6) << 22).to_bytes(5, "little")
+        bodies.append(literals + bytes([int(random.integers(0, 256))]) + noise[6:-1] + b"\0")
+    bodies[0] = literals + bytes([255]) + bytes(len(noise) - 7) + b"\0"
+    stored = [head + (1 | 2 << 1 | len(body) << 3).to_bytes(3, "little") + body for body in bodies]
+    found, faults = restored({"noise": stored}, {"noise": [spec] * SAMPLES}, device)
+    assert all(faults)
+    assert len(found["noise"]) == SAMPLES * size
