@@ -13,6 +13,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def interpreter_ends() -> bool:
+    """Whether the main thread is done, so that the interpreter only waits for the other threads to end."""
+    return not threading.main_thread().is_alive()
+
+
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], threads: int, lookahead: int
 ) -> Generator[R, None, None]:
@@ -25,8 +30,11 @@ def ordered_map(
     waiting: queue.Queue[Future[R] | BaseException | None] = queue.Queue(maxsize=lookahead)
     stopped = threading.Event()
 
+    def wanted() -> bool:
+        return not stopped.is_set() and not interpreter_ends()
+
     def put(entry: Future[R] | BaseException | None) -> None:
-        while not stopped.is_set():
+        while wanted():
             with contextlib.suppress(queue.Full):
                 waiting.put(entry, timeout=0.1)
                 return
@@ -36,14 +44,15 @@ def ordered_map(
         try:
             for item in items:
                 put(pool.submit(function, item))
-                if stopped.is_set():
+                if not wanted():
                     break
         except BaseException as error:
             ending = error
         put(ending)
 
     with ThreadPoolExecutor(threads) as pool:
-        reader = threading.Thread(target=draw, daemon=True)
+        # No daemon: one that is inside of a C++ library when the interpreter ends takes the process down with SIGABRT.
+        reader = threading.Thread(target=draw)
         reader.start()
         try:
             while (entry := waiting.get()) is not None:

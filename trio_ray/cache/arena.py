@@ -11,7 +11,10 @@ import threading
 import torch
 from torch import Tensor
 
+from trio_ray.ordered import interpreter_ends
+
 _SMALLEST = 1 << 20
+_GLANCE_S = 0.2
 
 
 class Block:
@@ -52,10 +55,15 @@ class Arena:
         self._changed = threading.Condition()
 
     def take(self, size: int) -> Block | None:
-        """A block of `size` bytes, with undefined content; waits for memory. None once the arena is closed."""
+        """A block of `size` bytes, with undefined content; waits for memory. None once the arena is closed, and where
+        the interpreter ends meanwhile.
+        """
         capacity = max(_SMALLEST, 1 << (size - 1).bit_length())
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._out or self._out + capacity <= self._limit)
+            while self._out and self._out + capacity > self._limit and not self._closed:
+                self._changed.wait(_GLANCE_S)
+                if interpreter_ends():  # nobody will release anything any more
+                    return None
             if self._closed:
                 return None
             self._out += capacity
