@@ -118,7 +118,10 @@ def read_all(folder: Path) -> list[dict[str, Any]]:
     return [item.row for item in PrunedCache(str(folder)).stream(threads=1)]
 
 
-def test_a_damaged_container_raises_a_typed_error_or_stays_a_prefix_of_the_same_shape(pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_damaged_container_raises_a_typed_error_or_stays_a_prefix_of_the_same_shape(
+    pair: tuple[Path, Path], device: str
+) -> None:
     """Where no checksum is asked, the container alone never crashes: what it cannot refuse are numbers."""
     dice = random.Random(3)
     cache, other = PrunedCache(str(pair[0])), PrunedCache(str(pair[1]))
@@ -132,7 +135,9 @@ def test_a_damaged_container_raises_a_typed_error_or_stays_a_prefix_of_the_same_
     for number in range(ON_CONTAINERS // 2):
         damaged = DAMAGES[number % len(DAMAGES)](whole, dice, foreign)
         try:
-            prefix = read_container(damaged, cache.codec, key=row["key"], fingerprint=cache.dataset.identity_hash)
+            prefix = read_container(
+                damaged, cache.codec, key=row["key"], fingerprint=cache.dataset.identity_hash, device=device
+            )
         except ContainerError:
             refused += 1
         else:
