@@ -153,7 +153,7 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
     raw = codec_of("raw")
     containers = [contained(prefix, raw) for prefix in prefixes]
     largest = max(prefix.kv_bytes for prefix in prefixes)
-    engine = Engine(llama.decoder, memory=7 * largest)
+    engine = Engine(llama.decoder, memory=5 * largest)
     targets = PoolTargets(engine)
     answers = []
     for start in range(0, len(containers), 3):
@@ -168,6 +168,7 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
         answers += engine.step()
     answers += engine.run(())
     expected = generate(llama.decoder, prefixes, 6)
+    assert len(answers) == 11, "each is returned once"
     assert {answer.key: answer.tokens for answer in answers} == {
         number: tokens for number, tokens in enumerate(expected) if number != 4
     }

@@ -266,7 +266,7 @@ class Engine:
                     continue
                 if not self._running and not self._waiting:
                     return None
-                self._answers += self.step()
+                self._answers = self.step()  # kept for the next step's caller
             else:
                 return held
 
