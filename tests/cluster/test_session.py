@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayError
 
 from trio_ray.cluster.session import ray_session
-from trio_ray.errors import ConfigError
+from trio_ray.errors import ConfigError, JobFailed
 
 
 def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,4 +27,14 @@ def test_a_cluster_that_does_not_answer_or_take_us_is_refused(
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(ConfigError, match=r"^RAY_ADDRESS: 'ray://head:10001' .*connection timeout; "), ray_session(1):
+        pass
+
+
+def test_a_ray_that_does_not_start_here_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(JobFailed, match=r"^Ray could not be started on this machine: The current node"), ray_session(1):
         pass

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from trio_ray.errors import ConfigError
+from trio_ray.errors import ConfigError, JobFailed
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
 
@@ -32,6 +32,7 @@ def ray_session(cpus: float) -> Iterator[None]:
 
     Raises:
         ConfigError: RAY_ADDRESS names no cluster that can be joined.
+        JobFailed: Ray does not start on this machine.
     """
     if ray.is_initialized():
         yield
@@ -41,13 +42,22 @@ def ray_session(cpus: float) -> Iterator[None]:
         _join(address)
     else:
         # Named, because Ray would otherwise join whatever was last started here with `ray start`.
-        number = max(math.ceil(cpus), os.cpu_count() or 1)
-        with _own_sigterm():
-            ray.init(address="local", num_cpus=number, include_dashboard=False, **_QUIET)
+        _start(max(math.ceil(cpus), os.cpu_count() or 1))
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(cpus: int) -> None:
+    try:
+        with _own_sigterm():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+    except Exception as error:  # Ray raises plain exceptions where one of its processes does not come up in time
+        raise JobFailed(
+            f"Ray could not be started on this machine: {' '.join(str(error).split())}; look at its logs under "
+            "/tmp/ray/session_latest/logs, and run the same command again when the machine is less busy"
+        ) from None
 
 
 def _join(address: str) -> None:
