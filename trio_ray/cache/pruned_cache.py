@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, takewhile
@@ -312,16 +312,13 @@ class PrunedCache:
             For each sample its prefix, or the error that says why there is none: `PrefixDamaged` where the bytes are
             another sample's or another cache's, or cannot be understood.
         """
-        threads = min(THREADS, len(fetched))
-        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-            checked = self._check(fetched, pool)
-        return self._restore(fetched, checked, torch.device(device), allocate)
+        return self._restore(fetched, self._check(fetched), torch.device(device), allocate)
 
     def fetched(
         self, rows: Iterable[Row], batch: int = BATCH, threads: int = THREADS, ahead: int = AHEAD
     ) -> Generator[Fetched, None, None]:
         """`fetch` for many rows, batch by batch and ahead of the consumer, who keeps the memory; see `restored`."""
-        with closing(self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched, _: fetched)) as batches:
+        with closing(self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched: fetched)) as batches:
             for fetched in batches:
                 if fetched.block is not None:
                     fetched.block.keep()
@@ -367,16 +364,14 @@ class PrunedCache:
             fetched.block.release(torch.cuda.current_stream(device).record_event() if on_gpu else None)
             return restored
 
-        def check(fetched: Fetched, pool: ThreadPoolExecutor) -> tuple[Fetched, list[CheckedContainer | PrefixDamaged]]:
-            return fetched, self._check(fetched, pool)
+        def check(fetched: Fetched) -> tuple[Fetched, list[CheckedContainer | PrefixDamaged]]:
+            return fetched, self._check(fetched)
 
         if on_gpu or allocate is not None:
             with closing(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, check)) as batches:
                 yield from map(finish, batches)
         else:
-            in_thread = self._fetch_ahead(
-                rows, batch, threads, ahead, False, lambda fetched, pool: finish(check(fetched, pool))
-            )
+            in_thread = self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched: finish(check(fetched)))
             with closing(in_thread) as restored:
                 yield from restored
 
@@ -434,12 +429,13 @@ class PrunedCache:
             raise OtherLevel(row["key"], self.uri, f"the cache holds {self.level}, not {kind}: {_INSTEAD[self.level]}")
         return Member(number, row["key"], name, offset, length, checksum)
 
-    def _check(
-        self, fetched: Sequence[StoredBytes | UnreadablePrefix], pool: ThreadPoolExecutor | None
-    ) -> list[CheckedContainer | PrefixDamaged]:
-        """The sound containers in order, or what is wrong with one; nothing for a sample that could not be fetched."""
-        stored = [sample for sample in fetched if isinstance(sample, StoredBytes)]
-        return list((map if pool is None else pool.map)(self._check_one, stored))
+    def _check(self, fetched: Sequence[StoredBytes | UnreadablePrefix]) -> list[CheckedContainer | PrefixDamaged]:
+        """The sound containers in order, or what is wrong with one; nothing for a sample that could not be fetched.
+
+        In one thread: headers are Python's work, and threads would only wait for its lock. What can run in parallel,
+        reading and comparing checksums, is done by `fetch`.
+        """
+        return [self._check_one(sample) for sample in fetched if isinstance(sample, StoredBytes)]
 
     def _check_one(self, stored: StoredBytes) -> CheckedContainer | PrefixDamaged:
         assert self.codec is not None  # there would be no bytes
@@ -481,14 +477,14 @@ class PrunedCache:
         threads: int,
         ahead: int,
         pinned: bool,
-        finish: Callable[[Fetched, ThreadPoolExecutor], T],
+        finish: Callable[[Fetched], T],
     ) -> Generator[T, None, None]:
         """Batches of rows fetched and finished in threads, in order, while the consumer works."""
         arena = Arena(AHEAD_BYTES, pinned)
         placed = takewhile(lambda pair: pair[1] is not None, self._placed(_batches(rows, batch), arena))
 
         def work(pair: tuple[Wanted, Block | None]) -> T:
-            return finish(fetch(self._store, pair[0], pool, pair[1]), pool)
+            return finish(fetch(self._store, pair[0], pool, pair[1]))
 
         with ThreadPoolExecutor(threads) as pool:
             finished = ordered_map(work, placed, threads=2, lookahead=ahead)

@@ -75,15 +75,19 @@ class Restoring:
     def run(self) -> None:
         """A pass: checksums and headers of the next batch are checked while one is restored."""
         with ThreadPoolExecutor(self._threads) as pool:
-            checked = ordered_map(lambda batch: self.check(batch, pool), self._order(), threads=2, lookahead=2)
+            checked = ordered_map(lambda batch: self.check(batch, pool), self._order(), threads=1, lookahead=2)
             with closing(checked):
                 for batch in checked:
                     self.restore(batch)
 
     def check(self, batch: HostBatch, pool: ThreadPoolExecutor | None = None) -> list[CheckedContainer]:
-        """Compare the checksums, and the headers with what the codec promises."""
-        places = range(len(batch.keys))
-        return list((map if pool is None else pool.map)(lambda place: self._check_one(batch, place), places))
+        """Compare the checksums, in the pool's threads if there is one, and the headers, as the cache does."""
+        containers = [container.numpy().data for container in batch.containers]
+        assert tuple((map if pool is None else pool.map)(checksum, containers)) == batch.checksums
+        return [
+            check_container(data, self.samples.codec, key, self.samples.fingerprint)
+            for data, key in zip(batch.containers, batch.keys, strict=True)
+        ]
 
     def restore(self, checked: Sequence[CheckedContainer]) -> list[Prefix]:
         """Keys and values on the device."""
@@ -91,11 +95,6 @@ class Restoring:
         good = [prefix for prefix in restored if isinstance(prefix, Prefix)]
         assert len(good) == len(restored), "sound containers were refused"
         return good
-
-    def _check_one(self, batch: HostBatch, place: int) -> CheckedContainer:
-        assert checksum(batch.containers[place].numpy().data) == batch.checksums[place]
-        data, key = batch.containers[place], batch.keys[place]
-        return check_container(data, self.samples.codec, key, self.samples.fingerprint)
 
     def _order(self) -> list[HostBatch]:
         passes = -(-LEAST_BATCHES // len(self.batches))
