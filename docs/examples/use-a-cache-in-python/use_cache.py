@@ -27,9 +27,9 @@ answers = replica.generate(prefixes, max_new_tokens=16)
 for row, answer in list(zip(rows, answers, strict=True))[:4]:
     print(f"{row['prompt'][-60:]!r} -> {answer!r}")
 
-# The same prefix in transformers' own generate. Its output begins with padding in the place of the stored prompt.
-inputs = generate_inputs(replica.model, [prefix])
-output = replica.model.generate(**inputs, max_new_tokens=16, do_sample=False)
+# The same prefix in transformers' own generate. An answer begins with the last column of input_ids.
+with generate_inputs(replica.model, [prefix]) as inputs:
+    output = replica.model.generate(**inputs, max_new_tokens=16, do_sample=False)
 print(replica.writer.decode(output[0, inputs["input_ids"].shape[1] - 1 :].tolist()))
 
 # Training: by rank and worker, each sample once an epoch. `batch.state` resumes behind a batch.
