@@ -476,7 +476,8 @@ class PipelineConfig(Section):
     max_bad_fraction: Fraction = Field(
         0.2,
         description="The job fails when more than this share of all samples in the cache is bad, whichever run has met "
-        "them (judged at the end, from 100 samples on; it stops early where not one of the first 1,000 can be stored).",
+        "them (judged at the end, from 100 samples on; it stops early where nothing is stored yet and 1,000 are bad, "
+        "rows without images not counted). 1 accepts any share.",
     )
     redo_damaged: bool = Field(
         False,

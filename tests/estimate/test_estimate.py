@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.corpora import samples, write_tar
+from tests.corpora import sample, samples, write_tar
 from tests.precompute.runs import run_here
 from trio_ray.config import JobConfig, load_config
 from trio_ray.estimate.estimate import Estimate, EstimateSettings, make_estimate
@@ -130,6 +130,16 @@ def test_measuring_calibrates_a_codec_that_is_left_open(tmp_path: Path, tiny_mod
     assert (auto.name, auto.source) == ("kv auto", "encoded")
     assert auto.bytes_per_sample < raw.bytes_per_sample / 3
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("text_only", "bad_share"), [("quarantine", 0.25), ("skip", 0.0)])
+def test_rows_that_are_passed_over_are_neither_bad_nor_stored(text_only: str, bad_share: float, tmp_path: Path) -> None:
+    rows = [sample(number, **({"png": None} if number % 4 == 0 else {})) for number in range(16)]
+    write_tar(tmp_path / "a.tar", rows)
+    config = job(tmp_path, tmp_path / "cache", cache__codec="raw", source__text_only=text_only)
+    facts = estimate_for(config).corpus
+    assert (facts.samples, facts.stored_samples, facts.bad_share) == (16, 12, bad_share)
+    assert ("4 of the drawn rows have no image" in text(estimate_for(config))) is (text_only == "skip")
 
 
 def test_one_pass_of_an_image_serves_its_questions(scenes: Path, tmp_path: Path) -> None:

@@ -166,10 +166,30 @@ def test_rows_without_an_image_can_be_passed_over_silently(tmp_path: Path, tiny_
 
 
 def test_a_run_of_bad_samples_alone_is_stopped_and_rows_without_images_are_no_reason() -> None:
-    check_not_all_bad(0, {"image_empty": 999, "text_only": 50_000}, "cache")
-    check_not_all_bad(1, {"image_empty": 5000}, "cache")
+    check_not_all_bad(0, lambda: 0, {"image_empty": 999, "text_only": 50_000}, 0.2, "cache")
+    check_not_all_bad(1, lambda: 0, {"image_empty": 5000}, 0.2, "cache")
+    check_not_all_bad(0, lambda: 1, {"image_empty": 5000}, 0.2, "cache")  # an earlier run has stored some
+    check_not_all_bad(0, lambda: 0, {"image_empty": 5000}, 1.0, "cache")  # the user says that all may be bad
     with pytest.raises(JobFailed, match=r"not one of the first 1000 .* reason image_empty"):
-        check_not_all_bad(0, {"image_empty": 1000}, "cache")
+        check_not_all_bad(0, lambda: 0, {"image_empty": 1000, "text_only": 50_000}, 0.2, "cache")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_mixed_corpus_passes_and_fails_the_same_in_any_order_and_over_any_runs(
+    order: tuple[int, ...], tmp_path: Path, tiny_model: Path, llama: Replica
+) -> None:
+    """Half of the rows are text alone, and whole files are."""
+    sound = [sample(number) for number in range(60)]
+    alone = [sample(number, png=None) for number in range(100, 160)]
+    groups = [sound, alone[:30], alone[30:]]
+    files = [str(write_tar(tmp_path / f"{place}.tar", groups[group])) for place, group in enumerate(order)]
+    for end in range(1, len(files)):  # runs that add one file after another
+        run_here(job_config(tiny_model, files[:end], tmp_path / "cache"), llama)
+    run_here(job_config(tiny_model, files, tmp_path / "cache"), llama)
+    with pytest.raises(JobFailed, match="60 of all 120 samples"):
+        run_job(job_config(tiny_model, files, tmp_path / "cache"))
+    enough = job_config(tiny_model, files, tmp_path / "cache", pipeline__max_bad_fraction=0.5)
+    assert run_job(enough).ok
 
 
 def test_an_output_whose_name_is_not_utf8_is_refused_in_a_sentence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -29,6 +30,28 @@ def test_a_tar_is_one_unit_and_is_not_opened(ending: str) -> None:
 def test_an_unknown_ending_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"source.format: .*data.csv"):
         names("s3://b/data.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("a.jsonl.gz", "unpack it first"), ("A.JSON.GZ", "unpack it first"), ("a.jsonl.zst", "unpack it first"),
+        ("images.zip", "unpack it first"), ("MMBench_DEV_EN.tsv", "to_parquet"), ("train.csv", "to_parquet"),
+        ("data-00000.arrow", "to_parquet"),
+    ],
+)  # fmt: skip
+def test_a_file_that_corpora_come_in_and_that_is_not_read_is_refused_with_its_cure(name: str, cure: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is not read as it is .*{cure}") as caught:
+        split_file(name, 1, "", SourceConfig(), LocalOpener())
+    assert caught.value.field == "source.format"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_text_that_gzip_has_packed_is_refused_whatever_its_name_says(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(gzip.compress(b'{"image": "a.png", "text": "t"}\n'))
+    with pytest.raises(ConfigError, match=r"is packed by gzip; unpack it first"):
+        split_file(str(path), path.stat().st_size, "", SourceConfig(), LocalOpener())
 
 
 def test_the_format_of_the_settings_wins_over_the_ending(tmp_path: Path) -> None:

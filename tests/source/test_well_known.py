@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -163,6 +164,17 @@ def mmbench(folder: Path) -> Made:
         "D": "nan", "category": "color", "image": image(0), "L2-category": "x",
     }  # fmt: skip
     return parquet(folder / "dev.parquet", [row]), [("241", f"Which?\nA. red\nB. blue\nC. green\n{SHORT}", "B", 1)]
+
+
+def test_mmbench_as_tsv_turned_into_parquet_is_read_with_its_settings(tmp_path: Path) -> None:
+    """The image stays base64, as pandas leaves it."""
+    path, wanted = mmbench(tmp_path)
+    (row,) = pq.read_table(path).to_pylist()
+    row["image"] = base64.b64encode(row["image"]["bytes"]).decode()
+    parquet(path, [{name: None if value == "nan" else value for name, value in row.items()}])
+    (found,) = read_file(path, load_config(values={"input": ["x"], **SETTINGS["MMBench"]}).source)
+    assert isinstance(found, Sample)
+    assert (found.key, found.turns[-1].text, found.images) == (wanted[0][0], wanted[0][1], (encoded(0),))
 
 
 def mmmu(folder: Path) -> Made:

@@ -71,6 +71,7 @@ class CorpusFacts:
     stored_samples: int
     bad_share: float
     bad_drawn: dict[str, int]
+    passed_over_drawn: int
     rows_per_sample: float
     image_tokens_per_sample: float
     encoded_images_per_sample: float
@@ -232,9 +233,10 @@ def _facts(corpus: DrawnCorpus, workload: Workload) -> CorpusFacts:
         drawn_samples=sum(map(len, corpus.runs)),
         samples=samples,
         samples_exact=corpus.exact,
-        stored_samples=round(samples * (1 - workload.bad_share)),
+        stored_samples=round(samples * workload.stored_share),
         bad_share=workload.bad_share,
         bad_drawn=workload.bad,
+        passed_over_drawn=workload.passed_over,
         rows_per_sample=workload.rows,
         image_tokens_per_sample=workload.image_tokens,
         encoded_images_per_sample=workload.encoded_images,

@@ -28,6 +28,8 @@ def _corpus_lines(estimate: Estimate) -> list[str]:
         f"{corpus.encoded_images_per_sample:.2f} images and {corpus.encoded_tiles_per_sample:.1f} tiles through the "
         f"vision tower a sample; {100 * corpus.bad_share:.1f} % bad{f' ({bad})' if bad else ''}"
     ]
+    if corpus.passed_over_drawn:
+        lines.append(f"{corpus.passed_over_drawn} of the drawn rows have no image and are passed over")
     if corpus.unreadable_shards:
         lines.append(f"{corpus.unreadable_shards} shards cannot be read and are left out")
     how = "measured here" if times.source == "measured" else "from counted FLOP and the given speed"

@@ -22,6 +22,7 @@ class Workload:
     Attributes:
         samples: the good ones, in the order of the corpus.
         bad: how many are bad, by reason.
+        passed_over: rows without images that the job passes over silently (`source.text_only: skip`).
         encoded_tiles: tiles that pass the vision tower for a sample, mean: an image that the sample before has too is
             not encoded again.
         encoded_images: the same in images.
@@ -29,14 +30,20 @@ class Workload:
 
     samples: tuple[PreparedSample, ...]
     bad: dict[str, int]
+    passed_over: int
     encoded_tiles: float
     encoded_images: float
 
     @property
     def bad_share(self) -> float:
-        """Share of bad ones among all that were drawn."""
+        """Share of bad ones among those that were drawn and are not passed over."""
         bad = sum(self.bad.values())
         return bad / (bad + len(self.samples))
+
+    @property
+    def stored_share(self) -> float:
+        """Share of good ones among all that were drawn."""
+        return len(self.samples) / (len(self.samples) + sum(self.bad.values()) + self.passed_over)
 
     @property
     def rows(self) -> float:
@@ -69,11 +76,15 @@ def prepare_workload(runs: Iterable[Sequence[Item]], preparer: SamplePreparer) -
     """
     samples: list[PreparedSample] = []
     bad: Counter[str] = Counter()
+    passed_over = 0
     encoded: list[list[PreparedImage]] = []
     for run in runs:
         before: set[str] = set()
         for item in run:
             outcome = preparer.prepare(item)
+            if isinstance(outcome, BadSample) and outcome.silent:
+                passed_over += 1
+                continue
             if isinstance(outcome, BadSample):
                 bad[outcome.reason.value] += 1
                 continue
@@ -81,11 +92,13 @@ def prepare_workload(runs: Iterable[Sequence[Item]], preparer: SamplePreparer) -
             encoded.append([image for image in outcome.images if image.hash not in before])
             before = {image.hash for image in outcome.images}
     if not samples:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
-        raise ConfigError("input", f"not one of the samples that were drawn is good: {reasons}")
+        reasons = [f"{count} {reason}" for reason, count in bad.most_common()]
+        reasons += [f"{passed_over} without an image"] if passed_over else []
+        raise ConfigError("input", f"not one of the samples that were drawn is good: {', '.join(reasons)}")
     return Workload(
         tuple(samples),
         dict(bad.most_common()),
+        passed_over,
         fmean(sum(len(image.tiles) for image in images) for images in encoded),
         fmean(len(images) for images in encoded),
     )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from trio_ray.cluster.actors import ActorFactory
 from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
@@ -197,10 +198,18 @@ class _Work:
                 self._show(event)
                 if self.observer is not None:
                     self.observer(event, summary)
-                check_not_all_bad(summary.stored, summary.reasons, config.output)
+                check_not_all_bad(
+                    summary.stored, lambda: self._stored_before, summary.reasons, config.pipeline.max_bad_fraction,
+                    config.output,
+                )  # fmt: skip
         with _logged("failures of shards that are done now are still recorded"):
             for name in done.intersection(read_failures(plan.store)):
                 clear_failure(plan.store, name)
+
+    @cached_property
+    def _stored_before(self) -> int:
+        """Samples in the cache when this is first asked, while this run has stored none."""
+        return judge(self.plan.store, (), LISTING_THREADS).stored
 
     def _account(self, event: PoolEvent[Task]) -> None:
         summary = self.summary

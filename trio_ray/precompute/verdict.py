@@ -5,7 +5,7 @@ It is the same whichever run has met them, and in whichever order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trio_ray.errors import JobFailed
@@ -55,15 +55,28 @@ def judge(store: ObjectStore, shards: Iterable[str], threads: int) -> Verdict:
     return Verdict(sum(one.stored for one in commits), sum(one.quarantined for one in commits), damaged)
 
 
-def check_not_all_bad(stored: int, reasons: dict[str, int], output: str) -> None:
-    """Stop a run of which nothing could be stored so far. Rows without images do not count: they may come first.
+def check_not_all_bad(
+    stored: int, stored_before: Callable[[], int], reasons: dict[str, int], limit: float, output: str
+) -> None:
+    """Stop a job of which nothing could be stored so far, by this run or an earlier one.
+
+    Rows without images do not count: they may come first. With a limit of 1 nothing stops a job, as the user says that
+    all of it may be bad.
+
+    Args:
+        stored: samples that this run has stored.
+        stored_before: asked where it matters: samples that earlier runs have stored.
+        reasons: how many bad samples this run has met, by reason.
+        limit: `pipeline.max_bad_fraction`.
+        output: the cache.
 
     Raises:
         JobFailed: SAMPLES_BEFORE_STOP samples, all of them bad.
     """
-    bad = sum(count for reason, count in reasons.items() if reason != "text_only")
-    if stored == 0 and bad >= SAMPLES_BEFORE_STOP:
-        most = max(reasons, key=lambda reason: reasons[reason])
+    counted = {reason: count for reason, count in reasons.items() if reason != "text_only"}
+    bad = sum(counted.values())
+    if stored == 0 and limit < 1 and bad >= SAMPLES_BEFORE_STOP and stored_before() == 0:
+        most = max(counted, key=lambda reason: counted[reason])
         raise JobFailed(
             f"not one of the first {bad} samples could be stored, most of them for the reason {most}; look at the "
             f"quarantine (trio-ray inspect {output}), then mend the settings or the input"

@@ -30,6 +30,18 @@ ENDINGS: dict[str, Format] = {
     ".json": "json",
 }
 
+_UNPACK = "unpack it first, as runs of its rows are read from the middle of the file"
+_CONVERT = "convert it to Parquet, for example with pandas: read_csv(..., sep='\\t').to_parquet(...)"
+_CURES = {
+    **dict.fromkeys((".gz", ".zst", ".xz", ".bz2"), _UNPACK),
+    ".zip": "unpack it first",
+    **dict.fromkeys((".tsv", ".csv"), _CONVERT),
+    ".arrow": "convert it to Parquet, for example with datasets: load_from_disk(...).to_parquet(...)",
+}
+"""Endings of files that corpora come in and that are not read, and what to do with them."""
+
+_GZIP = b"\x1f\x8b"
+
 
 def split_file(
     uri: str, size: int, etag: str, config: SourceConfig, opener: Opener, images: bool = True
@@ -57,6 +69,8 @@ def split_file(
     if kind == "webdataset":
         return [Shard(shard_name(uri), uri, size, etag, kind)]
     with opener.open(uri, etag or None) as file:
+        if kind != "parquet":
+            _refuse_compressed(uri, file)
         if kind == "json":
             kind = _json_layout(uri, file, config)
         if kind != "parquet":
@@ -77,7 +91,19 @@ def _format_of(uri: str) -> Format:
     for ending, kind in ENDINGS.items():
         if uri.lower().endswith(ending):
             return kind
-    raise ConfigError("source.format", f"{uri} ends in none of {', '.join(ENDINGS)}; say which format it has")
+    endings = ", ".join(ENDINGS)
+    for ending, cure in _CURES.items():
+        if uri.lower().endswith(ending):
+            raise ConfigError("source.format", f"{uri} is not read as it is ({endings} are); {cure}")
+    raise ConfigError("source.format", f"{uri} ends in none of {endings}; say which format it has")
+
+
+def _refuse_compressed(uri: str, file: BinaryIO) -> None:
+    """Raise `ConfigError` for text that gzip has packed, whatever its name says: each line of it would be bad."""
+    packed = file.read(len(_GZIP)) == _GZIP
+    file.seek(0)
+    if packed:
+        raise ConfigError("input", f"{uri} is packed by gzip; {_UNPACK}")
 
 
 def shard_name(uri: str) -> str:
