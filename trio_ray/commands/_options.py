@@ -110,6 +110,12 @@ def s3_config(arguments: argparse.Namespace) -> S3Config:
     return S3Config(endpoint_url=arguments.endpoint_url, profile=arguments.profile)
 
 
+def key_and_shard(argument: str, shards: set[str]) -> tuple[str, str | None]:
+    """Split `shard:key`; a key may hold colons itself, a shard's name cannot."""
+    shard, _, key = argument.partition(":")
+    return (key, shard) if shard in shards else (argument, None)
+
+
 def make_folder(option: str, path: str) -> Path:
     """The folder that an option names, made if it is not there.
 

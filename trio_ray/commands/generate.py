@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from trio_ray.commands._options import SHARE, add_s3_options, number, s3_config, whole
+from trio_ray.commands._options import SHARE, add_s3_options, key_and_shard, number, s3_config, whole
 from trio_ray.config import BUNDLED_MODEL, ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.source.sample import Turn
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = ModelConfig(name=arguments.model, dtype=dtype)
     if arguments.keys:
         shards = {commit.shard.name for commit in cache.commits}
-        rows = [cache.row(*_key_and_shard(key, shards)) for key in arguments.keys]
+        rows = [cache.row(*key_and_shard(key, shards)) for key in arguments.keys]
     else:
         rows = cache.table.slice(0, arguments.limit).to_pylist()
     prompt = PromptConfig.model_validate(identity["prompt"])
@@ -102,12 +102,6 @@ def _question(row: dict[str, Any], arguments: argparse.Namespace) -> str:
     if arguments.question is not None:
         return str(arguments.question)
     return "\n".join(turn["text"] for turn in row["turns"]) if row["turns"] else row["prompt"]
-
-
-def _key_and_shard(argument: str, shards: set[str]) -> tuple[str, str | None]:
-    """Split `shard:key`; a key may hold colons itself, a shard's name cannot."""
-    shard, _, key = argument.partition(":")
-    return (key, shard) if shard in shards else (argument, None)
 
 
 def _show(row: dict[str, Any], question: str, answer: str, truth: str | None, as_json: bool) -> None:
