@@ -87,7 +87,8 @@ def test_a_samples_bytes_do_not_depend_on_its_batch() -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_batch_decodes_as_its_samples_do_alone(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the order in which a product of floats is added up; also where only a few rows are decoded at once."""
-    monkeypatch.setattr("trio_ray.kv.codecs.transform.CHUNK", 7 * 64)
+    for name, value in (("RESTORED_AT_ONCE", 7 * 64), ("RESTORED_ROWS", 1)):
+        monkeypatch.setattr(f"trio_ray.kv.codecs.transform.{name}", value)
     codec, batch = transform(), make_segments(5, seed=4, dtype=torch.float32)[number]
     for ours, segment in zip(decoded(codec, batch), batch.split(), strict=True):
         alone = decoded(codec, SegmentBatch.of([segment]))[0]

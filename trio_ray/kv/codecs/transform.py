@@ -23,7 +23,7 @@ from torch import Tensor
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
 from trio_ray.kv.codecs.spec import CodecSpec
-from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces, unpack
+from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.codecs.transform_basis import (
     KINDS,
     TENSORS,
@@ -33,7 +33,7 @@ from trio_ray.kv.codecs.transform_basis import (
 )
 from trio_ray.kv.codecs.transform_basis import read_basis as parse_basis
 from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder
-from trio_ray.kv.codecs.transform_inverse import GroupInverse, put_rows
+from trio_ray.kv.codecs.transform_inverse import ByteInverse, GroupInverse, Turn, has_exact_bytes, put_rows
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 from trio_ray.method.rows import select_rows
@@ -43,8 +43,12 @@ if TYPE_CHECKING:
     from trio_ray.kv.kernels.inverse_transform import SegmentInverse
 
 CHUNK, GPU_CHUNK = 1 << 23, 1 << 26
-"""Rows times channels of the widest group that are coded or decoded at once, which bounds the memory of their integers
-and floats. A GPU wants few and large pieces of work.
+"""Rows times channels of the widest group that are compressed at once, which bounds the memory of their integers. A GPU
+wants few and large pieces of work.
+"""
+RESTORED_AT_ONCE, RESTORED_ROWS = 1 << 19, 256
+"""The same where torch restores, whose floats then stay in a CPU's cache from one step to the next; and rows at least,
+for a product first arranges its matrix.
 """
 
 
@@ -109,6 +113,7 @@ class Transform(Codec):
         self._bases: dict[torch.device, Basis] = {}
         self._coders: dict[tuple[torch.device, int, int], RowCoder] = {}
         self._inverses: dict[tuple[torch.device, torch.dtype, int, int], GroupInverse] = {}
+        self._byte_inverses: dict[tuple[int, int], ByteInverse] = {}
         self._segment_inverses: dict[tuple[torch.device, torch.dtype, tuple[int, ...], int], SegmentInverse] = {}
 
     @classmethod
@@ -130,7 +135,8 @@ class Transform(Codec):
         stored = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         for kind, rows in enumerate(_rows_of_kinds(batch.text, shapes, basis.leads)):
             begins, columns = _begins(blocks, rows, _widths(groups, kind), kind), _columns(groups, kind)
-            for part, chunk in _chunks(basis, groups, rows.index, rows.mean, batch.position):
+            at_once = max(1, (GPU_CHUNK if device.type == "cuda" else CHUNK) // _widest(groups))
+            for part, chunk in _chunks(basis, rows.index, rows.mean, batch.position, at_once):
                 for number, group, own in zip(numbers, groups, columns, strict=True):
                     layers, places = _layers(batch, group), PackedPlaces(stored, begins[part], own)
                     self._coder(basis, number, kind).put(batch.keys[layers], batch.values[layers], chunk, places)
@@ -159,13 +165,13 @@ class Transform(Codec):
         numbers = self._groups(shapes[0])
         groups = [basis.groups[number] for number in numbers]
         kinds = _rows_of_kinds(text, shapes, basis.leads)
+        at_once = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
         for kind, (own, bands) in enumerate(zip(kinds, _bands(tensors[TENSOR], shapes, groups), strict=True)):
-            for rows, chunk in _chunks(basis, groups, own.index, own.mean, position):
-                mine = _split_groups([band[rows] for band in bands], groups, kind)
+            for rows, chunk in _chunks(basis, own.index, own.mean, position, at_once):
+                mine, turn = _split_groups([band[rows] for band in bands], groups, kind), Turn.of(chunk, target)
                 for number, group, packed in zip(numbers, groups, mine, strict=True):
-                    inverse = self._inverse(basis, number, kind, target.keys.dtype)
-                    products = inverse.products(unpack(packed, group.kinds[kind].counts))
-                    put_rows(target, group.first_layer - shapes[0].first_layer, chunk, products, inverse)
+                    states = self._host_inverse(basis, number, kind, target.keys.dtype).states(packed, chunk.mean)
+                    put_rows(target, group.first_layer - shapes[0].first_layer, group.layers, turn, states)
 
     def _restore_by_kernels(
         self,
@@ -250,6 +256,16 @@ class Transform(Codec):
         if key not in self._inverses:
             self._inverses[key] = GroupInverse.of(group.kinds[kind], group.exponent, group.layers, matrix_dtype)
         return self._inverses[key]
+
+    def _host_inverse(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> ByteInverse | GroupInverse:
+        """The same without kernels of our own: states of 16 bits come of 8-bit products where a CPU has exact ones."""
+        inverse = self._inverse(basis, number, kind, dtype)
+        device = inverse.matrix.device
+        if device.type != "cpu" or dtype.itemsize > 2 or not has_exact_bytes():
+            return inverse
+        if (number, kind) not in self._byte_inverses:
+            self._byte_inverses[number, kind] = ByteInverse.of(inverse)
+        return self._byte_inverses[number, kind]
 
     def _segment_inverse(self, basis: Basis, numbers: Sequence[int], kind: int, dtype: torch.dtype) -> SegmentInverse:
         """The same in all groups of a segment, for the kernels."""
@@ -348,20 +364,28 @@ def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], 
     return table[1:][rows.sample] + torch.arange(len(rows.sample), device=device)[:, None] * table[0]
 
 
+def _widest(groups: Sequence[Group]) -> int:
+    """Channels of the widest group."""
+    return max(len(group.exponent) for group in groups)
+
+
 def _columns(groups: Sequence[Group], kind: int) -> list[tuple[int, ...]]:
     """By group, how many bytes of each band the groups ahead of it take."""
     ends = [accumulate(widths, initial=0) for widths in zip(*(_widths([group], kind) for group in groups), strict=True)]
     return list(zip(*ends, strict=True))[:-1]
 
 
-def _chunks(
-    basis: Basis, groups: Sequence[Group], index: Tensor, mean: Tensor, position: Tensor
-) -> Iterator[tuple[slice, Chunk]]:
-    """The rows `index` in runs, with the slice of them that each is."""
-    size = GPU_CHUNK if index.is_cuda else CHUNK
-    rows_at_once = max(1, size // max(len(group.exponent) for group in groups))
-    for start in range(0, len(index), rows_at_once):
-        rows = slice(start, start + rows_at_once)
+def _chunks(basis: Basis, index: Tensor, mean: Tensor, position: Tensor, at_once: int) -> Iterator[tuple[slice, Chunk]]:
+    """The rows `index` in runs of `at_once`, with the slice of them that each is.
+
+    Args:
+        basis: that they are in.
+        index, mean: see `Rows`.
+        position: of all rows of the segment.
+        at_once: rows of a run.
+    """
+    for start in range(0, len(index), at_once):
+        rows = slice(start, start + at_once)
         yield rows, Chunk.of(basis, index[rows], mean[rows], position)
 
 

@@ -68,9 +68,23 @@ def pack(symbols: Tensor, counts: Sequence[int]) -> list[Tensor]:
     return [_pack(part, band) for part, band in zip(symbols.split(list(counts), 1), BANDS, strict=True)]
 
 
-def unpack(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Undo `pack`: (n, components) int16. Any byte stands for some symbols within the limits."""
-    return torch.cat([_unpack(*each) for each in zip(packed, BANDS, counts, strict=True)], 1)
+def unpack_wide(packed: Tensor) -> Tensor:
+    """Undo `pack` in the first band: (n, components) fp32."""
+    low, high = packed.float().chunk(2, 1)
+    return torch.add(low, high, alpha=256).sub_(BANDS[0].limit + 1)
+
+
+def unpack_narrow(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Undo `pack` in the other bands: (n, components) int8, side by side. Any byte stands for some symbols; 255 in the
+    band of whole bytes, which `pack` never writes, for -128.
+    """
+    symbols = torch.empty((len(packed[0]), sum(counts)), dtype=torch.int8, device=packed[0].device)
+    for part, out, band in zip(packed, symbols.split(list(counts), 1), BANDS[1:], strict=True):
+        if band.per_byte == 1:
+            torch.sub(part, band.limit, out=out.view(torch.uint8))
+        elif out.numel():
+            out.copy_(_symbols_of_bytes(band, part)[:, : out.shape[1]])
+    return symbols
 
 
 def _pack(symbols: Tensor, band: Band) -> Tensor:
@@ -86,12 +100,18 @@ def _pack(symbols: Tensor, band: Band) -> Tensor:
     return digits.to(torch.uint8)
 
 
-def _unpack(packed: Tensor, band: Band, count: int) -> Tensor:
-    if not band.per_byte:
-        low, high = packed.int().chunk(2, 1)
-        return (low + (high << 8) - (band.limit + 1)).to(torch.int16)
-    digits = (packed[..., None] // _places(band, packed.device)) % band.base - band.limit
-    return digits.flatten(1)[:, :count]
+def _symbols_of_bytes(band: Band, packed: Tensor) -> Tensor:
+    """(n, bytes) uint8 -> (n, bytes * per_byte) int8, looked up: a division of integers costs a CPU far more."""
+    index = packed.reshape(-1).int()
+    return _table(band, packed.device).index_select(0, index).view(torch.int8).view(len(packed), -1)
+
+
+@functools.cache
+def _table(band: Band, device: torch.device) -> Tensor:
+    """The symbols that each byte holds: (256, per_byte) int8, or (256,) int16 that are two of them."""
+    digits = torch.arange(256, dtype=torch.int16)[:, None] // _places(band, torch.device("cpu")) % band.base
+    table = (digits - band.limit).to(torch.int8)
+    return (table.view(torch.int16)[:, 0] if band.per_byte == 2 else table).to(device)
 
 
 @functools.cache
