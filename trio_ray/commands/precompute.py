@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from trio_ray.commands._options import add_job_options, job_config
+from trio_ray.errors import JobFailed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,4 +35,4 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_display() as progress:
         summary = run_job(config, progress)
     print(summary)
-    return 0 if summary.ok else 4
+    return 0 if summary.ok else JobFailed.exit_code
