@@ -67,7 +67,7 @@ class ModelConfig(Section):
     matmul: Literal["dtype", "fp8"] = Field(
         "dtype",
         description="Matrix products of the decoder layers: in `dtype`, or in 8 bit floats scaled by rows (H100 and "
-        "later), which is faster and changes what is stored a little (README).",
+        "later), which is faster and changes what is stored a little (docs/measured/agreement.md).",
     )
 
     @property
