@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from trio_ray.kv.container import ZSTD, CheckedContainer
 from trio_ray.kv.lossless.on_device import StoredTensor
-from trio_ray.kv.lossless.zstd import decompress_planes
+from trio_ray.kv.lossless.zstd import decompress_into
 
 ALIGNMENT = 16
 THREADS = 8
-"""Threads that copy into pinned memory, and that decompress what a GPU cannot; both work without Python's lock."""
+"""Threads that copy into pinned memory, which a few of them keep busy; they work without Python's lock."""
+DECOMPRESS_THREADS = max(THREADS, os.cpu_count() or 1)
+"""The same that decompress what a GPU cannot."""
 WORTH_THREADS = 1 << 24
 """Fewer bytes are copied by the caller's thread."""
 
@@ -88,20 +91,25 @@ def _common_span(samples: Sequence[CheckedContainer]) -> tuple[Tensor, list[int]
 
 def _joined(arrays: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[int]]:
     """Bytes one behind the other in pinned memory, and where each begins."""
-    begins = list(accumulate((-(-len(array) // ALIGNMENT) * ALIGNMENT for array in arrays), initial=0))
-    block = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    block, begins = _pinned([len(array) for array in arrays])
     room = block.numpy()
 
     def put(number: int) -> None:
         room[begins[number] : begins[number] + len(arrays[number])] = arrays[number]
 
-    if begins[-1] < WORTH_THREADS:
+    if len(block) < WORTH_THREADS:
         for number in range(len(arrays)):
             put(number)
     else:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(put, range(len(arrays))))
-    return block, begins[:-1]
+    return block, begins
+
+
+def _pinned(sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Pinned memory, contents undefined, for bytes of these sizes one behind the other, and where each begins."""
+    begins = list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+    return torch.empty(begins[-1], dtype=torch.uint8, pin_memory=torch.cuda.is_available()), begins[:-1]
 
 
 def _copied(span: Tensor, device: torch.device) -> Tensor:
@@ -113,27 +121,32 @@ def _copied(span: Tensor, device: torch.device) -> Tensor:
 def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
     """The planes of all tensors, decompressed on the CPU."""
     names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
+    pieces = [
+        (number, sample.segments[segment][name], f"{segment}.{name}")
+        for segment, name in names
+        for number, sample in enumerate(samples)
+    ]
     faults = ["" for _ in samples]
+    block, begins = _pinned([piece.spec.size for _, piece, _ in pieces])
+    room = block.numpy()
 
-    def planes(number: int, segment: int, name: str) -> NDArray[np.uint8]:
-        sample = samples[number]
-        piece = sample.segments[segment][name]
+    def put(place: int) -> None:
+        number, piece, name = pieces[place]
+        planes = room[begins[place] : begins[place] + piece.spec.size]
         try:
-            return decompress_planes(sample.data[piece.begin : piece.begin + piece.stored], piece.spec.size)
+            decompress_into(samples[number].data[piece.begin : piece.begin + piece.stored], planes)
         except ValueError as error:
-            faults[number] = faults[number] or f"not as written: tensor '{segment}.{name}': {error}"
-            return np.zeros(piece.spec.size, np.uint8)
+            planes[:] = 0
+            faults[number] = faults[number] or f"not as written: tensor '{name}': {error}"
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [(number, segment, name) for segment, name in names for number in range(len(samples))]
-        arrays = list(pool.map(lambda job: planes(*job), jobs))
-    block, begins = _joined(arrays)
+    with ThreadPoolExecutor(DECOMPRESS_THREADS) as pool:
+        list(pool.map(put, range(len(pieces))))
     count = len(samples)
     tensors = {
         f"{segment}.{name}": StoredTensor(
             specs=[sample.segments[segment][name].spec for sample in samples],
             begins=begins[place * count : (place + 1) * count],
-            stored=[len(array) for array in arrays[place * count : (place + 1) * count]],
+            stored=[piece.spec.size for _, piece, _ in pieces[place * count : (place + 1) * count]],
         )
         for place, (segment, name) in enumerate(names)
     }

@@ -47,8 +47,30 @@ def decompress_planes(stored: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
     """The planes alone, (size,) uint8. Raises what `decompress` raises."""
     if len(stored) == size:
         return stored if stored.flags.writeable and size else stored.copy()
+    planes = np.empty(size, np.uint8)
+    decompress_into(stored, planes)
+    return planes
+
+
+def decompress_into(stored: NDArray[np.uint8], planes: NDArray[np.uint8]) -> None:
+    """`decompress_planes` into memory that there is, without Python's lock.
+
+    Memory that is fresh for every tensor is what keeps threads from working side by side: the system hands it out page
+    by page under one lock.
+
+    Args:
+        stored: as `compress` gives them.
+        planes: (size,), takes them.
+
+    Raises:
+        ValueError: they are no zstd frame of exactly so many bytes.
+    """
+    if len(stored) == len(planes):
+        planes[:] = stored
+        return
     try:
-        plain = pa.Codec("zstd").decompress(stored, decompressed_size=size)
+        stream = pa.CompressedInputStream(pa.BufferReader(stored), "zstd")
+        if stream.readinto(planes.data) != len(planes) or stream.read(1):
+            raise ValueError(f"not a zstd frame of {len(planes)} bytes")
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a zstd frame of {size} bytes: {error}") from None
-    return np.frombuffer(plain, np.uint8)
+        raise ValueError(f"not a zstd frame of {len(planes)} bytes: {error}") from None

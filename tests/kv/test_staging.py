@@ -1,0 +1,32 @@
+"""Containers on their way to a GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.kv.prefixes import CODECS, codec_of, contained, random_prefix
+from trio_ray.kv.container import ZSTD, check_container
+from trio_ray.kv.lossless.zstd import decompress_planes
+from trio_ray.kv.staging import stage
+
+
+def test_frames_of_zstd_are_decompressed_side_by_side_and_a_damaged_one_is_its_samples_fault() -> None:
+    codec = codec_of(CODECS["mixed"])
+    whole = contained(random_prefix(rows=(90, 60, 50)), codec)
+    damaged = bytearray(whole)
+    piece = max(check_container(whole, codec).segments[0].values(), key=lambda own: own.spec.size - own.stored)
+    assert piece.stored < piece.spec.size, "it is a frame"
+    damaged[piece.begin] ^= 1
+    samples = [check_container(data, codec) for data in (whole, bytes(damaged), whole)]
+    assert samples[0].lossless == ZSTD
+    staged = stage(samples, torch.device("cpu"))
+    assert [bool(fault) for fault in staged.faults] == [False, True, False]
+    for number in (0, 2):
+        for segment, own in enumerate(samples[number].segments):
+            for name, stored in own.items():
+                there = staged.tensors[f"{segment}.{name}"]
+                found = staged.source[there.begins[number] : there.begins[number] + there.stored[number]]
+                planes = decompress_planes(
+                    samples[number].data[stored.begin : stored.begin + stored.stored], stored.spec.size
+                )
+                assert found.tolist() == planes.tolist()
