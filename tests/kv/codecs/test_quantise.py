@@ -17,10 +17,10 @@ from trio_ray.kv.codecs.quantise import (
     LIMIT,
     RowGroups,
     clean,
-    decode_channels,
-    decode_vectors,
-    encode_channels,
-    encode_vectors,
+    compress_channels,
+    compress_vectors,
+    decompress_channels,
+    decompress_vectors,
     group_starts,
     half_down,
     half_up,
@@ -41,9 +41,9 @@ def groups_of(rows: Tensor, counts: tuple[int, ...], size: int) -> RowGroups:
 @given(FLOATS, st.sampled_from(BITS))
 def test_vectors_come_back_within_half_a_step(numbers: np.ndarray, bits: int) -> None:
     source, rows = torch.from_numpy(numbers), torch.arange(1, 20, 2)
-    codes, grids = encode_vectors(source, rows, 4, bits)
+    codes, grids = compress_vectors(source, rows, 4, bits)
     out = torch.zeros_like(source)
-    decode_vectors(codes, grids, rows, 4, bits, out)
+    decompress_vectors(codes, grids, rows, 4, bits, out)
     step = split_grid(grids)[1].float().transpose(0, 1)[..., None]
     assert_within(out[:, rows].unflatten(-1, (-1, 4)), source[:, rows].unflatten(-1, (-1, 4)), step / 2)
     assert not out[:, ::2].any()
@@ -54,9 +54,9 @@ def test_vectors_come_back_within_half_a_step(numbers: np.ndarray, bits: int) ->
 def test_channels_come_back_within_half_a_step(numbers: np.ndarray, bits: int) -> None:
     source, rows = torch.from_numpy(numbers), torch.arange(19)
     groups = groups_of(rows, (11, 0, 8), 4)
-    codes, grids = encode_channels(source, groups, bits)
+    codes, grids = compress_channels(source, groups, bits)
     out = torch.zeros_like(source)
-    decode_channels(codes, grids, groups, bits, out)
+    decompress_channels(codes, grids, groups, bits, out)
     group = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
     step = split_grid(grids)[1].float()[group].transpose(0, 1)
     assert_within(out[:, :19], source[:, :19], step / 2)
@@ -108,10 +108,10 @@ def test_no_group_crosses_a_sample() -> None:
 def test_constant_channels_come_back_exactly_and_take_no_step() -> None:
     source = torch.full((1, 6, 1, 4), 2.5)
     groups = groups_of(torch.arange(6), (6,), 32)
-    codes, grids = encode_channels(source, groups, 4)
+    codes, grids = compress_channels(source, groups, 4)
     assert not codes.any()
     out = torch.zeros_like(source)
-    decode_channels(codes, grids, groups, 4, out)
+    decompress_channels(codes, grids, groups, 4, out)
     assert torch.equal(out, source)
 
 
@@ -120,6 +120,6 @@ def test_float16_never_overflows_on_the_way_back() -> None:
     for bits in BITS:
         out = torch.zeros_like(source)
         rows = torch.zeros(1, dtype=torch.int64)
-        decode_vectors(*encode_vectors(source, rows, 32, bits), rows, 32, bits, out)
+        decompress_vectors(*compress_vectors(source, rows, 32, bits), rows, 32, bits, out)
         assert out.isfinite().all()
         assert out.max() == LIMIT

@@ -80,21 +80,21 @@ def test_integer_kernels_equal_torch(case: Case, device: str) -> None:
     vector = math.gcd(case.size, case.dim)
     faults = []
 
-    ours = triton_kernels.encode_channels(moved, groups_there, case.bits)
-    truth = quantise.encode_channels(source, groups, case.bits)
-    faults += differences(f"encode_channels {case}", ("codes", "grids"), ours, truth)
+    ours = triton_kernels.compress_channels(moved, groups_there, case.bits)
+    truth = quantise.compress_channels(source, groups, case.bits)
+    faults += differences(f"compress_channels {case}", ("codes", "grids"), ours, truth)
     out, back = torch.zeros_like(moved), torch.zeros_like(source)
-    triton_kernels.decode_channels(*(tensor.to(device) for tensor in truth), groups_there, case.bits, out)
-    quantise.decode_channels(*truth, groups, case.bits, back)
-    faults += differences(f"decode_channels {case}", ("out",), [out], [back])
+    triton_kernels.decompress_channels(*(tensor.to(device) for tensor in truth), groups_there, case.bits, out)
+    quantise.decompress_channels(*truth, groups, case.bits, back)
+    faults += differences(f"decompress_channels {case}", ("out",), [out], [back])
 
-    ours = triton_kernels.encode_vectors(moved, rows.to(device), vector, case.bits)
-    truth = quantise.encode_vectors(source, rows, vector, case.bits)
-    faults += differences(f"encode_vectors {case}", ("codes", "grids"), ours, truth)
+    ours = triton_kernels.compress_vectors(moved, rows.to(device), vector, case.bits)
+    truth = quantise.compress_vectors(source, rows, vector, case.bits)
+    faults += differences(f"compress_vectors {case}", ("codes", "grids"), ours, truth)
     out, back = torch.zeros_like(moved), torch.zeros_like(source)
-    triton_kernels.decode_vectors(*(tensor.to(device) for tensor in truth), rows.to(device), vector, case.bits, out)
-    quantise.decode_vectors(*truth, rows, vector, case.bits, back)
-    faults += differences(f"decode_vectors {case}", ("out",), [out], [back])
+    triton_kernels.decompress_vectors(*(tensor.to(device) for tensor in truth), rows.to(device), vector, case.bits, out)
+    quantise.decompress_vectors(*truth, rows, vector, case.bits, back)
+    faults += differences(f"decompress_vectors {case}", ("out",), [out], [back])
     assert not faults, "\n".join(faults)
 
 

@@ -99,11 +99,11 @@ class Integer(Codec):
             if piece.bits is None:
                 tensors[piece.name] = source.transpose(0, 1).index_select(0, members.rows.rows)
             elif piece.is_key:
-                tensors[piece.name], tensors[grid] = use.encode_channels(source, members, piece.bits)
+                tensors[piece.name], tensors[grid] = use.compress_channels(source, members, piece.bits)
                 counts[grid] = members.counts
             else:
                 group = self._value_group(source.shape[-1])
-                tensors[piece.name], tensors[grid] = use.encode_vectors(source, members.rows.rows, group, piece.bits)
+                tensors[piece.name], tensors[grid] = use.compress_vectors(source, members.rows.rows, group, piece.bits)
                 counts[grid] = members.rows.counts
         return CodedSegments(tensors, counts)
 
@@ -148,10 +148,10 @@ class Integer(Codec):
             if grids is None or piece.bits is None:
                 out.index_copy_(1, members.rows.rows, codes.transpose(0, 1).to(out.dtype))
             elif piece.is_key:
-                use.decode_channels(codes, grids, members, piece.bits, out)
+                use.decompress_channels(codes, grids, members, piece.bits, out)
             else:
                 group = self._value_group(shapes[0].head_dim)
-                use.decode_vectors(codes, grids, members.rows.rows, group, piece.bits, out)
+                use.decompress_vectors(codes, grids, members.rows.rows, group, piece.bits, out)
 
     def _classes(self, text: Tensor, shapes: Sequence[SegmentShape]) -> dict[bool, RowGroups]:
         """By whether they are protected, the rows of a class and their groups for keys."""

@@ -63,7 +63,7 @@ def codes_per_byte(bits: int) -> int:
     return 8 // bits
 
 
-def encode_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tensor, Tensor]:
+def compress_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tensor, Tensor]:
     """Quantise each channel over groups of rows.
 
     Args:
@@ -93,8 +93,8 @@ def encode_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tenso
     return codes, grids
 
 
-def decode_channels(codes: Tensor, grids: Tensor, groups: RowGroups, bits: int, out: Tensor) -> None:
-    """Undo `encode_channels` into the groups' rows of `out`, (layers, T, heads, dim)."""
+def decompress_channels(codes: Tensor, grids: Tensor, groups: RowGroups, bits: int, out: Tensor) -> None:
+    """Undo `compress_channels` into the groups' rows of `out`, (layers, T, heads, dim)."""
     rows = groups.rows.rows
     group = _group_of_rows(groups.starts, len(rows))
     for layer in range(out.shape[0]):
@@ -103,7 +103,7 @@ def decode_channels(codes: Tensor, grids: Tensor, groups: RowGroups, bits: int, 
         out[layer].index_copy_(0, rows, x.to(out.dtype))
 
 
-def encode_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor]:
+def compress_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor]:
     """Quantise each row in groups of channels.
 
     Args:
@@ -126,8 +126,8 @@ def encode_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple
     return codes, grids
 
 
-def decode_vectors(codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits: int, out: Tensor) -> None:
-    """Undo `encode_vectors` into `rows` of `out`, (layers, T, heads, dim)."""
+def decompress_vectors(codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits: int, out: Tensor) -> None:
+    """Undo `compress_vectors` into `rows` of `out`, (layers, T, heads, dim)."""
     for layer in range(out.shape[0]):
         zero, scale = split_grid(grids[:, layer])
         unit = codes[:, layer].unflatten(-1, (-1, group // codes_per_byte(bits)))

@@ -28,7 +28,7 @@ CHANNEL_TILE = 8192
 """Elements a program for channels handles, at least one channel of a group of rows."""
 
 
-def encode_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tensor, Tensor]:
+def compress_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tensor, Tensor]:
     """See `quantise`."""
     source = _with_dense_rows(source)
     layers, _, heads, dim = source.shape
@@ -39,25 +39,25 @@ def encode_channels(source: Tensor, groups: RowGroups, bits: int) -> tuple[Tenso
     if len(rows):
         with torch.cuda.device_of(source):
             launch, sizes = _channel_tiles(groups, source.shape, bits)
-            _encode_channels[launch](
+            _compress_channels[launch](
                 source, rows, starts, codes, grids, source.stride(0), source.stride(1), heads,
                 STEPS=2**bits - 1, num_warps=8, **sizes,
             )  # fmt: skip
     return codes, grids
 
 
-def decode_channels(codes: Tensor, grids: Tensor, groups: RowGroups, bits: int, out: Tensor) -> None:
+def decompress_channels(codes: Tensor, grids: Tensor, groups: RowGroups, bits: int, out: Tensor) -> None:
     """See `quantise`."""
     if len(groups.rows.rows):
         launch, sizes = _channel_tiles(groups, out.shape, bits)
         with torch.cuda.device_of(out):
-            _decode_channels[launch](
+            _decompress_channels[launch](
                 codes, grids, groups.rows.rows, groups.starts, out, out.stride(0), out.stride(1), out.shape[2],
                 num_warps=8, **sizes,
             )  # fmt: skip
 
 
-def encode_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor]:
+def compress_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor]:
     """See `quantise`."""
     source = _with_dense_rows(source)
     layers, _, heads, dim = source.shape
@@ -66,20 +66,20 @@ def encode_vectors(source: Tensor, rows: Tensor, group: int, bits: int) -> tuple
     if len(rows):
         launch, sizes = _vector_tiles(len(rows), layers, heads * dim, group)
         with torch.cuda.device_of(source):
-            _encode_vectors[launch](
+            _compress_vectors[launch](
                 source, rows, codes, grids, source.stride(0), source.stride(1),
                 STEPS=2**bits - 1, PER_BYTE=codes_per_byte(bits), num_warps=4, **sizes,
             )  # fmt: skip
     return codes, grids
 
 
-def decode_vectors(codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits: int, out: Tensor) -> None:
+def decompress_vectors(codes: Tensor, grids: Tensor, rows: Tensor, group: int, bits: int, out: Tensor) -> None:
     """See `quantise`."""
     layers, _, heads, dim = out.shape
     if len(rows):
         launch, sizes = _vector_tiles(len(rows), layers, heads * dim, group)
         with torch.cuda.device_of(out):
-            _decode_vectors[launch](
+            _decompress_vectors[launch](
                 codes, grids, rows, out, out.stride(0), out.stride(1),
                 PER_BYTE=codes_per_byte(bits), num_warps=4, **sizes,
             )  # fmt: skip
@@ -164,7 +164,7 @@ def _restore(codes, zero, scale):
 
 
 @triton.jit
-def _encode_channels(
+def _compress_channels(
     source, rows, starts, codes, grids, layer_stride, row_stride, heads,
     STEPS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -193,7 +193,7 @@ def _encode_channels(
 
 
 @triton.jit
-def _decode_channels(
+def _decompress_channels(
     codes, grids, rows, starts, out, layer_stride, row_stride, heads,
     DIM: tl.constexpr, GROUP: tl.constexpr, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -218,7 +218,7 @@ def _decode_channels(
 
 
 @triton.jit
-def _encode_vectors(
+def _compress_vectors(
     source, rows, codes, grids, layer_stride, row_stride,
     VECTORS: tl.constexpr, GROUP: tl.constexpr, STEPS: tl.constexpr, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +248,7 @@ def _encode_vectors(
 
 
 @triton.jit
-def _decode_vectors(
+def _decompress_vectors(
     codes, grids, rows, out, layer_stride, row_stride,
     VECTORS: tl.constexpr, GROUP: tl.constexpr, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
