@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from tests.tiny_models import PATCH, PINPOINTS, TILE, spread_weights
@@ -24,6 +24,14 @@ TEXT = [
     "Describe the image in detail. The picture shows a green square on the left.", "Yes, no, one, two, three, four.",
     "Answer the questions. Is there a circle above the square? Answer the question briefly.",
 ]  # fmt: skip
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What tokenizers of Llama 3's and Qwen 2's kind cut a text into first: newlines in a row are one piece, which a
+tokenizer of GPT-2's kind parts before a word.
+"""
 
 VICUNA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -189,7 +197,12 @@ def _tokenizer(standin: Standin) -> Tokenizer:
     special = list(standin.special)
     tokenizer = Tokenizer(models.BPE(unk_token=None if standin.byte_level else "<unk>", byte_fallback=False))
     if standin.byte_level:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:

@@ -72,7 +72,10 @@ class ModelConfig(Section):
 
     @property
     def label(self) -> str:
-        """The model's name and, of a hub model, its revision."""
+        """The model's name and, of a hub model, its revision; of a folder the whole path."""
+        folder = Path(self.name).expanduser()
+        if self.name != BUNDLED_MODEL and self.revision is None and folder.is_dir():
+            return str(folder.resolve())
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.checkpoints import change_json, read_tensors, write_weights
 from tests.corpora import samples, write_tar
+from tests.faulty_checkpoints import FAULTS as CHECKPOINT_FAULTS
 from tests.precompute.runs import job_config
 from trio_ray.cli import main
 from trio_ray.precompute.plan import plan_job
@@ -20,6 +22,7 @@ COMMANDS = {
     "estimate": ["--input", "CORPUS", "--measure"],
     "calibrate": ["--input", "CORPUS", "--out", "CACHE.basis"],
 }
+FORTY = list(CHECKPOINT_FAULTS)[:80:2]
 FAULTS = ["no_projector", "image_token", "no_template", "quantised", "config_is_a_list"]
 
 
@@ -53,6 +56,27 @@ def test_a_faulty_checkpoint_ends_a_command_before_anything_is_made(
     assert shown[-1].startswith(f"trio-ray: {field}: ")
     assert not [line for line in shown if "Traceback" in line]
     assert not list(tmp_path.glob("cache*"))
+
+
+def test_forty_faulty_checkpoints_end_precompute_in_a_sentence_each_and_leave_nothing(
+    standins: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, cache, folder = str(write_tar(tmp_path / "a.tar", samples(1))), tmp_path / "cache", tmp_path / "model"
+    chosen = list(FORTY)
+    assert len(chosen) == 40
+    for fault in chosen:
+        change, words = CHECKPOINT_FAULTS[fault]
+        shutil.copytree(standins["vicuna"], folder)
+        change(folder)
+        assert main(["precompute", "--input", corpus, "--output", str(cache), "--model", str(folder)]) == 2, fault
+        shown = capsys.readouterr()
+        lines = [line for line in shown.err.splitlines() if line.strip()]
+        assert lines[0] == "checking"
+        assert lines[-1].startswith("trio-ray: model.name: "), (fault, shown.err)
+        assert re.search(words, lines[-1]), (fault, lines[-1])
+        assert "Traceback" not in shown.err + shown.out, fault
+        assert not cache.exists(), fault
+        shutil.rmtree(folder)
 
 
 def test_a_manifest_names_the_model_and_with_targets_its_stop_tokens(standins: dict[str, Path], tmp_path: Path) -> None:

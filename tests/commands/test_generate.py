@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cli import main
 from trio_ray.model.replica import Replica
+from trio_ray.store.dataset import load_dataset
+from trio_ray.store.local import LocalStore
+from trio_ray.store.record import dump_record
 
 
 def test_answers_are_those_of_the_stored_prefixes(
@@ -54,3 +58,33 @@ def test_a_key_of_several_shards_and_another_model_are_refused(
 def test_a_count_below_one_is_refused(option: str, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(cache), option, "0"]) == 2
     assert capsys.readouterr().err == f"trio-ray: {option}: 0 must be at least 1 (see trio-ray generate --help)\n"
+
+
+def test_the_model_is_the_one_that_the_cache_names(
+    cache: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(cache), "s0050", "--json"]) == 0
+    unnamed = capsys.readouterr().out
+    assert main(["generate", str(cache), "s0050", "--model", str(tiny_model), "--json"]) == 0
+    assert capsys.readouterr().out == unnamed
+    manifest = load_dataset(LocalStore(cache))
+    for model, words in (
+        ("/gone/model", f"{cache} was made with /gone/model: there is no folder '/gone/model'; give the model"),
+        ("", "does not name the model that made it; give one"),
+    ):
+        (cache / "dataset.json").write_bytes(dump_record(asdict(replace(manifest, model=model))))
+        assert main(["generate", str(cache), "s0050"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("trio-ray: model.name: ")
+        assert words in error
+
+
+def test_what_follows_the_last_at_sign_is_a_commit_only_if_it_looks_like_one(cache: Path) -> None:
+    manifest = load_dataset(LocalStore(cache))
+    for model, name, commit in (
+        ("owner/model@" + "0a" * 20, "owner/model", "0a" * 20),
+        ("/models/me@home", "/models/me@home", None),
+        ("bundled", "bundled", None),
+    ):
+        named = replace(manifest, model=model)
+        assert (named.model_name, named.model_commit) == (name, commit)

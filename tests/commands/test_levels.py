@@ -103,3 +103,36 @@ def test_inspect_says_what_each_level_holds(caches: Path, capsys: pytest.Capture
         row = PrunedCache(str(caches / name)).row("s0001")
         assert shown.count("\ntarget ") == len(row["answer_ids"] or ())
         assert ("own user" in shown) is (name == "image")
+
+
+def test_images_that_records_name_elsewhere_are_found_where_the_command_line_says(
+    tiny_model: Path, llama: Replica, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are read again to draw them, and for level indices to answer; a cache does not hold where they were."""
+    records, images = tmp_path / "records", tmp_path / "images"
+    records.mkdir()
+    images.mkdir()
+    lines = []
+    for member in samples(2):
+        (images / f"{member['__key__']}.png").write_bytes(member["png"])  # type: ignore[arg-type]
+        lines.append({"id": member["__key__"], "image": f"{member['__key__']}.png", "question": "what ?"})
+    (records / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = job_config(
+        tiny_model, records / "a.jsonl", tmp_path / "cache", cache__level="indices", source__image_root=str(images)
+    )
+    run_here(config, llama)
+    picture = ["inspect", config.output, "s0001", "--png", str(tmp_path / "x.png")]
+    for command in (picture, ["generate", config.output, "s0001"]):
+        assert main(command) == 2
+        sentence = capsys.readouterr().err.splitlines()[-1]
+        assert sentence.startswith("trio-ray: ")
+        assert "image_missing" in sentence
+        assert "--image-root" in sentence
+        assert main([*command, "--image-root", str(images)]) == 0
+        capsys.readouterr()
+    assert (tmp_path / "x.png").stat().st_size > 0
+    lines = [{**line, "image": str(images / str(line["image"]))} for line in lines]
+    (records / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(picture) == 2
+    assert "image_outside" in capsys.readouterr().err
+    assert main([*picture, "--allow-any-path"]) == 0

@@ -16,7 +16,7 @@ from tests.kv.prefixes import assert_same
 from tests.precompute.contract import assert_follows_the_contract
 from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
-from trio_ray.cache.input_samples import read_again
+from trio_ray.cache.input_samples import Reread, read_again
 from trio_ray.cache.pruned_cache import OtherLevel, PrunedCache
 from trio_ray.config import S3Config
 from trio_ray.errors import PrefixError
@@ -63,7 +63,7 @@ def make(
 
 def prepared_again(cache: PrunedCache, replica: Replica) -> list[PreparedSample]:
     preparer = replica.preparer(10**8, cache.instruction)
-    prepared = [preparer.prepare(found) for found in read_again(cache, cache.table.to_pylist(), S3Config())]
+    prepared = [preparer.prepare(found) for found in read_again(cache, cache.table.to_pylist(), Reread(S3Config()))]
     assert all(isinstance(one, PreparedSample) for one in prepared)
     return prepared  # type: ignore[return-value]
 

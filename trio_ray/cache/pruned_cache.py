@@ -22,8 +22,8 @@ from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cache.part_tables import PartTables
 from trio_ray.cache.ranges import Member, coalesce_ranges
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
-from trio_ray.config import S3Config
-from trio_ray.errors import IdentityMismatch, ObjectDamaged, PrefixError, StoreError
+from trio_ray.config import ModelConfig, S3Config
+from trio_ray.errors import ConfigError, IdentityMismatch, ObjectDamaged, PrefixError, StoreError
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.container import CheckedContainer, ContainerError, check_container
 from trio_ray.kv.embeds import Embeds, read_embeds
@@ -32,7 +32,7 @@ from trio_ray.kv.restore import restore_containers
 from trio_ray.kv.target import Allocate
 from trio_ray.method.method import Method
 from trio_ray.model.image_scope import Scope
-from trio_ray.model.loading import model_fingerprint
+from trio_ray.model.loading import model_fingerprint, pinned
 from trio_ray.ordered import ordered_map
 from trio_ray.store.commits import CommitRecord, read_commits
 from trio_ray.store.dataset import first_difference, load_dataset
@@ -402,6 +402,34 @@ class PrunedCache:
                 else:
                     log.warning("skipped: %s", outcome)
                     self.skipped.append(outcome)
+
+    def model_that_made_it(self, given: ModelConfig) -> ModelConfig:
+        """What to load to go on from the prefixes: the model of the settings or, where they name none, the one that
+        `dataset.json` names, by its commit if it is a hub model.
+
+        A model that the settings name without a revision is taken by that commit too, if it has the same name.
+
+        Args:
+            given: the settings. `dtype: auto` becomes the arithmetic that made the cache.
+
+        Raises:
+            ConfigError: neither names a model, or there is no such model; names `model.name` or `model.revision`.
+        """
+        made = self.dataset
+        dtype = made.identity["model"]["dtype"] if given.dtype == "auto" else given.dtype
+        named = "name" in given.model_fields_set
+        if not named and not made.model_name:
+            raise ConfigError("model.name", f"{self.uri} does not name the model that made it; give one")
+        name = given.name if named else made.model_name
+        revision = given.revision or (made.model_commit if name == made.model_name else None)
+        wanted = given.model_copy(update={"name": name, "revision": revision, "dtype": dtype})
+        try:
+            return pinned(wanted)
+        except ConfigError as error:
+            if named:
+                raise
+            told = str(error).removeprefix(f"{error.field}: ")
+            raise ConfigError(error.field, f"{self.uri} was made with {made.model}: {told}; give the model") from None
 
     def check_model(self, folder: Path, dtype: str) -> None:
         """Refuse a model that did not make this cache; `dtype` is its arithmetic, 'float32' and so on.

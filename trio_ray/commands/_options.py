@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from trio_ray.config import JobConfig, S3Config, Section, load_section
+from trio_ray.config import JobConfig, ModelConfig, S3Config, Section, load_section, parse_section
 from trio_ray.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
@@ -97,6 +97,30 @@ def job_config(arguments: argparse.Namespace) -> JobConfig:
         "redo_damaged": "pipeline.redo_damaged",
     }
     return settings(JobConfig, arguments, options)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--revision` of commands that read a cache, which knows the model that made it."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="the model that made it (default: the one that the cache names)"
+    )
+    parser.add_argument("--revision", metavar="REV", help="its branch, tag or commit (default: the cache's commit)")
+
+
+def model_config(arguments: argparse.Namespace) -> ModelConfig:
+    """The model that these options name, if they do. Raises `ConfigError` that names the setting at fault."""
+    given = {"name": arguments.model, "revision": arguments.revision}
+    return parse_section(ModelConfig, {name: value for name, value in given.items() if value is not None})
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """`--image-root` and `--allow-any-path` of commands that read a cache's input again."""
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder of the images that the input's records name (source.image_root)"
+    )
+    parser.add_argument(
+        "--allow-any-path", action="store_true", help="records may name images elsewhere (source.allow_any_path)"
+    )
 
 
 def add_s3_options(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,16 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from trio_ray.commands._options import add_s3_options, key_and_shard, make_folder, s3_config, whole
-from trio_ray.config import BUNDLED_MODEL, ModelConfig, PromptConfig
+from trio_ray.commands._options import (
+    add_model_options,
+    add_s3_options,
+    key_and_shard,
+    make_folder,
+    model_config,
+    s3_config,
+    whole,
+)
+from trio_ray.config import PromptConfig
 from trio_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--renumber", action="store_true",
         help="accept embeddings of original positions, which other engines number from 0: some answers differ",
     )  # fmt: skip
-    parser.add_argument(
-        "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made the cache (default bundled)"
-    )
+    add_model_options(parser)
     add_s3_options(parser)
 
 
@@ -58,10 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.bodies and form == "image_rows" and identity["prompt"]["template"] is not None:
         raise ConfigError("--bodies", "chat bodies need the model's chat template, and the cache has a prompt.template")
     folder = make_folder("--out", arguments.out)
-    dtype = identity["model"]["dtype"]
-    config = ModelConfig(name=arguments.model, dtype=dtype)
+    config = cache.model_that_made_it(model_config(arguments))
     checkpoint = check_checkpoint(config, PromptConfig.model_validate(identity["prompt"]))
-    cache.check_model(checkpoint.folder, dtype)
+    cache.check_model(checkpoint.folder, config.dtype)
     exporter = Exporter(cache, checkpoint, form)
     rows = islice(_rows(cache, arguments.keys), arguments.limit)
     written = write_folder(folder, arguments.to, exporter, rows, checkpoint, arguments.bodies)

@@ -1,6 +1,6 @@
 """Answer from what is stored: nothing of an image is looked at but what the cache holds of it.
 
-The model must be the one that made the cache; any other is refused by the name of the file that differs. Without keys,
+The model is the one that made the cache; any other is refused by the name of what differs. Without keys,
 the first --limit samples are answered. Of a cache of scope image, --question is put to every image; without it each
 sample's own. A cache of level indices has its input read and prefilled again. With --json each line is a JSON object.
 """
@@ -11,8 +11,18 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from trio_ray.commands._options import SHARE, add_s3_options, key_and_shard, number, s3_config, whole
-from trio_ray.config import BUNDLED_MODEL, ModelConfig, PromptConfig
+from trio_ray.commands._options import (
+    SHARE,
+    add_input_options,
+    add_model_options,
+    add_s3_options,
+    key_and_shard,
+    model_config,
+    number,
+    s3_config,
+    whole,
+)
+from trio_ray.config import PromptConfig
 from trio_ray.errors import ConfigError
 from trio_ray.source.sample import Turn
 
@@ -26,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
     help_keys = "keys, right behind CACHE; [shard:]key where several shards have one"
     parser.add_argument("keys", metavar="KEY", nargs="*", help=help_keys)
-    parser.add_argument(
-        "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)"
-    )
+    add_model_options(parser)
     parser.add_argument(
         "--limit", type=whole(1), default=8, metavar="N", help="samples answered without keys (default 8)"
     )
@@ -43,11 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of the draws (default 0)")
     parser.add_argument("--question", metavar="TEXT", help="what to ask of each image (caches of scope image)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_input_options(parser)
     add_s3_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print question, answer and, where the corpus has one, the true answer."""
+    from trio_ray.cache.input_samples import Reread
     from trio_ray.cache.pruned_cache import PrunedCache
     from trio_ray.cache.stored_prefixes import prefixes_of
     from trio_ray.model.checkpoint import check_checkpoint
@@ -60,20 +70,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "--question", "the prefixes of this cache end with questions of their own (cache.scope: prompt)"
         )
-    dtype = identity["model"]["dtype"]
-    config = ModelConfig(name=arguments.model, dtype=dtype)
+    config = cache.model_that_made_it(model_config(arguments))
     if arguments.keys:
         shards = {commit.shard.name for commit in cache.commits}
         rows = [cache.row(*key_and_shard(key, shards)) for key in arguments.keys]
     else:
         rows = cache.table.slice(0, arguments.limit).to_pylist()
     prompt = PromptConfig.model_validate(identity["prompt"])
-    cache.check_model(check_checkpoint(config, prompt).folder, dtype)
+    cache.check_model(check_checkpoint(config, prompt).folder, config.dtype)
     replica = Replica.load(config, prompt)
+    reread = Reread(s3, arguments.image_root, arguments.allow_any_path)
     known = right = 0
     for start in range(0, len(rows), arguments.batch):
         batch = rows[start : start + arguments.batch]
-        prefixes = prefixes_of(cache, replica, batch, s3)
+        prefixes = prefixes_of(cache, replica, batch, reread)
         for row, answer in zip(batch, _answers(replica, prefixes, batch, arguments), strict=True):
             truth = row["answer"] if arguments.question is None else None
             _show(row, _question(row, arguments), answer, truth, arguments.json)

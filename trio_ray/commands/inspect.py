@@ -11,8 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from trio_ray.commands._options import add_s3_options, s3_config
-from trio_ray.config import BUNDLED_MODEL, ModelConfig, S3Config
+from trio_ray.commands._options import (
+    add_input_options,
+    add_model_options,
+    add_s3_options,
+    model_config,
+    s3_config,
+)
+from trio_ray.config import S3Config
 from trio_ray.errors import ConfigError
 
 
@@ -22,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", nargs="?", help="a sample's key")
     parser.add_argument("--shard", metavar="NAME", help="the key's shard, where several have it")
     parser.add_argument("--png", metavar="OUT", help="draw the sample's kept and dropped tokens into this file")
-    parser.add_argument(
-        "--model", default=BUNDLED_MODEL, metavar="NAME", help="the model that made it (default bundled)"
-    )
+    add_model_options(parser)
+    add_input_options(parser)
     add_s3_options(parser)
 
 
@@ -121,17 +126,18 @@ def _distribution(ids: list[int], logprobs: list[float]) -> str:
 
 
 def _draw(cache: Any, row: dict[str, Any], arguments: argparse.Namespace, s3: S3Config) -> None:
-    from trio_ray.cache.input_samples import read_again
+    from trio_ray.cache.input_samples import Reread, read_again
     from trio_ray.model.loading import load_processor, model_folder, read_model_config
     from trio_ray.model.tiles import Tiler
     from trio_ray.report.overlay import draw_overlay
     from trio_ray.source.images import decode_image
 
-    folder = model_folder(ModelConfig(name=arguments.model))
-    cache.check_model(folder, cache.dataset.identity["model"]["dtype"])  # another model's grid would be a wrong picture
+    model = cache.model_that_made_it(model_config(arguments))
+    folder = model_folder(model)
+    cache.check_model(folder, model.dtype)  # another model's grid would be a wrong picture
     tiler = Tiler.from_processor(load_processor(folder)[1], read_model_config(folder).vision_config.patch_size)
     out, start = Path(arguments.png), 0
-    (sample,) = read_again(cache, [row], s3)
+    (sample,) = read_again(cache, [row], Reread(s3, arguments.image_root, arguments.allow_any_path))
     for number, (data, image) in enumerate(zip(sample.images, row["images"], strict=True)):
         stop = start + image["tokens"]
         kept = [[token - start for token in point if start <= token < stop] for point in row["kept"]]

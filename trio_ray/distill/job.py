@@ -15,7 +15,7 @@ from trio_ray.distill.student import layer_numbers
 from trio_ray.distill.worker import WorkerSpec
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.model.checkpoint import check_checkpoint
-from trio_ray.model.loading import model_fingerprint, pinned
+from trio_ray.model.loading import model_fingerprint
 from trio_ray.store.opening import open_store
 from trio_ray.store.record import canonical_json
 
@@ -54,11 +54,12 @@ def plan_distillation(config: DistillConfig) -> WorkerSpec:
     replicas = config.replicas.max
     if replicas > config.training.batch_size:
         raise ConfigError("replicas.max", f"{replicas} replicas cannot share batches of {config.training.batch_size}")
-    config = config.model_copy(update={"teacher": pinned(config.teacher)})
+    cache = _embeds_cache(config, "cache", config.cache)
+    teacher = cache.model_that_made_it(config.teacher).model_copy(update={"dtype": config.teacher.dtype})
+    config = config.model_copy(update={"teacher": teacher})
     checkpoint = check_checkpoint(config.teacher)
     folder = checkpoint.folder
     layer_numbers(config.student, checkpoint.config.get_text_config().num_hidden_layers)
-    cache = _embeds_cache(config, "cache", config.cache)
     cache.check_model(folder, cache.dataset.identity["model"]["dtype"])
     if len(cache) < replicas:
         raise ConfigError("cache", f"{config.cache} holds {len(cache)} samples; each of {replicas} replicas needs one")

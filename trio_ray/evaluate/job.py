@@ -30,7 +30,6 @@ from trio_ray.evaluate.scoring.scorers import scorer_named
 from trio_ray.evaluate.scoring.summary import ScoredAnswer, summarise
 from trio_ray.evaluate.stored_level import require_prefixes
 from trio_ray.model.checkpoint import check_checkpoint
-from trio_ray.model.loading import pinned
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 
@@ -91,16 +90,15 @@ def run_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> 
 
 
 def _open_cache(config: EvaluateConfig) -> tuple[EvaluateConfig, PrunedCache]:
-    """The cache, and the configuration with the arithmetic that made it."""
+    """The cache, and the configuration with the model and the arithmetic that made it."""
     for name in ("cache", "output"):
         if not getattr(config, name):
             raise ConfigError(name, "is missing; give a folder or s3://bucket/prefix")
     cache = PrunedCache(config.cache, config.s3)
     require_prefixes(cache)
-    dtype = config.model.dtype if config.model.dtype != "auto" else cache.dataset.identity["model"]["dtype"]
-    model = pinned(config.model).model_copy(update={"dtype": dtype})
+    model = cache.model_that_made_it(config.model)
     checkpoint = check_checkpoint(model, PromptConfig.model_validate(cache.dataset.identity["prompt"]))
-    cache.check_model(checkpoint.folder, dtype)
+    cache.check_model(checkpoint.folder, model.dtype)
     return config.model_copy(update={"model": model}), cache
 
 

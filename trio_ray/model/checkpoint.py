@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from trio_ray.config import ModelConfig, PromptConfig
 from trio_ray.errors import ConfigError, ModelError
 from trio_ray.model.decoder import Decoder
+from trio_ray.model.device_memory import DeviceMemory
 from trio_ray.model.loading import (
     as_sentence,
     load_processor,
@@ -34,9 +34,6 @@ from trio_ray.model.tiles import Tiler
 from trio_ray.model.vision import VisionEncoder
 from trio_ray.model.weights import FLOAT_TYPES, StoredTensor, read_headers
 from trio_ray.source.sample import Turn
-
-CUDA_CONTEXT_BYTES = 1 << 30
-"""What a process on a GPU holds beside its tensors, about."""
 
 _BUFFERS = re.compile(r"(position_ids|inv_freq|masked_bias)$")
 """Tensors that old checkpoints hold and that a model makes itself."""
@@ -85,24 +82,25 @@ class Checkpoint:
         except PromptError as error:
             raise ConfigError("cache.targets", f"no answer can be put behind a prompt of this model: {error}") from None
 
-    def check_memory(self, dtype: torch.dtype, device: torch.device) -> None:
+    def needed_bytes(self, dtype: torch.dtype) -> int:
+        """What the weights and the prefill of one large image take."""
+        return (self.parameters + self.working_values) * dtype.itemsize
+
+    def check_memory(self, dtype: torch.dtype, memory: DeviceMemory) -> None:
         """Refuse a device whose whole memory is too small for the weights and one large image.
 
         Raises:
             ConfigError: names `model.name` and the sizes.
         """
-        weights, work = self.parameters * dtype.itemsize, self.working_values * dtype.itemsize
-        if device.type == "cuda":
-            memory, work = torch.cuda.get_device_properties(device).total_memory, work + CUDA_CONTEXT_BYTES
-            where = torch.cuda.get_device_name(device)
-        else:
-            memory, where = host_memory(), "this machine"
-        if weights + work > memory:
+        weights = self.parameters * dtype.itemsize
+        work = self.needed_bytes(dtype) - weights + memory.overhead
+        if weights + work > memory.bytes:
             raise ConfigError(
                 "model.name",
                 f"{self.folder} does not fit: its {self.parameters / 1e9:.1f} billion weights take "
                 f"{weights / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')} and one large image "
-                f"{work / 1e9:.1f} GB more, and {where} has {memory / 1e9:.1f} GB; a replica uses one device",
+                f"{work / 1e9:.1f} GB more, and {memory.name} has {memory.bytes / 1e9:.1f} GB; a replica uses "
+                "one device",
             )
 
 
@@ -145,17 +143,6 @@ def check_checkpoint(config: ModelConfig, prompt: PromptConfig | None = None) ->
         context=decoder.context,
         working_values=_working_values(decoder, model_config, tiler),
     )
-
-
-def host_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's limit."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return min(limits)
 
 
 def _empty_model(folder: Path, config: LlavaNextConfig) -> Any:

@@ -25,6 +25,7 @@ from trio_ray.model.conversation import Conversation
 from trio_ray.model.decode.choice import GREEDY, Sampling
 from trio_ray.model.decode.engine import Engine, Request, answers_in_order, prompt_requests
 from trio_ray.model.decoder import Decoder, default_device
+from trio_ray.model.device_memory import device_memory
 from trio_ray.model.image_scope import Scope, up_to_images
 from trio_ray.model.known import check_reduction, known_indices
 from trio_ray.model.loading import load_model, resolve_dtype
@@ -68,7 +69,7 @@ class Replica:
         device = device or default_device()
         checkpoint = check_checkpoint(config, prompt)
         dtype = resolve_dtype(config.dtype, device)
-        checkpoint.check_memory(dtype, device)
+        checkpoint.check_memory(dtype, device_memory(device))
         attention = choose_backend(config.attention, device, dtype)
         if config.matmul == "fp8" and (reason := why_not_fp8(device, dtype)):
             raise ConfigError("model.matmul", f"fp8 cannot be used: {reason}")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
 import torch
 
 from trio_ray.cache.identity import build_identity
-from trio_ray.cluster.session import cluster_given
+from trio_ray.cluster.replica_memory import replica_memory
+from trio_ray.cluster.session import cluster_given, gpus_per_replica
 from trio_ray.config import JobConfig, ModelConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.method.method import Method
 from trio_ray.model.checkpoint import Checkpoint, check_checkpoint
+from trio_ray.model.device_memory import DeviceMemory, device_memory
 from trio_ray.model.loading import pinned, resolve_dtype
 from trio_ray.precompute.calibration_task import calibrate_here
 from trio_ray.precompute.codec_basis import named_codec
@@ -31,6 +35,11 @@ from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 
 LISTING_THREADS = 32
+
+FITS_ANYWHERE_BYTES = 4 << 30
+"""A model that needs less fits on any device, so that the cluster need not be asked, which takes it seconds."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,11 +134,25 @@ def _check_model(config: JobConfig, with_gpu: bool) -> tuple[Checkpoint, torch.d
     checkpoint = check_checkpoint(config.model, config.prompt)
     device = torch.device("cuda" if with_gpu else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)
-    if not cluster_given():  # the memory of a cluster's other nodes is checked by the replicas there
-        checkpoint.check_memory(dtype, device)
+    _check_memory(config, checkpoint, dtype, device)
     if config.cache.targets != "none":
         checkpoint.check_targets()
     return checkpoint, dtype
+
+
+def _check_memory(config: JobConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a model that does not fit where the replicas will be: on this machine, or on the cluster's nodes."""
+    gpus = gpus_per_replica(config.replicas.gpus)
+    if not cluster_given():
+        memory: DeviceMemory | None = device_memory(device)
+    elif checkpoint.needed_bytes(dtype) < FITS_ANYWHERE_BYTES or not ray.is_initialized():
+        return
+    else:
+        memory = replica_memory(config.replicas, gpus)
+    if memory is None:
+        log.warning("no node had room for a replica yet, so it is not known whether the model fits into its memory")
+    else:
+        checkpoint.check_memory(dtype, memory.shared_by(gpus) if device.type == "cuda" else memory)
 
 
 def _open_output(config: JobConfig) -> ObjectStore:

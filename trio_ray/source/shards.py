@@ -31,11 +31,12 @@ ENDINGS: dict[str, Format] = {
 }
 
 _UNPACK = "unpack it first, as runs of its rows are read from the middle of the file"
-_CONVERT = "convert it to Parquet, for example with pandas: read_csv(..., sep='\\t').to_parquet(...)"
+_CONVERT = "convert it to Parquet, for example with pandas: read_csv({}).to_parquet(...)"
 _CURES = {
     **dict.fromkeys((".gz", ".zst", ".xz", ".bz2"), _UNPACK),
     ".zip": "unpack it first",
-    **dict.fromkeys((".tsv", ".csv"), _CONVERT),
+    ".tsv": _CONVERT.format("..., sep='\\t'"),
+    ".csv": _CONVERT.format("..."),
     ".arrow": "convert it to Parquet, for example with datasets: load_from_disk(...).to_parquet(...)",
 }
 """Endings of files that corpora come in and that are not read, and what to do with them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -31,7 +32,8 @@ class Dataset:
 
     `identity` is nested JSON: all that decides what is stored. `identity_hash` is the SHA-256 (hex) of its
     canonical JSON. `part_samples` consecutive samples of a shard make one part. `created` is ISO 8601 in UTC.
-    `model` is the name that the model had, of a hub model with its commit: the identity holds contents alone.
+    `model` is the name that the model had, of a hub model with its commit (`owner/model@commit`), of a folder its
+    whole path: the identity holds contents alone.
     """
 
     identity: dict[str, Any]
@@ -41,6 +43,22 @@ class Dataset:
     package_version: str
     schema_version: int
     model: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """The model's name without its commit; empty where the manifest names none."""
+        return self._name_and_commit[0]
+
+    @property
+    def model_commit(self) -> str | None:
+        """The commit of a hub model."""
+        return self._name_and_commit[1]
+
+    @property
+    def _name_and_commit(self) -> tuple[str, str | None]:
+        name, _, commit = self.model.rpartition("@")
+        is_commit = bool(name) and re.fullmatch(r"[0-9a-f]{40}", commit) is not None
+        return (name, commit) if is_commit else (self.model, None)
 
     @property
     def basis(self) -> str | None:

@@ -1,7 +1,7 @@
 """lmms-eval's requests, answered by pruning on the fly or from a cache.
 
     lmms_eval --model trio_ray --model_args pretrained=llava-hf/llava-v1.6-vicuna-7b-hf,retention=0.111 --tasks pope
-    lmms_eval --model trio_ray --model_args pretrained=...,cache=s3://bucket/cache --tasks pope
+    lmms_eval --model trio_ray --model_args cache=s3://bucket/cache --tasks pope
 
 A cache serves a task whose prompts it holds word for word, post-prompt included, under the documents' own keys.
 """
@@ -20,7 +20,6 @@ from PIL.Image import Image
 
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import (
-    BUNDLED_MODEL,
     MethodConfig,
     ModelConfig,
     PromptConfig,
@@ -81,8 +80,10 @@ class TrioRay(lmms):
     """LLaVA-NeXT with TRIO's token selection.
 
     Args:
-        pretrained: 'bundled', a folder, or a hub name.
+        pretrained: 'bundled', a folder, or a hub name; by default the model that made the cache, and without a cache
+            the bundled one.
         cache: a folder or s3://bucket/prefix; without one, images are encoded and pruned here.
+        revision: branch, tag or commit of a hub model; by default the commit that made the cache.
         dtype: arithmetic; 'auto' is the cache's, or bfloat16 on a GPU.
         token_budget: prompt tokens in one prefilled batch.
         device: where the model runs, 'cuda:1' and so on.
@@ -97,8 +98,9 @@ class TrioRay(lmms):
 
     def __init__(
         self,
-        pretrained: str = BUNDLED_MODEL,
+        pretrained: str | None = None,
         cache: str | None = None,
+        revision: str | None = None,
         dtype: str = "auto",
         token_budget: int = 16384,
         device: str | None = None,
@@ -112,13 +114,20 @@ class TrioRay(lmms):
         self._cache = PrunedCache(cache) if cache is not None else None
         self._method = load_section(MethodConfig, values=method)
         self._token_budget = token_budget
-        model, prompt = parse_section(ModelConfig, {"name": pretrained, "dtype": dtype}), PromptConfig()
+        named = {"name": pretrained} if pretrained is not None else {}
+        model = parse_section(ModelConfig, {**named, "revision": revision, "dtype": dtype})
+        prompt = PromptConfig()
         if self._cache is not None:
             require_prefixes(self._cache)
-            made_in = self._cache.dataset.identity["model"]["dtype"] if dtype == "auto" else dtype
-            model = model.model_copy(update={"dtype": made_in})
+            if self._cache.dataset.identity["source"]["keys"] == "row":
+                raise ConfigError(
+                    "cache",
+                    f"the keys of {cache} are rows of files (source.keys: row), which a task's documents do not name; "
+                    "make a cache with source.key_column, or prune on the fly",
+                )
+            model = self._cache.model_that_made_it(model)
             prompt = PromptConfig.model_validate(self._cache.dataset.identity["prompt"])
-            self._cache.check_model(check_checkpoint(model, prompt).folder, made_in)
+            self._cache.check_model(check_checkpoint(model, prompt).folder, model.dtype)
         self._replica = Replica.load(model, prompt, device=None if device is None else torch.device(device))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
