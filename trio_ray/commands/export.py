@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trio_ray.commands._options import (
@@ -21,7 +22,7 @@ from trio_ray.commands._options import (
     s3_config,
     whole,
 )
-from trio_ray.config import PromptConfig
+from trio_ray.config import BUNDLED_MODEL, PromptConfig
 from trio_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     cache.check_model(checkpoint.folder, config.dtype)
     exporter = Exporter(cache, checkpoint, form)
     rows = islice(_rows(cache, arguments.keys), arguments.limit)
-    written = write_folder(folder, arguments.to, exporter, rows, checkpoint, arguments.bodies)
+    from_hub = config.name != BUNDLED_MODEL and not Path(config.name).expanduser().is_dir()
+    model = config.name if from_hub else str(checkpoint.folder.resolve())
+    written = write_folder(folder, arguments.to, exporter, rows, checkpoint, model, arguments.bodies)
     print(f"{written.prefixes} prefixes as {form.replace('_', ' ')}; next: python {folder}/run_{arguments.to}.py")
     if exporter.left_out:
         print(f"{len(exporter.left_out)} samples with several images left out: {', '.join(exporter.left_out[:5])} ...")

@@ -43,6 +43,7 @@ def write_folder(
     exporter: Exporter,
     rows: Iterable[dict[str, Any]],
     checkpoint: Checkpoint,
+    model: str,
     bodies: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Written:
@@ -54,6 +55,7 @@ def write_folder(
         exporter: gives the prefixes.
         rows: of the cache's table.
         checkpoint: the model that made the cache.
+        model: how the engine names it: a folder or a hub name.
         bodies: also write ready HTTP bodies for vLLM's server.
         shard_bytes: bytes of tensors after which a new file is begun.
 
@@ -73,14 +75,14 @@ def write_folder(
                 tensors |= {f"{count}.{kind}": tensor.contiguous() for kind, tensor in item.tensors.items()}
                 lines.write(_json(_line(item, name, count)))
                 if requests is not None:
-                    requests.write(_json(_http_request(item, exporter, checkpoint)))
+                    requests.write(_json(_http_request(item, exporter.form, model)))
                 count += 1
             save_file(tensors, folder / name)
             files.insert(2 + shard, folder / name)
     if requests is not None:
         requests.close()
         files.append(folder / "requests.jsonl")
-    files[0].write_text(json.dumps(_about(exporter, checkpoint, count), indent=2) + "\n", encoding="utf-8")
+    files[0].write_text(json.dumps(_about(exporter, model, count), indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(_SCRIPTS / f"{engine}_{exporter.form}.py", folder / f"run_{engine}.py")
     if engine == "vllm":
         files.append(_write_template(folder, checkpoint))
@@ -119,12 +121,12 @@ def _line(item: Exported, file: str, number: int) -> dict[str, Any]:
     }
 
 
-def _about(exporter: Exporter, checkpoint: Checkpoint, count: int) -> dict[str, Any]:
+def _about(exporter: Exporter, model: str, count: int) -> dict[str, Any]:
     cache: PrunedCache = exporter.cache
     return {
         "form": exporter.form,
         "prefixes": count,
-        "model": str(checkpoint.folder),
+        "model": model,
         "dtype": cache.dataset.identity["model"]["dtype"],
         "cache": cache.uri if "://" in cache.uri else str(Path(cache.uri).resolve()),
         "identity_hash": cache.dataset.identity_hash,
@@ -133,10 +135,10 @@ def _about(exporter: Exporter, checkpoint: Checkpoint, count: int) -> dict[str, 
     }
 
 
-def _http_request(item: Exported, exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
+def _http_request(item: Exported, form: FormName, model: str) -> dict[str, Any]:
     """A line of OpenAI's batch format, which `vllm run-batch` also takes: which URL gets which body."""
-    url, own = _http_body(item, exporter.form)
-    body = {"model": str(checkpoint.folder), "temperature": 0, "max_tokens": ANSWER_TOKENS, **own}
+    url, own = _http_body(item, form)
+    body = {"model": model, "temperature": 0, "max_tokens": ANSWER_TOKENS, **own}
     return {"custom_id": f"{item.row['shard']}:{item.row['key']}", "method": "POST", "url": url, "body": body}
 
 
