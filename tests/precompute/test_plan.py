@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.corpora import sample, samples, write_jsonl, write_tar
 from tests.precompute.runs import account, job_config, run_here
@@ -43,6 +44,17 @@ def refused(config: Any) -> ConfigError:
     assert time.monotonic() - started < 5
     assert "\n" not in str(caught.value)
     return caught.value
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_wanted_and_not_there_ends_a_job_at_once(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = job_config(tiny_model, corpus, tmp_path / "cache", replicas__gpus=1)
+    with pytest.raises(ConfigError, match=r"^replicas.gpus: 1 GPUs a replica are wanted, and this machine has none"):
+        plan_job(config, with_gpu=True)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_unread_weights_are_noticed_by_a_plan_that_is_not_refused(
