@@ -147,8 +147,8 @@ def _check_memory(config: JobConfig, checkpoint: Checkpoint, dtype: torch.dtype,
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "replicas.gpus",
-                f"{gpus:g} GPUs a replica are wanted, and this machine has none that torch can use; set it to 0, or give "
-                "a cluster by RAY_ADDRESS",
+                f"{gpus:g} GPUs a replica are wanted, and this machine has none that torch can use; set it to 0, or "
+                "name a cluster by RAY_ADDRESS",
             )
         memory: DeviceMemory | None = device_memory(device)
     elif checkpoint.needed_bytes(dtype) < FITS_ANYWHERE_BYTES or not ray.is_initialized():
