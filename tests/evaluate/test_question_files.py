@@ -194,7 +194,7 @@ def test_settings_name_other_columns_than_the_caches(tmp_path: Path) -> None:
     ("content", "settings", "message"),
     [
         (None, {}, "input: not one of 1 files can be read"),
-        ("a,b", {}, "questions.format: .* is not read as it is .* to_parquet"),
+        ("a,b", {}, "questions.format: .* is not read as it is .*to_parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class EmbedsBatch:
 
     def copied(self, copy: Callable[[Tensor], Tensor]) -> EmbedsBatch:
         """The same with each tensor through `copy`."""
-        return replace(self, rows=copy(self.rows), position=copy(self.position), text=copy(self.text))
+        return EmbedsBatch(self.lengths, self.counts, *map(copy, self.tensors()))
 
     def split(self) -> list[Embeds]:
         """The samples' embeddings; their tensors are views."""
