@@ -18,3 +18,8 @@ def test_the_first_token_is_the_best_entry() -> None:
 
 def test_a_segment_knows_its_layers_and_rows() -> None:
     assert [(segment.layers, segment.rows) for segment in random_prefix().segments] == [(1, 30), (2, 17), (3, 9)]
+
+
+def test_a_prefix_says_what_it_is() -> None:
+    shown = repr(random_prefix(torch.bfloat16, rows=(30, 17), layers=(1, 3)))
+    assert "4 layers hold 17 to 30; bfloat16 on cpu" in shown

@@ -48,7 +48,7 @@ class Segment:
         return Segment(self.first_layer, *moved)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prefix:
     """One sample's prompt after a pruned prefill.
 
@@ -67,6 +67,14 @@ class Prefix:
     kept: tuple[Tensor, ...]
     top_ids: Tensor
     top_logprobs: Tensor
+
+    def __repr__(self) -> str:
+        rows = [segment.rows for segment in self.segments]
+        keys = self.segments[0].keys
+        return (
+            f"Prefix({self.length} rows before pruning; {sum(segment.layers for segment in self.segments)} layers hold "
+            f"{min(rows)} to {max(rows)}; {str(keys.dtype).removeprefix('torch.')} on {keys.device})"
+        )
 
     @property
     def first_token(self) -> int:
