@@ -61,8 +61,9 @@ def test_a_signal_ends_a_command_with_a_sentence_and_what_is_open_is_closed(
 ) -> None:
     """Ray has a handler of its own for SIGTERM, which would end the process on the spot."""
     program = (
-        "import sys, time, contextlib; from trio_ray.cli import main; from trio_ray.commands import gc\n"
+        "import signal, sys, time, contextlib; from trio_ray.cli import main; from trio_ray.commands import gc\n"
         "from trio_ray.cluster.session import ray_session\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background ignores it
         "def run(arguments):\n"
         f"    with ray_session(1) if {with_ray} else contextlib.nullcontext():\n"
         "        try: print('running', flush=True); time.sleep(60)\n"

@@ -14,7 +14,7 @@ RUNS = sorted(path.parent.name for path in EXAMPLES.glob("*/run.sh"))
 SAYS = {
     "precompute-a-corpus": "samples",
     "evaluate-from-a-cache": '"accuracy"',
-    "distill-a-student": "student",
+    "distill-a-student": "held-out questions",
     "use-a-cache-in-python": "prefixes, state",
 }
 

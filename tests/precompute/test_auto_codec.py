@@ -209,11 +209,11 @@ def test_a_job_calibrates_in_a_task_of_ray_and_says_what_it_chose(
             said.append(line)
 
     summary = run_job(auto_job(tiny_model, corpus, tmp_path / "cache"), Listener())
-    assert summary.ok
+    assert list(summary.failed) == [str(corpus / "c.tar")]  # which is no tar
     assert summary.stored == 90
     assert summary.codec is not None
     assert f"codec: {summary.codec}" in str(summary)
-    assert said[-1].endswith(summary.codec)
+    assert any(line.endswith(summary.codec) for line in said)
     codecs = [PrunedCache(str(name)).dataset.identity["cache"]["codec"] for name in (made, tmp_path / "cache")]
     assert codecs[0]["name"] == codecs[1]["name"] == "transform"
 
@@ -238,5 +238,5 @@ def test_what_the_model_cannot_do_is_named_and_a_lack_of_room_is_not_waited_for(
     with pytest.raises(ConfigError, match=r"model\.attention"):
         calibrate_on_ray(CalibrationSpec(config, {}), 0)
     config = auto_job(tiny_model, corpus, tmp_path, replicas__cpus=999, replicas__start_timeout_s=2)
-    with pytest.raises(JobFailed, match=r"999 CPUs.*pipeline\.start_timeout_s"):
+    with pytest.raises(JobFailed, match=r"999 CPUs.*replicas\.start_timeout_s"):
         calibrate_on_ray(CalibrationSpec(config, {}), 0)
