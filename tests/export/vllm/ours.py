@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from tests.precompute.runs import job_config, run_here
-from trio_ray.cache.input_samples import read_again
+from trio_ray.cache.input_samples import Reread, read_again
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import BUNDLED_MODEL, S3Config
 from trio_ray.kv.prefix import Prefix
@@ -68,7 +68,7 @@ class Ours:
     @cached_property
     def samples(self) -> list[Sample]:
         """The samples themselves, read from the corpus."""
-        return read_again(self.caches.kv_prompt, self.rows, S3Config())
+        return read_again(self.caches.kv_prompt, self.rows, Reread(S3Config()))
 
     @property
     def images(self) -> list[Image.Image]:
