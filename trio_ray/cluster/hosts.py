@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import ray
+from ray.exceptions import RayError
 
 from trio_ray.cluster.session import gpus_per_replica
 from trio_ray.config import ActorConfig
@@ -14,6 +16,36 @@ BROKEN_AFTER = 2
 
 HOPELESS_AFTER = 3
 """Failed starts on each host after which the cause must be the job's: the next start would fail as well."""
+
+CAUSE_WAIT_S = 5.0
+"""How long the cause of an actor's death is waited for, where Ray reports the death before it knows the cause."""
+
+_PREEMPTED = 3
+"""`NodeDeathInfo.Reason.AUTOSCALER_DRAIN_PREEMPTED` in Ray's gcs.proto."""
+
+
+def was_preempted(error: RayError, node: str | None) -> bool:
+    """Whether an actor died because its machine was taken back, which is not the doing of its work.
+
+    Ray gives an actor's death without a cause and without an actor id when it has not learned the cause within a
+    second, as happens on a busy machine. The record of the node tells it then.
+
+    Args:
+        error: with which a call of the actor ended.
+        node: id of the node on which the actor ran; None if that is unknown.
+    """
+    if getattr(error, "preempted", False):
+        return True
+    cause_is_known = getattr(error, "actor_id", "") is not None
+    if cause_is_known or node is None:
+        return False
+    deadline = time.monotonic() + CAUSE_WAIT_S
+    while time.monotonic() < deadline:
+        record = next((one for one in ray.nodes() if one["NodeID"] == node), None)
+        if record is None or not record["Alive"]:
+            return record is not None and record.get("DeathReason") == _PREEMPTED
+        time.sleep(0.2)
+    return False
 
 
 class HostRecord:

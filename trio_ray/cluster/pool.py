@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from trio_ray.cluster.actors import ActorFactory, Placed, WantsMore, no_room
 from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
-from trio_ray.cluster.hosts import HostRecord
+from trio_ray.cluster.hosts import HostRecord, was_preempted
 from trio_ray.cluster.session import in_one_line
 from trio_ray.config import ReplicasConfig
 from trio_ray.errors import JobFailed, TrioRayError
@@ -169,7 +169,7 @@ class ActorPool(Generic[W]):
         try:
             news = ray.get(next(actor.start))
         except RayError as error:
-            yield from self._start_failed(actor, in_one_line(error), bool(getattr(error, "preempted", False)))
+            yield from self._start_failed(actor, in_one_line(error), was_preempted(error, actor.node))
             return
         if isinstance(news, Placed):
             actor.node = news.node
@@ -208,8 +208,7 @@ class ActorPool(Generic[W]):
                 self._hosts.failed(actor.node)
                 yield from self._lost(actor, in_one_line(error), innocent=True)
         except RayError as error:
-            # A spot machine that was taken back is not the work's doing.
-            yield from self._lost(actor, in_one_line(error), innocent=bool(getattr(error, "preempted", False)))
+            yield from self._lost(actor, in_one_line(error), innocent=was_preempted(error, actor.node))
 
     def _lost(self, actor: _Actor[W], why: str, innocent: bool = False) -> Iterator[PoolEvent[W]]:
         """An actor is gone. The work that it was in the middle of is to blame; work that was only being finished is
