@@ -13,6 +13,7 @@ from trio_ray.store.commits import (
     CommitRecord,
     FailureRecord,
     FileRecord,
+    PartStatistics,
     RunRecord,
     clear_failure,
     create_commit,
@@ -33,7 +34,8 @@ RUN = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:0
 def commit(shard_name: str, part: int, last: bool = False) -> CommitRecord:
     files: dict[FileKind, FileRecord] = {"samples": FileRecord(f"data/{shard_name}/{part:05d}-a.parquet", 1, "0" * 32)}
     source = replace(shard(shard_name), rows=(0, 9))
-    return CommitRecord(SCHEMA_VERSION, "f" * 64, source, part, "a", last, 0, 0, files, RUN)
+    sums = PartStatistics(0, 0.0, 0, 0.0, {})
+    return CommitRecord(SCHEMA_VERSION, "f" * 64, source, part, "a", last, 0, 0, sums, files, RUN, "host GPU 0")
 
 
 def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStore) -> None:

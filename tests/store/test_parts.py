@@ -91,6 +91,10 @@ def test_a_record_says_what_the_files_are(store: ObjectStore, dataset: Dataset) 
     assert read_commit(store, record.shard.name, 7) == record
     assert (record.stored, record.quarantined, record.last) == (3, 2, False)
     assert record.shard == shard()
+    sums = record.statistics
+    assert (sums.image_tokens, sums.held_tokens) == (3 * 2340, pytest.approx(3 * 2340 * 0.111))
+    assert (sums.member_bytes, sums.device_s) == (3000 + 3100 + 3200, pytest.approx(0.0375))
+    assert sums.reasons == {"image_corrupt": 2}
     for file in record.files.values():
         data = store.read(file.name)
         assert (len(data), xxhash.xxh3_128_hexdigest(data)) == (file.size, file.checksum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,12 @@ class PooledActor(ABC, Generic[W]):
         Raises:
             TrioRayError: this work failed. After any other exception the actor is taken to be sick and is replaced.
         """
+
+
+def place_of_this_actor() -> str:
+    """Host and GPU that this actor runs on; where it has no GPU, its process."""
+    gpus = ",".join(map(str, ray.get_gpu_ids()))
+    return f"{socket.gethostname()} {f'GPU {gpus}' if gpus else f'process {os.getpid()}'}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from trio_ray.cache.identity import codec_of, method_of
-from trio_ray.cluster.actors import PooledActor, WantsMore
+from trio_ray.cluster.actors import PooledActor, WantsMore, place_of_this_actor
 from trio_ray.cluster.host_share import cpus_to_count_on
 from trio_ray.config import JobConfig
 from trio_ray.model.decoder import default_device
@@ -53,7 +53,7 @@ class ReplicaActor(PooledActor[Task]):
         method.require_selector()
         codec = codec_of(spec.dataset.identity, store)
         cpus = cpus_to_count_on(config.replicas)
-        storing = StoringSpec.of(config, spec.dataset, codec, spec.run_id, cpus)
+        storing = StoringSpec.of(config, spec.dataset, codec, spec.run_id, cpus, place_of_this_actor())
         # On a CPU the model leaves nothing idle that another process could use.
         memory = HostMemory(pinned=True) if default_device().type == "cuda" else None
         open_sink = (

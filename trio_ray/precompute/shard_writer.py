@@ -65,6 +65,7 @@ class StoringSpec:
         codec: settings of the codec; None where keys and values are not stored.
         run_id: names this run in the records.
         threads: that make containers.
+        replica: names the device that computes the samples, by its host; None stands for this process.
     """
 
     output: str
@@ -73,12 +74,21 @@ class StoringSpec:
     codec: CodecSpec | None
     run_id: str
     threads: int
+    replica: str | None = None
 
     @classmethod
-    def of(cls, config: JobConfig, dataset: Dataset, codec: Codec | None, run_id: str, cpus: int) -> StoringSpec:
+    def of(
+        cls,
+        config: JobConfig,
+        dataset: Dataset,
+        codec: Codec | None,
+        run_id: str,
+        cpus: int,
+        replica: str | None = None,
+    ) -> StoringSpec:
         """For a replica of the job that may count on so many CPUs."""
         settings = codec.settings if codec else None
-        return cls(config.output, config.s3, dataset, settings, run_id, config.pipeline.encoders(cpus))
+        return cls(config.output, config.s3, dataset, settings, run_id, config.pipeline.encoders(cpus), replica)
 
 
 class ShardSink(Protocol):
@@ -210,7 +220,9 @@ class ShardWriter:
     def _begin(self, part: int) -> None:
         self._part = part
         shard, spec = shard_input(self._shard), self._spec
-        self._open = PartWriter(self._store, spec.dataset, shard, part, spec.run_id, started=self._since)
+        self._open = PartWriter(
+            self._store, spec.dataset, shard, part, spec.run_id, started=self._since, replica=spec.replica
+        )
 
     def _commit(self, last: bool) -> None:
         if self._open is None:

@@ -63,11 +63,31 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PartStatistics:
+    """Sums over a part's samples, so that nobody has to read its tables for them.
+
+    Attributes:
+        image_tokens: of the stored samples before pruning.
+        held_tokens: of these, how many are held, as the mean over all layers.
+        member_bytes: stored beside the rows; the tar's headers and padding are not counted.
+        device_s: time that the device took for the stored samples, seconds.
+        reasons: bad samples by the reason that they are in quarantine for.
+    """
+
+    image_tokens: int
+    held_tokens: float
+    member_bytes: int
+    device_s: float
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class CommitRecord:
     """A committed part. `last`: the shard ends with it. `stored` and `quarantined` count its samples.
 
     `files` has `samples` always, `tar` if anything is stored beside their rows, `quarantine` if anything is
-    quarantined. `damage` says what was wrong with the shard's file where that is why it ends with this part.
+    quarantined. `replica` names the device that computed the part, by its host. `damage` says what was wrong with the
+    shard's file where that is why it ends with this part.
     """
 
     schema_version: int
@@ -78,8 +98,10 @@ class CommitRecord:
     last: bool
     stored: int
     quarantined: int
+    statistics: PartStatistics
     files: dict[FileKind, FileRecord]
     run: RunRecord
+    replica: str
     damage: str | None = None
 
 
@@ -214,7 +236,12 @@ def _parsed(build: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any], 
 
 def _commit_of(fields: Mapping[str, Any]) -> CommitRecord:
     files = {kind: FileRecord(**file) for kind, file in fields["files"].items()}
-    parts = {"shard": _shard_of(fields["shard"]), "files": files, "run": RunRecord(**fields["run"])}
+    parts = {
+        "shard": _shard_of(fields["shard"]),
+        "statistics": PartStatistics(**fields["statistics"]),
+        "files": files,
+        "run": RunRecord(**fields["run"]),
+    }
     return CommitRecord(**{**fields, **parts})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import uuid
 from collections import Counter
@@ -14,12 +15,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from trio_ray.errors import StoreError
-from trio_ray.store.commits import CommitRecord, FileRecord, RunRecord, ShardInput, create_commit
+from trio_ray.store.commits import CommitRecord, FileRecord, PartStatistics, RunRecord, ShardInput, create_commit
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
 from trio_ray.store.hashing import HashingWriter
 from trio_ray.store.layout import FileKind, data_name
 from trio_ray.store.objects import BytesLike, ObjectStore
 from trio_ray.store.tables import (
+    LENGTH_COLUMNS,
     PLACE_COLUMNS,
     QUARANTINE,
     SAMPLES,
@@ -40,6 +42,7 @@ class PartWriter:
     Args:
         attempt: letters and digits, unique to this attempt; made up if not given.
         started: when work on its samples began (`utc_now`); now if not given.
+        replica: names the device that computed the samples, by its host; this process if not given.
 
     Attributes:
         damage: what is wrong with the shard's file, for the record of the part that it ends with.
@@ -54,6 +57,7 @@ class PartWriter:
         run_id: str,
         attempt: str | None = None,
         started: str | None = None,
+        replica: str | None = None,
     ) -> None:
         self._store = store
         self._dataset = dataset
@@ -62,6 +66,7 @@ class PartWriter:
         self._run_id = run_id
         self.attempt = attempt or uuid.uuid4().hex
         self._started = started or utc_now()
+        self._replica = replica or f"{socket.gethostname()} process {os.getpid()}"
         self._rows: list[dict[str, Any]] = []
         self._bad: list[dict[str, Any]] = []
         self._tar: HashingWriter | None = None
@@ -150,8 +155,10 @@ class PartWriter:
             last=last,
             stored=self.stored,
             quarantined=self.quarantined,
+            statistics=self._statistics(),
             files=files,
             run=RunRecord(self._run_id, socket.gethostname(), self._started, utc_now(), package_version()),
+            replica=self._replica,
             damage=self.damage,
         )
         # From here on the files must stay if `create_commit` raises: the record may be there although we were
@@ -174,6 +181,15 @@ class PartWriter:
             with contextlib.suppress(StoreError):
                 self._store.delete(name)
         self._visible = []
+
+    def _statistics(self) -> PartStatistics:
+        return PartStatistics(
+            image_tokens=sum(row["image_tokens"] for row in self._rows),
+            held_tokens=sum(row["retention"] * row["image_tokens"] for row in self._rows),
+            member_bytes=sum(row[column] or 0 for row in self._rows for column in LENGTH_COLUMNS),
+            device_s=sum(row["prefill_ms"] for row in self._rows) / 1e3,
+            reasons=self.reasons,
+        )
 
     def _finish_files(self) -> dict[FileKind, FileRecord]:
         files: dict[FileKind, FileRecord] = {"samples": self._put_table("samples", SAMPLES, self._rows)}

@@ -24,6 +24,8 @@ def place_columns(kind: MemberKind) -> tuple[str, str, str, str]:
     return f"{kind}_object", f"{kind}_offset", f"{kind}_length", f"{kind}_checksum"
 
 
+LENGTH_COLUMNS = tuple(f"{kind}_length" for kind in MEMBER_KINDS)
+
 PLACE_COLUMNS = tuple(column for kind in MEMBER_KINDS for column in place_columns(kind))
 """All that the part writer fills; all others come with the row."""
 
