@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import multiprocessing
 import random
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from botocore.awsrequest import AWSResponse
@@ -20,6 +28,7 @@ from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreEr
 from trio_ray.store.objects import TEMPORARY_PREFIX, ObjectStore
 from trio_ray.store.opening import open_store, split_s3_uri
 from trio_ray.store.s3 import S3Store
+from trio_ray.store.s3_ranges import _provider, address_of
 
 DATA = random.Random(5).randbytes(6_000_000)
 
@@ -71,8 +80,11 @@ def test_a_connection_that_always_breaks_is_a_typed_error_after_max_attempts(
         with store.open("big") as file, pytest.raises(StoreError, match="big"):
             file.read(10)
         assert proxy.cuts == 3
-        with pytest.raises(StoreError, match="big"):
-            store.read("big")
+        for read in (store.read, lambda name: store.read_range(name, 5, 10)):
+            before = proxy.cuts
+            with pytest.raises(StoreError, match="big"):
+                read("big")
+            assert proxy.cuts == before + 3
 
 
 def test_a_create_whose_answer_was_lost_is_still_ours_and_nobody_elses(
@@ -163,6 +175,73 @@ def test_an_object_replaced_while_it_is_read_is_an_error_and_no_mixture(s3_store
             file.read()
 
 
+def test_a_range_of_an_object_replaced_while_its_body_broke_off_is_no_mixture(
+    s3_store: ObjectStore, s3_environment: S3Server
+) -> None:
+    s3_store.put("big", DATA)
+
+    def cut_and_replace(request: bytes, answer: bytes, cuts: int) -> int | None:
+        if cuts or not request.startswith(b"GET") or len(answer) < 1_500_000:
+            return None
+        s3_store.put("big", bytes(len(DATA)))
+        return 1_000_000
+
+    with breaking_proxy(s3_environment.endpoint_url, cut_and_replace) as proxy:
+        with pytest.raises(StoreError, match="big"):
+            behind(s3_store, proxy.endpoint_url).read_range("big", 0, len(DATA))
+        assert proxy.cuts == 1
+
+
+def test_a_forked_process_reads_ranges_although_its_parent_has(s3_store: ObjectStore) -> None:
+    """The workers of a data loader are forks; obstore's threads are not in them."""
+    s3_store.put("big", DATA)
+    assert s3_store.read_range("big", 5, 10) == DATA[5:15]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(s3_store.read_range, ("big", 1_000_000, 2_000_000)).get(30) == DATA[1_000_000:3_000_000]
+        with pytest.raises(ObjectDamaged, match="truncated"):
+            pool.apply_async(s3_store.read_range, ("big", len(DATA) - 5, 10)).get(30)
+
+
+@pytest.mark.parametrize("name", ["a//b", "a b%2F#?*~", "ü/%", "plain"])
+def test_any_key_of_s3_is_read_by_range(s3_store: ObjectStore, name: str) -> None:
+    s3_store.put(name, b"0123456789")
+    assert s3_store.read_range(name, 2, 4) == b"2345"
+
+
+def test_credentials_of_a_profile_that_expire_are_asked_for_again(
+    s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """boto3 finds them, by whatever it knows; ranges are read with the same."""
+    expiry = (datetime.now(UTC) + timedelta(minutes=9)).isoformat()  # so soon that each use asks anew
+    answer = {
+        "Version": 1, "AccessKeyId": s3_environment.access_key, "SecretAccessKey": s3_environment.secret_key,
+        "SessionToken": "", "Expiration": expiry,
+    }  # fmt: skip
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    asked = tmp_path / "asked"
+    process = f"sh -c 'echo >> {asked}; cat {tmp_path}/answer.json'"
+    (tmp_path / "aws-config").write_text(f"[profile short]\ncredential_process = {process}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws-config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    store = open_store(s3_environment.fresh_uri(), s3_environment.config.model_copy(update={"profile": "short"}))
+    store.put("object", b"0123456789")
+    assert isinstance(store, S3Store)
+    before = len(asked.read_text())
+    assert store.read_range("object", 2, 4) == b"2345"
+    assert len(asked.read_text()) > before
+    provided = _provider(store._session.get_credentials())()
+    assert provided["expires_at"] is not None
+    assert provided["expires_at"] <= datetime.now(UTC) + timedelta(minutes=10)
+
+
+def test_a_bucket_has_the_address_that_boto3_gives_it() -> None:
+    aws = "https://s3.eu-west-1.amazonaws.com"
+    assert address_of("bucket", aws, by_path=False) == ("https://bucket.s3.eu-west-1.amazonaws.com", True)
+    for bucket, by_path in [("bucket", True), ("with.dots", False), ("UPPER", False)]:
+        assert address_of(bucket, aws, by_path) == (aws, False)
+
+
 def one_sentence(error: BaseException, server: S3Server) -> str:
     """The message, after checking that a person can read it and nobody can abuse it."""
     message = str(error)
@@ -181,7 +260,11 @@ def test_wrong_credentials_are_named_in_one_sentence_without_the_secret(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_environment.secret_key)
         monkeypatch.setenv(name, value)
         refused = behind(s3_store, s3_environment.endpoint_url)
-        for act in (refused.check_writable, lambda refused=refused: list(refused.list())):
+        for act in (
+            refused.check_writable,
+            lambda refused=refused: list(refused.list()),
+            lambda refused=refused: refused.read_range("object", 0, 5),
+        ):
             with pytest.raises(AccessRefused, match=r"S3 refused .* check the credentials") as caught:
                 act()
             assert "wrong-secret-xyz" not in one_sentence(caught.value, s3_environment)
@@ -193,21 +276,30 @@ def test_no_credentials_and_an_unknown_profile_are_named(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(AccessRefused, match="no usable AWS credentials"):
-        behind(s3_store, s3_environment.endpoint_url).check_writable()
+    without = behind(s3_store, s3_environment.endpoint_url)
+    for act in (without.check_writable, lambda: without.read_range("object", 0, 5)):
+        with pytest.raises(AccessRefused, match="no usable AWS credentials"):
+            act()
     with pytest.raises(AccessRefused, match="nobodys-profile"):
         open_store("s3://bucket", S3Config(profile="nobodys-profile")).check_writable()
 
 
-def test_a_wrong_bucket_and_an_unreachable_endpoint_are_named(s3_environment: S3Server) -> None:
+def read_a_range(store: ObjectStore) -> None:
+    store.read_range("object", 0, 5)
+
+
+@pytest.mark.parametrize("act", [ObjectStore.check_writable, read_a_range])
+def test_a_wrong_bucket_and_an_unreachable_endpoint_are_named(
+    s3_environment: S3Server, act: Callable[[ObjectStore], None]
+) -> None:
     with pytest.raises(StoreError, match=r"s3://no-such-bucket/x.*bucket does not exist") as caught:
-        open_store("s3://no-such-bucket/x", s3_environment.config).check_writable()
+        act(open_store("s3://no-such-bucket/x", s3_environment.config))
     one_sentence(caught.value, s3_environment)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    nowhere = S3Config(endpoint_url=f"http://127.0.0.1:{port}", region="us-east-1")
+    nowhere = S3Config(endpoint_url=f"http://127.0.0.1:{port}", region="us-east-1", max_attempts=2)
     with pytest.raises(StoreError, match=r"cannot be reached.*s3\.endpoint_url") as caught:
-        open_store("s3://bucket/x", nowhere).check_writable()
+        act(open_store("s3://bucket/x", nowhere))
     one_sentence(caught.value, s3_environment)
 
 
@@ -317,20 +409,16 @@ def test_other_answers_are_one_sentence_too(
     one_sentence(caught.value, s3_environment)
 
 
-def test_every_request_is_tried_as_often_as_is_set_however_many_are_slowed_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A client that gives up for all after some hundred tries would lose shards in the first storm."""
-    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+@contextlib.contextmanager
+def answering(status: int, code: str) -> Iterator[tuple[str, Counter[str]]]:
+    """A server that answers every GET with an error, its URL, and how often each path was asked for."""
     tries: Counter[str] = Counter()
 
-    class Busy(BaseHTTPRequestHandler):
+    class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             tries[self.path] += 1
-            body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-            self.send_response(503)
+            body = f"<Error><Code>{code}</Code><Message>Please reduce your request rate.</Message></Error>".encode()
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -338,13 +426,51 @@ def test_every_request_is_tried_as_often_as_is_set_however_many_are_slowed_down(
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        store = S3Store("bucket", "cache/", S3Config(endpoint_url=endpoint, region="us-east-1", max_attempts=4))
-        for number in range(60):
-            with pytest.raises(StoreError, match="SlowDown"):
-                store.read(f"{number}")
+        yield f"http://127.0.0.1:{server.server_port}", tries
         server.shutdown()
-    assert len(tries) == 60
+
+
+def test_every_request_is_tried_as_often_as_is_set_however_many_are_slowed_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that gives up for all after some hundred tries would lose shards in the first storm."""
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with answering(503, "SlowDown") as (endpoint, tries):
+        store = S3Store("bucket", "cache/", S3Config(endpoint_url=endpoint, region="us-east-1", max_attempts=4))
+
+        def slowed_down(read: Callable[[], object]) -> None:
+            with pytest.raises(StoreError, match="SlowDown"):
+                read()
+
+        with ThreadPoolExecutor(16) as pool:
+            wholes = [partial(store.read, f"{number}") for number in range(60)]
+            ranges = [partial(store.read_range, f"range-{number}", 5, 10) for number in range(60)]
+            list(pool.map(slowed_down, wholes + ranges))
+    assert len(tries) == 120
     assert set(tries.values()) == {4}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "message"),
+    [
+        (301, "PermanentRedirect", StoreError, r"another region .* set s3\.region"),
+        (400, "ExpiredToken", AccessRefused, "check the credentials"),
+        (401, "Unauthorized", StoreError, "."),
+        (412, "PreconditionFailed", ObjectDamaged, "was replaced"),
+        (416, "InvalidRange", ObjectDamaged, "it was truncated"),
+        (400, "EntityTooLarge", StoreError, "S3 answered EntityTooLarge: Please reduce"),
+    ],
+)
+def test_a_range_that_is_refused_is_the_same_error_as_elsewhere(
+    s3_environment: S3Server, status: int, code: str, error: type[StoreError], message: str
+) -> None:
+    with answering(status, code) as (endpoint, tries):
+        store = open_store("s3://bucket/x", S3Config(endpoint_url=endpoint, region="us-east-1"))
+        with pytest.raises(error, match=message) as caught:
+            store.read_range("object", 5, 10)
+        one_sentence(caught.value, s3_environment)
+    assert set(tries.values()) == {1}

@@ -1,4 +1,8 @@
-"""A bucket, or a prefix in one, as an object store (AWS S3 and what speaks its protocol)."""
+"""A bucket, or a prefix in one, as an object store (AWS S3 and what speaks its protocol).
+
+Ranges are read by obstore (`s3_ranges`), which is why reading a cache is fast; all else goes through boto3: conditional
+writes, uploads, listings, whole small objects, and streams over inputs and tables.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from functools import cached_property
 from typing import Any, BinaryIO, cast
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -27,13 +32,12 @@ from trio_ray.store.objects import (
     check_version,
 )
 from trio_ray.store.s3_errors import BROKEN_BODY, error_code, is_conflict, is_taken, translated
+from trio_ray.store.s3_ranges import RangeReader, address_of
 from trio_ray.store.s3_reader import S3Reader
 from trio_ray.store.s3_writer import Pieces, S3Writer
 
 _TOKEN = "trio-ray-creator"
 _READ_BUFFER = 1 << 20
-_PIECE = 1 << 20
-"""Bytes that a range's body is taken from the connection by: small enough that the memory in between stays warm."""
 _CONFLICT_PAUSE_S = 0.2
 
 
@@ -83,25 +87,16 @@ class S3Store(ObjectStore):
                         raise
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        """See `ObjectStore`. After a broken connection the rest alone is asked for, of the same version."""
-        filled = failures = 0
-        version: dict[str, str] = {}
-        with translated(self.uri_of(name)):
-            while filled < len(buffer):
-                wanted = f"bytes={offset + filled}-{offset + len(buffer) - 1}"
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=wanted, **version)
-                version = {"IfMatch": answer["ETag"]}
-                try:
-                    while count := answer["Body"].readinto(buffer[filled : filled + _PIECE]):
-                        filled += count
-                except BROKEN_BODY:
-                    failures += 1
-                    if failures == self._config.max_attempts:
-                        raise
-                    continue
-                if filled < len(buffer):
-                    message = f"gave {filled} of {len(buffer)} bytes at offset {offset}; it was truncated"
-                    raise ObjectDamaged(self.uri_of(name), message)
+        key = self._key(name)
+        if RangeReader.can_read(key):
+            self._ranges.read_into(key, self.uri_of(name), offset, buffer)
+            return
+        with self.open(name) as file:
+            file.seek(offset)
+            filled = cast(io.BufferedReader, file).readinto(buffer)
+        if filled < len(buffer):
+            message = f"gave {filled} of {len(buffer)} bytes at offset {offset}; it was truncated"
+            raise ObjectDamaged(self.uri_of(name), message)
 
     def open(self, name: str, etag: str | None = None) -> BinaryIO:
         info = self.stat(name)
@@ -180,15 +175,20 @@ class S3Store(ObjectStore):
         ObjectStore.check_writable(S3Store(self._bucket, self._prefix, hasty))
 
     @cached_property
+    def _session(self) -> botocore.session.Session:
+        """Configuration and credentials, of this store alone: threads may not share what makes clients."""
+        session = botocore.session.get_session()
+        if self._config.profile is not None:
+            session.set_config_variable("profile", self._config.profile)
+        return session
+
+    @cached_property
     def _client(self) -> Any:
-        """A boto3 client, which threads may share; its session, which they may not, is made for it alone."""
-        endpoint = self._config.endpoint_url
-        own_endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        """A boto3 client, which threads may share."""
         with translated(self.uri):
-            session = boto3.Session(profile_name=self._config.profile, region_name=self._config.region)
-            return session.client(
+            return boto3.Session(botocore_session=self._session, region_name=self._config.region).client(
                 "s3",
-                endpoint_url=endpoint,
+                endpoint_url=self._config.endpoint_url,
                 config=Config(
                     # The other modes stop trying for all once a hundred requests were slowed down.
                     retries={"mode": "legacy", "total_max_attempts": self._config.max_attempts},
@@ -196,10 +196,28 @@ class S3Store(ObjectStore):
                     connect_timeout=10,
                     read_timeout=60,
                     tcp_keepalive=True,
-                    # Servers inside a cluster seldom have DNS names for their buckets.
-                    s3={"addressing_style": "path" if own_endpoint else "auto"},
+                    s3={"addressing_style": "path" if self._has_own_endpoint else "auto"},
                 ),
             )
+
+    @cached_property
+    def _ranges(self) -> RangeReader:
+        found = self._client.meta
+        with translated(self.uri):
+            return RangeReader(
+                self._bucket,
+                address_of(self._bucket, found.endpoint_url, self._has_own_endpoint),
+                found.region_name,
+                self._session.get_credentials(),
+                self._session.get_config_variable("ca_bundle"),
+                self._config.max_attempts,
+            )
+
+    @property
+    def _has_own_endpoint(self) -> bool:
+        """Whether the server is not AWS's own; servers inside a cluster seldom have DNS names for their buckets."""
+        given = (self._config.endpoint_url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"))
+        return any(given)
 
     def _key(self, name: str) -> str:
         if not name or name.startswith("/") or "\0" in name or any(step in (".", "..") for step in name.split("/")):

@@ -1,8 +1,9 @@
-"""What botocore raises, as the package's typed errors: the one place that knows S3's error codes."""
+"""What botocore and obstore raise, as the package's typed errors: the one place that knows S3's error codes."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from botocore.exceptions import (
@@ -19,6 +20,8 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
+from obstore.exceptions import BaseError as ObstoreError
+from obstore.exceptions import UnauthenticatedError
 from urllib3.exceptions import HTTPError
 
 from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
@@ -57,16 +60,27 @@ _NO_CREDENTIALS = (
 )
 
 
+_STATUS, _CODE, _MESSAGE = (
+    re.compile(pattern) for pattern in (r"status code: (\d+)", "<Code>([^<]*)</Code>", "<Message>([^<]*)</Message>")
+)
+_CANNOT_CONNECT = "kind: Connect"
+_REDIRECTED = "redirect without LOCATION"
+
+
 @contextlib.contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Turn whatever boto3 raises about `uri` into the right `StoreError`: one sentence, no secrets."""
+    """Turn whatever boto3 or obstore raises about `uri` into the right `StoreError`: one sentence, no secrets."""
     try:
         yield
     except ClientError as error:
-        raise _from_response(uri, error) from None
+        message = str(error.response.get("Error", {}).get("Message", ""))
+        raise _from_code(uri, error_code(error), message) from None
     except _NO_CREDENTIALS as error:
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile"
-        raise AccessRefused(uri, f"no usable AWS credentials ({error}); {remedy}") from None
+        raise _without_credentials(uri, str(error)) from None
+    except UnauthenticatedError as error:
+        raise _without_credentials(uri, _in_short(error)) from None
+    except (ObstoreError, FileNotFoundError) as error:
+        raise _from_text(uri, error) from None
     except ProfileNotFound as error:
         raise AccessRefused(uri, f"{error}; correct s3.profile or the AWS configuration files") from None
     except (EndpointConnectionError, ConnectTimeoutError) as error:
@@ -90,8 +104,7 @@ def is_conflict(error: ClientError) -> bool:
     return error_code(error) in {"409", "ConditionalRequestConflict", "OperationAborted"}
 
 
-def _from_response(uri: str, error: ClientError) -> StoreError:
-    code = error_code(error)
+def _from_code(uri: str, code: str, message: str) -> StoreError:
     if code in _MISSING:
         return ObjectMissing(uri, "no such object")
     if code == "NoSuchBucket":
@@ -106,5 +119,28 @@ def _from_response(uri: str, error: ClientError) -> StoreError:
         return ObjectDamaged(uri, "ends before the requested range; it was truncated")
     if code in _WRONG_REGION:
         return StoreError(uri, f"the bucket is in another region ({code}); set s3.region")
-    message = str(error.response.get("Error", {}).get("Message", "")).strip()
-    return StoreError(uri, f"S3 answered {code or 'an error'}: {message or 'no message'}")
+    return StoreError(uri, f"S3 answered {code or 'an error'}: {message.strip() or 'no message'}")
+
+
+def _from_text(uri: str, error: Exception) -> StoreError:
+    """obstore has the server's answer in its text alone: the status, and S3's XML with code and message."""
+    text = str(error)
+    status, code, message = (pattern.search(text) for pattern in (_STATUS, _CODE, _MESSAGE))
+    found = code or status
+    if found:
+        return _from_code(uri, found[1], message[1] if message else "")
+    if _REDIRECTED in text:
+        return _from_code(uri, "PermanentRedirect", "")
+    if _CANNOT_CONNECT in text:
+        return StoreError(uri, f"the S3 endpoint cannot be reached ({_in_short(error)}); check s3.endpoint_url")
+    return StoreError(uri, f"S3 request failed: {_in_short(error)}")
+
+
+def _without_credentials(uri: str, why: str) -> AccessRefused:
+    remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile"
+    return AccessRefused(uri, f"no usable AWS credentials ({why}); {remedy}")
+
+
+def _in_short(error: Exception) -> str:
+    """The first line of obstore's text without what it was about to do."""
+    return str(error).partition("\n")[0].rpartition(" - ")[2][:200].strip()
