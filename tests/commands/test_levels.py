@@ -92,7 +92,7 @@ def test_inspect_says_what_each_level_holds(caches: Path, capsys: pytest.Capture
     for name, summary, line in (
         ("kv", "bytes of KV", "heads (4, 16), codec raw"),
         ("embeds", "bytes of embeddings", "float32, checksum"),
-        ("indices", "nothing beside their rows (level indices)", "nothing beside this row"),
+        ("indices", "nothing beside the rows (level indices)", "nothing beside this row"),
         ("image", "bytes of KV", "none: scope image"),
     ):
         assert main(["inspect", str(caches / name)]) == 0

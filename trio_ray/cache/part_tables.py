@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trio_ray.cache.key_index import KeyIndex
-from trio_ray.errors import ObjectDamaged
-from trio_ray.kv.container import checksum
 from trio_ray.store.commits import CommitRecord
 from trio_ray.store.layout import FileKind
 from trio_ray.store.objects import ObjectStore
+from trio_ray.store.part_table import read_part_table
 from trio_ray.store.tables import QUARANTINE, SAMPLES
 
 RECENT_BYTES = 128 << 20
@@ -116,21 +114,7 @@ class PartTables:
         return table
 
     def _read(self, part: int, kind: FileKind, columns: Sequence[str]) -> pa.Table:
-        """Columns of one part's table. Its checksum is that of the whole file, so the whole file is read."""
-        commit = self._commits[part]
-        file = commit.files[kind]
-        data = self._store.read(file.name)
-        if checksum(data) != file.checksum:
-            raise ObjectDamaged(self._store.uri_of(file.name), "its bytes are not those that were committed")
-        stored = pq.ParquetFile(pa.BufferReader(data))
-        count = commit.stored if kind == "samples" else commit.quarantined
-        if stored.metadata.num_rows != count:
-            message = f"has {stored.metadata.num_rows} rows, its commit record says {count}"
-            raise ObjectDamaged(self._store.uri_of(file.name), message)
-        table = stored.read([name for name in columns if name != "shard"]).replace_schema_metadata(None)
-        if "shard" not in columns:
-            return table
-        return table.append_column("shard", pa.array([commit.shard.name] * count, pa.string())).select(list(columns))
+        return read_part_table(self._store, self._commits[part], kind, columns)
 
     def _in_threads(self, function: Callable[[int], Any], parts: Sequence[int]) -> list[Any]:
         if len(parts) < 2:

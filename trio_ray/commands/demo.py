@@ -69,7 +69,7 @@ def _draw(cache: Path, folder: Path, pictures: int) -> None:
     for number in range(min(pictures, len(table))):
         row = table.slice(number * step, 1).to_pylist()[0]
         png = folder / f"kept-{number}.png"
-        with contextlib.redirect_stdout(io.StringIO()):  # a picture is wanted here, not the sample's whole record
+        with contextlib.redirect_stdout(io.StringIO()):  # it would say the same in other words
             _step(inspect, [str(cache), row["key"], "--shard", row["shard"], "--png", str(png)])
         print(f"   drawn: {png}, the tokens kept for: {row['prompt'].splitlines()[-1]}")
 

@@ -166,7 +166,7 @@ def _placement(tiler: Tiler, height: int, width: int) -> Placement:
     else:
         resized = (best_height, min(math.ceil(width * by_height), best_width))
     rows, columns = best_height // tiler.tile, best_width // tiler.tile
-    patch_rows, patch_columns = _unpadded(rows * tiler.side, columns * tiler.side, height, width)
+    patch_rows, patch_columns = unpadded(rows * tiler.side, columns * tiler.side, height, width)
     return Placement(
         grid=(rows, columns),
         resized=resized,
@@ -189,7 +189,7 @@ def _best_resolution(pinpoints: tuple[tuple[int, int], ...], height: int, width:
     return max(pinpoints, key=merit)
 
 
-def _unpadded(rows: int, columns: int, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def unpadded(rows: int, columns: int, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Patch ranges that hold the image, by the rounding of transformers' `unpad_image`."""
     if width / height > columns / rows:
         padding = (rows - int(round(height * (columns / width), 7))) // 2
