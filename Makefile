@@ -12,6 +12,8 @@ CONSTRAINT := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
 # Ray's and the tests' processes share the cores; more threads in each would only wait for one another.
 export OMP_NUM_THREADS ?= 1
+# The tests start hundreds of processes; each of them would compile this package again.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests ask no hub; those that want one start their own.
 export HF_HUB_OFFLINE ?= 1
 
