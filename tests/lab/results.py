@@ -27,4 +27,4 @@ def result(name: str, retention: float, right: list[int], repeat: int = 1) -> Re
     marks = np.array(right * repeat, bool)
     answers = ["yes" if mark else "no" for mark in marks]
     config = method_config(name if name != "all tokens" else "trio", retention)
-    return Result(Setting(name, retention, config), answers, marks, 200 * retention)
+    return Result(Setting(name, retention, config), answers, marks, 200 * retention, 200.0, 4.0, 2.0, 320)

@@ -111,6 +111,12 @@ class Tiler:
         """Patches along a tile's side."""
         return self.tile // self.patch
 
+    @property
+    def nominal_tokens(self) -> int:
+        """Image tokens of the most views that an image can have, without the row ends: 2,880 for LLaVA-NeXT."""
+        most = max(height * width for height, width in self.pinpoints) // self.tile**2
+        return (1 + most) * self.side**2
+
     def placement(self, height: int, width: int) -> Placement:
         """Where an image of `height` x `width` pixels goes."""
         return _placement(self, height, width)

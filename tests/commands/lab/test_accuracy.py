@@ -10,6 +10,7 @@ from PIL import Image
 
 from trio_ray.cli import main
 from trio_ray.lab.accuracy.methods import methods
+from trio_ray.lab.scenes.corpus import write_corpus
 
 
 def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +34,19 @@ def test_table_json_and_plot_say_the_same(tmp_path: Path, capsys: pytest.Capture
     with Image.open(out / "accuracy.png") as picture:
         assert picture.format == "PNG"
     assert sorted(file.name for file in out.iterdir()) == ["accuracy.json", "accuracy.md", "accuracy.png"]
+
+
+def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
+    """The corpus's own answers decide what is right."""
+    write_corpus(tmp_path, scenes=10, samples_per_shard=40, split="validation", questions_per_image=2)
+    out = tmp_path / "out"
+    options = ["--input", str(tmp_path / "*.tar"), "--scope", "image", "--questions", "4", "--retentions", "1", "0.2"]
+    assert main(["lab", "accuracy", *options, "--methods", "uniform", "--out", str(out)]) == 0
+    whole, uniform = json.loads((out / "accuracy.json").read_text())
+    assert whole["accuracy"] == 1.0
+    assert uniform["questions"] == 4
+    assert uniform["of_real"] == pytest.approx(0.2, abs=0.01)
+    assert uniform["by_group"] == {}
 
 
 @pytest.mark.parametrize(

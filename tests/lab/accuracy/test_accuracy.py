@@ -120,4 +120,6 @@ def test_a_higher_level_is_wider_and_the_seed_decides() -> None:
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
     setting = Setting("trio", 0.1, method_config("trio", 0.1))
-    assert Result(setting, ["a", "b", "c", "d"], np.array([True, False, True, True]), 9.0).accuracy == 0.75
+    result = Result(setting, ["a", "b", "c", "d"], np.array([1.0, 0.0, 1.0, 1.0]), 9.0, 90.0, 4.0, 2.0, 320)
+    assert result.accuracy == 0.75
+    assert result.rate == 2.0

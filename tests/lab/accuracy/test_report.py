@@ -37,7 +37,7 @@ def test_records_count_right_answers_over_all_and_by_group() -> None:
 def test_a_group_that_nobody_asked_about_is_left_out() -> None:
     questions = [question for question in asked() if not question.fine]
     (record,) = summarise([result("trio", 0.5, [1, 1, 0, 1])], questions)
-    assert set(record["by_group"]) == {"type color", "type count", "coarse"}
+    assert set(record["by_group"]) == {"type color", "type count"}
 
 
 def test_the_table_has_a_line_a_result_and_a_column_a_group() -> None:
@@ -45,11 +45,16 @@ def test_the_table_has_a_line_a_result_and_a_column_a_group() -> None:
     low, high = records[1]["interval"]
     lines = study(records).text.splitlines()
     assert lines[0] == (
-        "| method | retention | tokens | accuracy | 95 % interval | color | count | text | fine | coarse |"
+        "| method | retention | tokens | of real | of nominal | a view | prefills/s | accuracy | 95 % interval "
+        "| color | count | text | fine | coarse |"
     )
-    assert lines[2].startswith("| all tokens | 100.0 % | 200.0 | **100.0** | 100.0 - 100.0 | 100.0 |")
+    assert lines[2].startswith(
+        "| all tokens | 100.0 % | 200.0 | 100.0 % | 62.5 % | 50.0 | 3.0 | **100.0** | 100.0 - 100.0 | 100.0 |"
+    )
+    shown = f"{100 * low:.1f} - {100 * high:.1f}"
     assert lines[3] == (
-        f"| trio | 11.1 % | 22.2 | **66.7** | {100 * low:.1f} - {100 * high:.1f} | 66.7 | 100.0 | 50.0 | 50.0 | 75.0 |"
+        "| trio | 11.1 % | 22.2 | 11.1 % | 6.9 % | 5.5 | 3.0 | **66.7** "
+        f"| {shown} | 66.7 | 100.0 | 50.0 | 50.0 | 75.0 |"
     )
     assert len({line.count("|") for line in lines}) == 1
 

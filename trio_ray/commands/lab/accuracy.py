@@ -1,7 +1,14 @@
-"""Measure what a selection costs in right answers, on rendered scenes that the bundled model never saw.
+"""Measure what a selection costs in right answers, on rendered scenes or on questions of your own.
 
-Each method answers the same questions at each retention; the model with all its tokens answers nearly all of them, so
-what is lost is the selection's fault. Prints a table; --out DIR writes accuracy.json, accuracy.md and accuracy.png.
+Each method answers the same questions at each retention; what is lost beside all tokens is the selection's fault.
+Without --input the questions are about rendered scenes that the bundled model never saw. With --input they are the
+samples of any corpus that a job can read, with its answers (docs/formats.md says how POPE, GQA, TextVQA and others are
+read). With --scope image a selection sees no question, and all questions about an image follow the same prefix.
+Prints a table; --out DIR writes accuracy.json, accuracy.md and accuracy.png.
+
+examples:
+  trio-ray lab accuracy --questions 2000 --retentions 1 0.111
+  trio-ray lab accuracy --model FOLDER --input 'pope/*.parquet' --scorer pope --methods trio random --auto 120
 """
 
 from __future__ import annotations
@@ -9,18 +16,33 @@ from __future__ import annotations
 import argparse
 import time
 
-from trio_ray.commands._options import SHARE, make_folder, print_written, whole
+from trio_ray.commands._options import SHARE, add_settings_options, make_folder, print_written, settings, whole
 from trio_ray.commands._progress import shown_count
-from trio_ray.config import BUNDLED_MODEL, ModelConfig
+from trio_ray.config import JobConfig
 from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--questions", type=whole(1), default=500, metavar="N", help="held-out questions (default 500)")
+    parser.add_argument("--questions", type=whole(1), default=500, metavar="N", help="questions (default 500)")
+    parser.add_argument(
+        "--input", metavar="URI", nargs="+", help="shards with questions and answers (default: rendered scenes)"
+    )
+    parser.add_argument(
+        "--scope", choices=("prompt", "image"), help="whether a selection sees the question (default prompt)"
+    )
+    parser.add_argument(
+        "--scorer", default="exact", choices=("exact", "vqa", "pope", "multiple_choice"),
+        help="how answers are scored (default exact)",
+    )  # fmt: skip
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME",
         help="rows of the table (default all), or module:Class for a selector of your own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--auto", type=whole(12), metavar="N",
+        help="also search a schedule for each selector (method.schedule: auto), on N samples of their own: validation "
+        "scenes, or the input behind the questions",
     )  # fmt: skip
     parser.add_argument(
         "--retentions", nargs="+", type=SHARE, default=RETENTIONS, metavar="R",
@@ -30,34 +52,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=whole(1), default=64, metavar="N", help="questions packed together (default 64)"
     )
-    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="NAME", help="default: the bundled model")
+    parser.add_argument("--model", metavar="NAME", help="default: the bundled model")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="arithmetic (default float32)")
+    add_settings_options(parser, "source.text=question")
     parser.add_argument("--out", metavar="DIR", help="folder for JSON, table and plot")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure every method at every retention, and report."""
+    from trio_ray.evaluate.scoring.scorers import scorer_named
     from trio_ray.lab.accuracy.accuracy import Setting, measure_accuracy
-    from trio_ray.lab.accuracy.questions import held_out_questions
+    from trio_ray.lab.accuracy.found import found_settings
+    from trio_ray.lab.accuracy.questions import corpus_questions, held_out_questions
     from trio_ray.lab.accuracy.report import study, summarise
     from trio_ray.model.replica import Replica
 
+    options = {"input": "input", "model": "model.name", "dtype": "model.dtype", "scope": "cache.scope"}
+    config = settings(JobConfig, arguments, options)
     folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
-    questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
-    settings = [
+    wanted, more = arguments.questions, arguments.auto or 0
+    if config.input:
+        drawn = corpus_questions(config, wanted + more)
+        questions, searched = drawn[:wanted], drawn[wanted:]
+    else:
+        questions = held_out_questions(wanted, first_seed=arguments.first_seed)
+        searched = held_out_questions(more, split="validation") if more else []
+    compared = [
         Setting(name if retention < 1 else "all tokens", retention, method_config(name, retention))
         for retention in arguments.retentions
         for name in (arguments.methods or methods() if retention < 1 else ["trio"])
     ]
-    replica = Replica.load(ModelConfig(name=arguments.model, dtype=arguments.dtype))
-
+    replica = Replica.load(config.model, config.prompt)
+    if more:
+        compared += found_settings(replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows)
     with shown_count("questions", len(questions)) as show:
-        records = summarise(measure_accuracy(replica, questions, settings, arguments.batch, show), questions)
-    found = study(records)
+        results = measure_accuracy(
+            replica, questions, compared, arguments.batch, show,
+            instruction=config.cache.selected_under, scorer=scorer_named(arguments.scorer),
+        )  # fmt: skip
+    found = study(summarise(results, questions))
     print(found.text)
-    print(f"{len(questions)} questions, {len(settings)} settings, {replica.device}, {time.monotonic() - started:.0f} s")
+    print(f"{len(questions)} questions, {len(compared)} settings, {replica.device}, {time.monotonic() - started:.0f} s")
     if folder:
         print_written(found.write(folder))
     return 0

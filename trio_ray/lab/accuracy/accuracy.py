@@ -1,4 +1,4 @@
-"""Accuracy of pruned answers: every setting over the same questions, with one pass of the vision tower for all."""
+"""Accuracy of pruned answers: every setting over the same questions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trio_ray.config import MethodConfig
+from trio_ray.errors import ConfigError
+from trio_ray.evaluate.scoring.exact_match import ExactMatch
+from trio_ray.evaluate.scoring.scorer import Scorer, Truth
+from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.method.method import Method
+from trio_ray.model.image_scope import Scope
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
 from trio_ray.source.sample import BadSample
+from trio_ray.tensors import measure
 
 MAX_NEW_TOKENS = 16
+MAX_PIXELS = 10**8
+EXACT = ExactMatch()
 
 
 @dataclass(frozen=True)
@@ -30,17 +38,37 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """A setting's answers. `right` (questions,) bool; `tokens` the mean number of image tokens that a layer held."""
+    """A setting's answers.
+
+    Attributes:
+        setting: under which they were given.
+        answers: one for each question.
+        right: (questions,) how right each is, 0 to 1.
+        tokens: mean number of image tokens that a layer held, over the questions.
+        real: mean number of image tokens that the images really have.
+        views: mean number of views (the base view and the tiles) of an image, of several the sum.
+        seconds: that the prefills took, the vision tower included.
+        nominal: image tokens of the largest image that the model takes (2,880 for LLaVA-NeXT).
+    """
 
     setting: Setting
     answers: list[str]
-    right: NDArray[np.bool_]
+    right: NDArray[np.float64]
     tokens: float
+    real: float
+    views: float
+    seconds: float
+    nominal: int
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
+        """Mean over the questions of how right the answers are."""
         return float(self.right.mean())
+
+    @property
+    def rate(self) -> float:
+        """Questions prefilled a second."""
+        return len(self.answers) / self.seconds
 
 
 def measure_accuracy(
@@ -49,46 +77,90 @@ def measure_accuracy(
     settings: Sequence[Setting],
     batch: int,
     on_batch: Callable[[int], None] = lambda done: None,
+    *,
+    instruction: str | None = None,
+    scorer: Scorer = EXACT,
 ) -> list[Result]:
     """Answer all questions under each setting.
 
     Args:
         replica: the model.
-        questions: held-out ones; consecutive questions about one image share its encoding.
+        questions: those about one image follow each other.
         settings: what to compare.
         batch: questions in one packed batch.
         on_batch: told the number of questions that all settings have answered.
+        instruction: selects with this in view instead of the question, once for each image, and asks all questions
+            about it behind the same prefix (scope image).
+        scorer: how answers are scored.
     """
     answers: list[list[str]] = [[] for _ in settings]
     methods = [setting.config.build(replica.decoder.depth) for setting in settings]
-    tokens = np.zeros(len(settings))
-    done = 0
-    for samples in prepared_batches(replica, questions, batch):
+    tokens, seconds = np.zeros(len(settings)), np.zeros(len(settings))
+    real = views = done = 0
+    for samples in prepared_batches(replica, questions, batch, instruction):
         for number, method in enumerate(methods):
-            answers[number] += _answer(replica, samples, method)
+            given, took = _answer(replica, samples, method, "image" if instruction else "prompt")
+            answers[number] += given
+            seconds[number] += took
             tokens[number] += sum(method.schedule.mean_tokens(sample.image_tokens) for sample in samples)
+        real += sum(sample.image_tokens for sample in samples)
+        views += sum(len(image.tiles) for sample in samples for image in sample.images)
         done += len(samples)
         on_batch(done)
-    truth = [question.answer for question in questions]
+    truths = [Truth((question.answer,)) for question in questions]
+    count = len(questions)
     return [
-        Result(setting, given, np.array(given) == np.array(truth), float(held / len(questions)))
-        for setting, given, held in zip(settings, answers, tokens, strict=True)
+        Result(
+            setting,
+            given,
+            np.array([scorer.score(*pair) for pair in zip(given, truths, strict=True)]),
+            float(held / count),
+            real / count,
+            views / count,
+            float(took),
+            replica.tiler.nominal_tokens,
+        )
+        for setting, given, held, took in zip(settings, answers, tokens, seconds, strict=True)
     ]
 
 
-def _answer(replica: Replica, samples: Sequence[PreparedSample], method: Method) -> list[str]:
-    return replica.generate(replica.prefill(samples, method).prefixes, MAX_NEW_TOKENS)
+def _answer(
+    replica: Replica, samples: Sequence[PreparedSample], method: Method, scope: Scope
+) -> tuple[list[str], float]:
+    """Answers to a batch of questions, and the seconds that the prefill of their prompts or images took."""
+    # With scope image one prefix serves all questions about an image.
+    place = {sample.images[0].hash: number for number, sample in reversed(list(enumerate(samples)))}
+    chosen = samples if scope == "prompt" else [samples[number] for number in sorted(place.values())]
+    prefixes: list[Prefix] = []
+    took = measure(
+        replica.device, lambda: prefixes.extend(replica.prefill(chosen, method, scope=scope).prefixes)
+    ).seconds
+    if scope == "prompt":
+        return replica.generate(prefixes, MAX_NEW_TOKENS), took
+    of_image = {sample.images[0].hash: prefix for sample, prefix in zip(chosen, prefixes, strict=True)}
+    parts = [sample.image_part for sample in samples]
+    return replica.ask(
+        [of_image[sample.images[0].hash] for sample in samples],
+        [part.prompt for part in parts if part],
+        [part.turns for part in parts if part],
+        MAX_NEW_TOKENS,
+    ), took
 
 
 def prepared_batches(
-    replica: Replica, questions: Sequence[HeldOutQuestion], size: int
+    replica: Replica, questions: Sequence[HeldOutQuestion], size: int, instruction: str | None = None
 ) -> Iterator[list[PreparedSample]]:
-    preparer = replica.preparer(max_pixels=10**8)
-    prepared = ordered_map(preparer.prepare, (question.sample for question in questions), threads=2, lookahead=2 * size)
+    """The questions as the model takes them, in batches; with an `instruction` prepared for scope image.
+
+    Raises:
+        ConfigError: one of them cannot be asked.
+    """
+    preparer = replica.preparer(MAX_PIXELS, instruction)
+    asked = (question.sample for question in questions)
     samples: list[PreparedSample] = []
-    for outcome in prepared:
+    for outcome in ordered_map(preparer.prepare, asked, threads=2, lookahead=2 * size):
         if isinstance(outcome, BadSample):
-            raise ValueError(f"a rendered question cannot be asked: {outcome}")
+            raise ConfigError("input", f"sample {outcome.key} cannot be asked: {outcome.reason}: {outcome.detail}")
         samples.append(outcome)
         if len(samples) == size:
             yield samples

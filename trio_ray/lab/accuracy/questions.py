@@ -1,4 +1,4 @@
-"""Held-out questions about rendered scenes, as the model's own samples."""
+"""Questions with their true answers: held-out ones about rendered scenes, or the samples of any input."""
 
 from __future__ import annotations
 
@@ -6,21 +6,36 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
+import xxhash
+
+from trio_ray.config import JobConfig
+from trio_ray.errors import ConfigError
 from trio_ray.lab.scenes import Split, make_questions, render_scene
+from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Sample, Turn
+from trio_ray.source.shards import split_file
+from trio_ray.store.inputs import StoreOpener, expand_inputs
 
 SCENES_PER_TASK = 16
 
 
 @dataclass(frozen=True)
 class HeldOutQuestion:
-    """A question with its true answer. `scene` is the seed of its image; questions about one image share it."""
+    """A question with its true answer.
+
+    Attributes:
+        sample: the question, its image and its answer.
+        scene: number of its image; questions about one image share it.
+        type: what kind of question it is; "all" where nobody says.
+        fine: whether it asks for detail that only the tiles show.
+    """
 
     sample: Sample
     scene: int
-    type: str
-    fine: bool
+    type: str = "all"
+    fine: bool = False
 
     @property
     def answer(self) -> str:
@@ -53,6 +68,35 @@ def held_out_questions(
                 questions += found
             start += scenes
     return questions[:count]
+
+
+def corpus_questions(config: JobConfig, count: int) -> list[HeldOutQuestion]:
+    """The first `count` samples of a job's input that have an answer, in order.
+
+    Raises:
+        ConfigError: there is no input, or none of its samples has an answer.
+        StoreError: it cannot be read.
+    """
+    opener = StoreOpener(config.s3)
+    shards = (
+        shard
+        for file in expand_inputs(config.input, config.s3)
+        for shard in split_file(file.uri, file.size, file.etag, config.source, opener)
+    )
+    samples = (
+        sample
+        for shard in shards
+        for sample in read_shard(shard, config.source, opener)
+        if isinstance(sample, Sample) and sample.answer is not None
+    )
+    numbers: dict[str, int] = {}
+    questions = []
+    for sample in islice(samples, count):
+        image = xxhash.xxh3_128_hexdigest(b"".join(sample.images))
+        questions.append(HeldOutQuestion(sample, numbers.setdefault(image, len(numbers))))
+    if not questions:
+        raise ConfigError("input", "has no sample with an answer, which the model's answers could be held against")
+    return questions
 
 
 def _render(task: tuple[int, int, int, Split]) -> list[HeldOutQuestion]:

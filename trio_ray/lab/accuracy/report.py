@@ -24,7 +24,10 @@ def summarise(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -
     groups = {f"type {question.type}" for question in questions}
     members = {group: np.array([f"type {q.type}" == group for q in questions]) for group in sorted(groups)}
     fine = np.array([question.fine for question in questions])
-    members |= {"fine": fine, "coarse": ~fine}
+    if fine.any():
+        members |= {"fine": fine, "coarse": ~fine}
+    elif len(members) == 1:
+        members = {}  # one kind of question: the column of all of them says it
     records = []
     for result in results:
         low, high = interval(result.right, scenes)
@@ -33,6 +36,10 @@ def summarise(results: Sequence[Result], questions: Sequence[HeldOutQuestion]) -
                 "method": result.setting.name,
                 "retention": result.setting.retention,
                 "tokens": result.tokens,
+                "of_real": result.tokens / result.real,
+                "of_nominal": result.tokens / result.nominal,
+                "per_view": result.tokens / result.views,
+                "prefills_per_second": result.rate,
                 "questions": len(questions),
                 "accuracy": result.accuracy,
                 "interval": [low, high],
@@ -52,6 +59,10 @@ def study(records: Sequence[dict[str, Any]]) -> Study:
         "method": lambda record: record["method"],
         "retention": lambda record: f"{100 * record['retention']:.1f} %",
         "tokens": lambda record: f"{record['tokens']:.1f}",
+        "of real": lambda record: f"{100 * record['of_real']:.1f} %",
+        "of nominal": lambda record: f"{100 * record['of_nominal']:.1f} %",
+        "a view": lambda record: f"{record['per_view']:.1f}",
+        "prefills/s": lambda record: f"{record['prefills_per_second']:.1f}",
         "accuracy": lambda record: f"**{100 * record['accuracy']:.1f}**",
         "95 % interval": lambda record: " - ".join(f"{100 * end:.1f}" for end in record["interval"]),
     }

@@ -48,6 +48,7 @@ class Selector(ABC):
         name: what `method.selector` calls it, for the selectors of this package; others are named `module:Class`.
         shape: the default prune points and weights.
         positions: the default of `method.positions`.
+        searched: values of its settings that a search for a schedule tries (`method.schedule: auto`).
         compared: rows for the lab's tables beside the selector's own, by name: the settings of `method` that differ.
         speculation: permission to be certain only later (`Speculation`); not a setting.
     """
@@ -55,6 +56,7 @@ class Selector(ABC):
     name: ClassVar[str] = ""
     shape: ClassVar[ScheduleShape] = AUTHORS_SHAPE
     positions: ClassVar[Positions] = "compact"
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     compared: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     speculation: Speculation | None = field(default=None, kw_only=True, compare=False, repr=False)
 

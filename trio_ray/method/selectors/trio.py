@@ -43,6 +43,10 @@ class Trio(SuppressingSelector):
     """
 
     name: ClassVar[str] = "trio"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "supervised_rows": (AUTHORS_ROWS, (*AUTHORS_ROWS, -1), (-1,)),
+        "threshold": (0.7, AUTHORS_THRESHOLD, 0.9, NO_SUPPRESSION),
+    }
     compared: ClassVar[dict[str, dict[str, Any]]] = {
         "trio, original positions": {"positions": "original"},
         "trio, no NMS": {"settings": {"threshold": NO_SUPPRESSION}},

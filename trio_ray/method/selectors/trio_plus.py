@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -14,9 +14,9 @@ from trio_ray.method.rows import PackedRows, Positions
 from trio_ray.method.saliency import proxy_saliency
 from trio_ray.method.schedule import ScheduleShape
 from trio_ray.method.selectors.selector import Selection, Selector, Threshold
-from trio_ray.method.selectors.trio import AUTHORS_THRESHOLD, SupervisedRows
+from trio_ray.method.selectors.trio import AUTHORS_ROWS, AUTHORS_THRESHOLD, SupervisedRows
 from trio_ray.method.selectors.uniform import evenly
-from trio_ray.method.suppression import suppress
+from trio_ray.method.suppression import NO_SUPPRESSION, suppress
 
 PLUS_ROWS = (-5, -4, -3, -2, -1)
 
@@ -43,6 +43,12 @@ class TrioPlus(Selector):
     name: ClassVar[str] = "trio-plus"
     shape: ClassVar[ScheduleShape] = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 9), weights=(100, 75, 55, 40, 9, 4))
     positions: ClassVar[Positions] = "original"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "first_sample": (0.0, 0.25, 0.5, 0.75, 1.0),
+        "later_sample": (0.0, 0.25, 0.5, 0.75),
+        "supervised_rows": (AUTHORS_ROWS, PLUS_ROWS, (-1,)),
+        "threshold": (0.7, AUTHORS_THRESHOLD, 0.9, NO_SUPPRESSION),
+    }
     threshold: Threshold = AUTHORS_THRESHOLD
     supervised_rows: SupervisedRows = PLUS_ROWS
     first_sample: Annotated[

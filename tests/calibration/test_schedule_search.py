@@ -1,0 +1,59 @@
+"""A searched schedule keeps as many tokens, is no worse than the default, and leaves what the user has set."""
+
+from __future__ import annotations
+
+import pytest
+
+from trio_ray.calibration.schedule_search import FoundSchedule, search_schedule
+from trio_ray.config import DEFAULT_INSTRUCTION, MethodConfig
+from trio_ray.errors import ConfigError
+from trio_ray.lab.accuracy.accuracy import prepared_batches
+from trio_ray.lab.accuracy.questions import held_out_questions
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.replica import Replica
+
+
+@pytest.fixture(scope="module")
+def samples(bundled: Replica) -> list[PreparedSample]:
+    questions = held_out_questions(18, per_scene=1, split="validation", workers=1)
+    return [sample for batch in prepared_batches(bundled, questions, 18) for sample in batch]
+
+
+def search(replica: Replica, samples: list[PreparedSample], candidates: int = 12, **method: object) -> FoundSchedule:
+    return search_schedule(replica, samples, MethodConfig.model_validate(method), candidates=candidates)
+
+
+def test_the_found_schedule_beats_the_default_at_the_same_cost(bundled: Replica, samples: list[PreparedSample]) -> None:
+    found = search(bundled, samples, retention=0.1, selector="trio", settings={"threshold": 0.8})
+    assert found.divergence < 0.9 * found.default_divergence  # the authors' schedule prunes this model too early
+    assert (found.samples, found.held_back, found.tried) == (12, 6, 12)
+    assert found.method.settings["threshold"] == 0.8
+    built, default = (config.build(bundled.decoder.depth) for config in (found.method, MethodConfig(retention=0.1)))
+    for sample in samples:
+        tokens = built.schedule.mean_tokens(sample.image_tokens)
+        assert tokens == pytest.approx(default.schedule.mean_tokens(sample.image_tokens), abs=1.0)
+    assert f"{found.divergence:.4f} nats" in str(found)
+
+
+def test_the_same_seed_and_samples_find_the_same(bundled: Replica, samples: list[PreparedSample]) -> None:
+    first, second = (search(bundled, samples[:12], 4, layout="uniform", selector="trio-plus") for _ in range(2))
+    assert first == second
+    assert first.method.build(bundled.decoder.depth).layout == "uniform"
+
+
+def test_an_image_prefix_is_found_by_questions_that_follow_it(bundled: Replica) -> None:
+    questions = held_out_questions(24, per_scene=2, split="validation", workers=1)
+    (samples,) = prepared_batches(bundled, questions, 24, DEFAULT_INSTRUCTION)
+    found = search_schedule(bundled, samples, MethodConfig(retention=0.1), scope="image", candidates=2)
+    assert found.divergence <= found.default_divergence
+
+
+@pytest.mark.parametrize(
+    ("count", "method", "said"),
+    [(5, {}, "12 samples or more, and 5"), (18, {"encoder": "visionzip"}, "method.encoder")],
+)
+def test_what_cannot_be_searched_is_refused(
+    bundled: Replica, samples: list[PreparedSample], count: int, method: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        search(bundled, samples[:count], **method)

@@ -1,0 +1,289 @@
+"""A schedule for this model and corpus (`method.schedule: auto`): the one whose answers move least from the unpruned
+model's, at the same mean number of image tokens.
+
+No labels are needed. The unpruned model answers a sample of the corpus; every candidate prefills the same samples with
+its pruning and is asked for the probability of each token of those answers. The divergence of the two distributions is
+what the search makes small. It is a hill climb: it begins with the default schedules of all selectors, and goes on from
+the best one by small changes of prune points, weights, positions and the selector's own settings. Most candidates are
+dropped after a part of the samples. A third of the images is held back from the search; the result is adopted only if
+it also beats the selector's default there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from trio_ray.calibration.answer_divergence import ReferenceBatch, reference_batches
+from trio_ray.config import MethodConfig
+from trio_ray.errors import ConfigError
+from trio_ray.method.schedule import ScheduleShape
+from trio_ray.method.selectors.catalogue import bundled_selectors, selector_class
+from trio_ray.model.image_scope import Scope
+from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.replica import Replica
+
+CANDIDATES = 96
+"""Schedules that are tried, the starts among them."""
+
+MIN_SAMPLES = 12
+HELD_BACK = 3
+"""Every so-manieth image is held back."""
+
+TOLERANCE = 1.15
+"""A candidate whose mean divergence so far is so many times the best one's on the same samples is dropped."""
+
+MOST_POINTS = 6
+
+
+@dataclass(frozen=True)
+class FoundSchedule:
+    """What the search found.
+
+    Attributes:
+        method: the job's settings with prune points, weights, positions and the selector's settings filled in.
+        divergence: mean over held-back samples, nats a token of the unpruned model's answer.
+        default_divergence: the same of the selector's default schedule.
+        samples: number of samples that the search looked at.
+        held_back: number of samples that it did not.
+        tried: candidates.
+    """
+
+    method: MethodConfig
+    divergence: float
+    default_divergence: float
+    samples: int
+    held_back: int
+    tried: int
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing better than the selector's default was found."""
+        return self.divergence >= self.default_divergence
+
+    def __str__(self) -> str:
+        """One line for people."""
+        method = self.method
+        found = "the selector's default, which nothing beat" if self.is_default else "found"
+        weights = [round(weight, 3) for weight in method.weights or ()]
+        return (
+            f"prune points {list(method.prune_points or ())} with weights {weights}, positions {method.positions}, "
+            f"{found}: {self.divergence:.4f} nats an answer token on {self.held_back} held-back samples (default "
+            f"{self.default_divergence:.4f}; {self.tried} schedules tried on {self.samples} samples)"
+        )
+
+
+def search_schedule(
+    replica: Replica,
+    samples: Sequence[PreparedSample],
+    method: MethodConfig,
+    *,
+    scope: Scope = "prompt",
+    batch_rows: int = 16_384,
+    candidates: int = CANDIDATES,
+    seed: int = 0,
+    on_candidate: Callable[[int], None] = lambda done: None,
+) -> FoundSchedule:
+    """Find the schedule under which the model's answers to these samples move least.
+
+    Args:
+        replica: the model.
+        samples: of the corpus, in any order; for scope image prepared under the job's instruction.
+        method: the job's settings: the selector, the budget, the layout. Settings that it gives stay as they are.
+        scope: of the cache. For "image" several questions follow each prefix, which no selection has seen.
+        batch_rows: rows of the unpruned prompts in one batch.
+        candidates: schedules to try.
+        seed: of the search; the same seed and samples give the same result on the same machine.
+        on_candidate: told how many have been tried.
+
+    Raises:
+        ConfigError: there are too few samples, or the method leaves nothing to search.
+    """
+    if method.encoder is not None:
+        raise ConfigError(
+            "method.schedule", "auto is not possible with method.encoder, whose first prune point is given"
+        )
+    if len(samples) < MIN_SAMPLES:
+        raise ConfigError(
+            "method.schedule",
+            f"auto needs {MIN_SAMPLES} samples or more, and {len(samples)} of the input could be used; give "
+            "method.prune_points and method.weights, or leave method.schedule out",
+        )
+    searched, held = _split(samples)
+    seen = list(reference_batches(replica, searched, scope, batch_rows))
+    climb = _Climb(replica, seen, _Space(method, replica.decoder.depth), random.Random(seed))
+    for done in climb.run(candidates):
+        on_candidate(done)
+    unseen = list(reference_batches(replica, held, scope, batch_rows))
+    default = climb.space.filled(method)
+    before, after = (_mean_divergence(replica, unseen, one) for one in (default, climb.best))
+    found, divergence = (climb.best, after) if after < before else (default, before)
+    return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried)
+
+
+def _split(samples: Sequence[PreparedSample]) -> tuple[list[PreparedSample], list[PreparedSample]]:
+    """Samples for the search and samples that are held back, which have no image in common."""
+    number_of: dict[str, int] = {}
+    searched: list[PreparedSample] = []
+    held: list[PreparedSample] = []
+    for sample in samples:
+        number = number_of.setdefault(sample.images[0].hash, len(number_of))
+        (held if number % HELD_BACK == HELD_BACK - 1 else searched).append(sample)
+    return searched, held
+
+
+def _mean_divergence(replica: Replica, batches: Sequence[ReferenceBatch], config: MethodConfig) -> float:
+    method = config.build(replica.decoder.depth)
+    return fmean(value for batch in batches for value in batch.divergence(replica, method))
+
+
+_Move = Callable[[MethodConfig, random.Random], dict[str, Any] | None]
+"""A small change of some settings; None where it is not possible."""
+
+
+@dataclass(frozen=True)
+class _Space:
+    """What may be varied: all that the job's settings leave open."""
+
+    given: MethodConfig
+    depth: int
+
+    @property
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """Values to try of each setting of the selector that the job has not set."""
+        searched = selector_class(self.given.selector).searched
+        return {name: values for name, values in searched.items() if name not in self.given.settings}
+
+    def filled(self, config: MethodConfig) -> MethodConfig:
+        """The same settings with prune points, weights and positions written out."""
+        built = config.build(self.depth)
+        return config.model_copy(
+            update={
+                "prune_points": built.schedule.prune_points,
+                "weights": built.schedule.weights,
+                "positions": built.positions,
+            }
+        )
+
+    def starts(self) -> Iterator[MethodConfig]:
+        """The selector's default, then the shapes of the other selectors and some plain ones."""
+        yield self.filled(self.given)
+        if self.given.layout == "uniform":
+            return
+        shapes = {kind.shape for kind in bundled_selectors().values()}
+        shapes |= {ScheduleShape(8, (0, 1, 2, 4), (8, 4, 2, 1)), ScheduleShape(8, (0, 2), (3, 1))}
+        for shape in sorted(shapes, key=lambda shape: shape.prune_points):
+            points = shape.points_for(self.depth, self.given.retention if self.given.tokens is None else 0.0)
+            changes = {"prune_points": points, "weights": shape.weights_for(len(points))}
+            for positions in ("compact", "original") if self.given.positions is None else (self.given.positions,):
+                changed = self.changed(self.filled(self.given), {**changes, "positions": positions})
+                if changed is not None:
+                    yield changed
+
+    def neighbour(self, config: MethodConfig, chance: random.Random) -> MethodConfig | None:
+        """A small change; None if it leads out of what is possible."""
+        moves: list[_Move] = [self._change_setting] if self.choices else []
+        if self.given.layout == "ragged":
+            moves += [self._move_point, self._scale_weight, self._scale_weight, self._split_point, self._drop_point]
+            if self.given.positions is None:
+                moves.append(self._turn_positions)
+        changes = chance.choice(moves)(config, chance) if moves else None
+        return None if changes is None else self.changed(config, changes)
+
+    def changed(self, config: MethodConfig, changes: dict[str, Any]) -> MethodConfig | None:
+        """The settings with these changes; None if they are not possible for this model."""
+        try:
+            changed = MethodConfig.model_validate({**config.model_dump(), **changes})
+            changed.build(self.depth)
+        except (ConfigError, ValueError):
+            return None
+        return changed
+
+    def _change_setting(self, config: MethodConfig, chance: random.Random) -> dict[str, Any]:
+        name = chance.choice(sorted(self.choices))
+        return {"settings": {**config.settings, name: chance.choice(self.choices[name])}}
+
+    def _turn_positions(self, config: MethodConfig, chance: random.Random) -> dict[str, Any]:
+        return {"positions": "compact" if config.positions == "original" else "original"}
+
+    def _move_point(self, config: MethodConfig, chance: random.Random) -> dict[str, Any]:
+        points, _ = _shape_of(config)
+        reach = max(1, self.depth // 8)
+        points[chance.randrange(len(points))] += chance.choice([-reach, -1, 1, reach])
+        return {"prune_points": tuple(points)}
+
+    def _scale_weight(self, config: MethodConfig, chance: random.Random) -> dict[str, Any]:
+        _, weights = _shape_of(config)
+        weights[chance.randrange(len(weights))] *= 2.0 ** chance.uniform(-1.5, 1.5)
+        return {"weights": tuple(round(weight, 4) for weight in weights)}
+
+    def _split_point(self, config: MethodConfig, chance: random.Random) -> dict[str, Any] | None:
+        points, weights = _shape_of(config)
+        free = [layer for layer in range(self.depth) if layer not in points]
+        if len(points) >= MOST_POINTS or not free:
+            return None
+        layer = chance.choice(free)
+        place = sum(point < layer for point in points)
+        around = [weights[place - 1]] * bool(place) + weights[place : place + 1]
+        points.insert(place, layer)
+        weights.insert(place, round(fmean(around), 4))
+        return {"prune_points": tuple(points), "weights": tuple(weights)}
+
+    def _drop_point(self, config: MethodConfig, chance: random.Random) -> dict[str, Any] | None:
+        points, weights = _shape_of(config)
+        if len(points) == 1:
+            return None
+        place = chance.randrange(len(points))
+        del points[place], weights[place]
+        return {"prune_points": tuple(points), "weights": tuple(weights)}
+
+
+def _shape_of(config: MethodConfig) -> tuple[list[int], list[float]]:
+    return list(config.prune_points or ()), list(config.weights or ())
+
+
+@dataclass
+class _Climb:
+    """The search: the best candidate so far, and its divergence on every batch."""
+
+    replica: Replica
+    batches: Sequence[ReferenceBatch]
+    space: _Space
+    chance: random.Random
+    best: MethodConfig = field(init=False)
+    tried: int = 0
+    _held_to: list[list[float]] = field(default_factory=list)
+    _known: set[str] = field(default_factory=set)
+
+    def run(self, candidates: int) -> Iterator[int]:
+        """Try so many; yields how many were tried."""
+        for start in self.space.starts():
+            self._try(start)
+            yield self.tried
+        misses = 0
+        while self.tried < candidates and misses < 20 * candidates:
+            candidate = self.space.neighbour(self.best, self.chance)
+            if candidate is None or candidate.model_dump_json() in self._known:
+                misses += 1
+                continue
+            self._try(candidate)
+            yield self.tried
+
+    def _try(self, candidate: MethodConfig) -> None:
+        if candidate.model_dump_json() in self._known:
+            return
+        self._known.add(candidate.model_dump_json())
+        self.tried += 1
+        method = candidate.build(self.replica.decoder.depth)
+        found: list[list[float]] = []
+        for batch in self.batches:
+            found.append(batch.divergence(self.replica, method))
+            if self._held_to:
+                bound = fmean(value for one in self._held_to[: len(found)] for value in one)
+                last = len(found) == len(self.batches)
+                if fmean(value for one in found for value in one) >= bound * (1.0 if last else TOLERANCE):
+                    return
+        self.best, self._held_to = candidate, found
