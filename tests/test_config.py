@@ -64,8 +64,11 @@ def test_job_files_are_shipped() -> None:
 @pytest.mark.parametrize(
     ("override", "field", "words"),
     [
-        ("method.retenton=0.1", "method.retenton", "is not a setting"),
-        ("speed=9", "speed", "is not a setting"),
+        ("method.retenton=0.1", "method.retenton", "is not a setting; did you mean method.retention?"),
+        ("retention=0.1", "retention", "is not a setting; did you mean method.retention?"),
+        ("model.retention=0.1", "model.retention", "is not a setting; did you mean method.retention?"),
+        ("pipelin.lookahead=1", "pipelin", "is not a setting; did you mean pipeline?"),
+        ("speed=9", "speed", "is not a setting; jobs/CONFIGURATION.md lists all settings"),
         ("method.retention=0", "method.retention", "greater than 0"),
         ("method.retention=2", "method.retention", "less than or equal to 1"),
         ("method.retention=half", "method.retention", "number"),
@@ -141,3 +144,20 @@ def test_a_section_with_everything_commented_out_means_the_defaults(tmp_path: Pa
     file = write(tmp_path, "cache:\n  # codec: int4\npipeline:\n")
     assert load_config(file) == JobConfig()
     assert load_config(file, ["cache.codec=int4"]).cache.codec == "int4"
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("prompt.template={prompt}", "prompt", "template", "{prompt}"),
+        ("prompt.template=USER: {prompt} ASSISTANT:", "prompt", "template", "USER: {prompt} ASSISTANT:"),
+        ("source.image_name={imageId}.jpg", "source", "image_name", "{imageId}.jpg"),
+        ("source.text_template={question}", "source", "text_template", "{question}"),
+        ("model.revision=2024", "model", "revision", "2024"),
+        ("source.key_column=null", "source", "key_column", None),
+    ],
+)
+def test_an_override_of_a_text_is_that_text_whatever_yaml_would_make_of_it(
+    override: str, section: str, name: str, value: str | None
+) -> None:
+    assert getattr(getattr(load_config(overrides=[override]), section), name) == value

@@ -18,7 +18,7 @@ from trio_ray.source.sample import Reason
         TrioRayError("a sentence"),
         ConfigError("method.retention", "must be above 0"),
         ObjectMissing("s3://bucket/object", "does not exist"),
-        IdentityMismatch("s3://bucket/cache", "method.retention", 0.1, 0.2),
+        IdentityMismatch("s3://bucket/cache", [("method.retention", 0.1, 0.2)]),
         PrefixError("key", "s3://bucket/object", "checksum differs"),
         Rejected(Reason.IMAGE_EMPTY, "no bytes"),
         NoAnswer(Unanswered(7, "7", Outcome.MISSING, "why"), 3),

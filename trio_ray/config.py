@@ -9,7 +9,8 @@ others may differ between runs that add to one cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -479,8 +480,8 @@ class PipelineConfig(Section):
     max_bad_fraction: Fraction = Field(
         0.2,
         description="The job fails when more than this share of all samples in the cache is bad, whichever run has met "
-        "them (judged at the end, from 100 samples on; it stops early where nothing is stored yet and 1,000 are bad, "
-        "rows without images not counted). 1 accepts any share.",
+        "them. Judged at the end, from 100 samples on, so that the order of the input does not matter. 1 accepts any "
+        "share.",
     )
     redo_damaged: bool = Field(
         False,
@@ -532,6 +533,15 @@ class JobConfig(Section):
         return self
 
 
+def settings_given(section: Section) -> set[str]:
+    """Dotted names of the settings that the user gave, in whatever way; those left to their defaults are not there."""
+    names: set[str] = set()
+    for name in section.model_fields_set:
+        value = getattr(section, name)
+        names |= {f"{name}.{inner}" for inner in settings_given(value)} if isinstance(value, Section) else {name}
+    return names
+
+
 def codec_spec(cache: CacheConfig) -> dict[str, Any]:
     """All parameters of a cache's codec, as identity and headers hold them; it must not be `auto`."""
     return full_spec(cache.codec)
@@ -574,13 +584,33 @@ def load_section(
         dotted, sign, text = override.partition("=")
         if not sign:
             raise ConfigError("--set", f"{override!r} is not key=value")
-        try:
-            _put(tree, dotted.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(dotted, f"{text!r} is not a YAML value: {_in_one_line(error)}") from None
+        _put(tree, dotted.strip(), _override_value(kind, dotted.strip(), text))
     for dotted, value in (values or {}).items():
         _put(tree, dotted, value)
     return parse_section(kind, tree)
+
+
+def _override_value(kind: type[Section], dotted: str, text: str) -> object:
+    """The value that `--set` gives: YAML, but for a setting that is text what stands there, such as `{prompt}`."""
+    is_text = _takes_text_alone(kind, dotted)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if is_text:
+            return text
+        raise ConfigError(dotted, f"{text!r} is not a YAML value: {_in_one_line(error)}") from None
+    return text if is_text and not isinstance(value, str | None) else value
+
+
+def _takes_text_alone(kind: type[Section], dotted: str) -> bool:
+    """Whether a setting is text, or may be left out, and can be nothing else."""
+    name, _, rest = dotted.partition(".")
+    field = kind.model_fields.get(name)
+    if field is None:
+        return False
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        return _takes_text_alone(field.annotation, rest)
+    return field.annotation in (str, str | None)
 
 
 def parse_section(kind: type[S], tree: Mapping[str, Any]) -> S:
@@ -590,10 +620,34 @@ def parse_section(kind: type[S], tree: Mapping[str, Any]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "configuration"
-        message = (
-            "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        )
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(field, f"is not a setting{_did_you_mean(kind, field)}") from None
+        message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(field, f"{message} (got {first['input']!r})") from None
+
+
+def setting_names(kind: type[Section]) -> Iterator[str]:
+    """Dotted names of all settings of a section."""
+    for name, field in kind.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            yield from (f"{name}.{inner}" for inner in setting_names(section))
+        else:
+            yield name
+
+
+def _did_you_mean(kind: type[Section], field: str) -> str:
+    """A setting of nearly that name, or of that very name in another section."""
+    known = list(setting_names(kind))
+    *_, last = field.split(".")
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    near = same or get_close_matches(field, known, n=1, cutoff=0.75)
+    if not near and "." not in field:
+        near = get_close_matches(field, kind.model_fields, n=1, cutoff=0.75)
+    if not near:
+        leaves = {name.rpartition(".")[2]: name for name in known}
+        near = [leaves[leaf] for leaf in get_close_matches(last, leaves, n=1, cutoff=0.75)]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else "; jobs/CONFIGURATION.md lists all settings"
 
 
 def _in_one_line(error: Exception) -> str:

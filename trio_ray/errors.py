@@ -6,6 +6,7 @@ sentence a person reads at night is enough to act on. `exit_code` is what the co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -71,18 +72,48 @@ class ObjectDamaged(StoreError):
     """The stored bytes are not the ones that were written (checksum, length or structure)."""
 
 
+Difference = tuple[str, object, object]
+"""A setting by its dotted name, its value in the cache, and its value here."""
+
+_DIFFERENCES_SHOWN = 8
+
+
 class IdentityMismatch(TrioRayError):
-    """A cache was made with other settings than this run or reader uses. `field` names the first difference."""
+    """A cache was made with other settings than this run writes with, or than a reader reads it with.
+
+    Args:
+        uri: of the cache.
+        differences: all of them, those that matter most to the user first.
+        reading: whether the cache was to be read, not to be added to.
+    """
 
     exit_code = 3
 
-    def __init__(self, uri: str, field: str, stored: object, wanted: object) -> None:
-        super().__init__(
-            f"{uri}: made with {field} = {stored!r}, but this run has {wanted!r}; "
-            "use another output, or the settings that the cache was made with"
+    def __init__(self, uri: str, differences: Sequence[Difference], reading: bool = False) -> None:
+        who = "what reads it" if reading else "this run"
+        shown = "; ".join(
+            f"{field} = {_short(stored)}, but {who} has {_short(wanted)}"
+            for field, stored, wanted in differences[:_DIFFERENCES_SHOWN]
         )
+        more = len(differences) - _DIFFERENCES_SHOWN
+        cure = (
+            "give the model that made it, in the same arithmetic"
+            if reading
+            else "use another output, or the settings that the cache was made with"
+        )
+        super().__init__(f"{uri}: made with {shown}{f'; and {more} more' if more > 0 else ''}; {cure}")
         self.uri = uri
-        self.field = field
+        self.differences = tuple(differences)
+
+    @property
+    def field(self) -> str:
+        """The first setting that differs."""
+        return self.differences[0][0]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:60]} ... ({len(text)} characters)"
 
 
 class PrefixError(TrioRayError):

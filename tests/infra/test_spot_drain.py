@@ -21,8 +21,9 @@ from tests.precompute.ray_cluster import REPOSITORY, TRAPS
 from tests.precompute.runs import account, job_config
 from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent
 from trio_ray.cluster.hosts import was_preempted
-from trio_ray.precompute.job import JobSummary, run_job
+from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import Task
+from trio_ray.precompute.summary import JobSummary
 from trio_ray.store.local import LocalStore
 
 pytestmark = pytest.mark.slow

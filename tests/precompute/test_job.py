@@ -23,8 +23,9 @@ from trio_ray.cluster.events import ActorEnded, ActorLost, PoolEvent, Report
 from trio_ray.cluster.progress import NoProgress
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
-from trio_ray.precompute.job import JobSummary, run_job
+from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import Task
+from trio_ray.precompute.summary import JobSummary
 from trio_ray.store.commits import read_commits, read_failures
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store

@@ -25,7 +25,7 @@ from trio_ray.model.continuation import Continuation
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
-from trio_ray.precompute.job import JobSummary
+from trio_ray.precompute.summary import JobSummary
 from trio_ray.store.opening import open_store
 from trio_ray.store.verify import verify
 

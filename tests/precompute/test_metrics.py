@@ -17,10 +17,11 @@ from tests.precompute.runs import job_config
 from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
 from trio_ray.cluster.metrics import Metric
 from trio_ray.precompute import metrics
-from trio_ray.precompute.job import JobSummary, run_job
+from trio_ray.precompute.job import run_job
 from trio_ray.precompute.metrics import METRICS, JobMetrics, ReplicaMetrics
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_writer import PartReport
+from trio_ray.precompute.summary import JobSummary
 from trio_ray.source.sample import Shard
 
 pytestmark = pytest.mark.slow

@@ -156,3 +156,23 @@ def test_what_has_not_converged_is_recomputed_and_the_next_batches_look_at_more(
         assert [kept.tolist() for kept in prefix.kept] == [kept.tolist() for kept in stored.coded.kept]
     assert len(replica.tried) == 2
     assert stage._speculation.window == 2
+
+
+def test_recomputing_halves_the_batch_where_the_memory_has_become_too_small(
+    llama: Replica, prepared: list[PreparedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches after it hold memory by then; a sample that fits no more becomes a bad one, and no other is lost."""
+    monkeypatch.setattr(suppression, "LEAST_WINDOW", 1)
+    stage, replica = make_stage(llama, 1 << 30, 1 << 30)
+    stage.method = Method(SCHEDULE, Trio(threshold=0.2))
+    stage._speculation = Speculation(window=1)
+    (group,) = stage.run(prepared)
+    assert isinstance(group, StoredGroup)
+    largest = max(prepared, key=lambda sample: sample.rows)
+    replica.most_rows = largest.rows - 1
+    arrived = group.arrived()
+    done = {sample.key for one in arrived if isinstance(one, StoredGroup) for sample in one.samples}
+    bad = {one.key: one.reason for one in arrived if isinstance(one, BadSample)}
+    assert set(bad.values()) == {Reason.OUT_OF_MEMORY}
+    assert bad.keys() == {sample.key for sample in prepared if sample.rows == largest.rows}
+    assert done == {sample.key for sample in prepared} - bad.keys()

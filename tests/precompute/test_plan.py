@@ -76,6 +76,7 @@ def test_unread_weights_are_noticed_by_a_plan_that_is_not_refused(
         ({"input": ["s3://{a"]}, "input", "braces"),
         ({"output": ""}, "output", "missing"),
         ({"output": "ftp://host/cache"}, "output", "ftp://host/cache"),
+        ({"input": ["/"]}, "input", "is a folder; name its files"),
         ({"output": "/proc/no/cache"}, "output", "/proc/no"),
         ({"model__name": "/no/such/model"}, "model.name", "/no/such/model"),
     ],
@@ -87,6 +88,15 @@ def test_a_job_that_cannot_run_is_refused_by_its_field_before_any_weight_is_read
     assert error.field == field
     assert word in str(error)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("up", [0, 1])
+def test_an_output_that_holds_the_input_is_refused(weightless: Path, corpus: Path, up: int) -> None:
+    """`verify` would take the input for foreign files, and a glob over it the cache for input."""
+    error = refused(job_config(weightless, corpus, corpus.parents[up]))
+    assert error.field == "output"
+    assert f"holds the input {corpus}" in str(error)
+    assert not (corpus.parents[up] / "dataset.json").exists()
 
 
 def test_an_output_below_a_file_is_refused(weightless: Path, corpus: Path) -> None:
@@ -154,6 +164,24 @@ def test_another_setting_is_refused_by_the_name_of_the_field(tiny_model: Path, c
         with pytest.raises(IdentityMismatch) as caught:
             plan_job(job_config(tiny_model, corpus, tmp_path / "cache", **settings), with_gpu=False)
         assert caught.value.field == field
+
+
+def test_all_settings_that_differ_are_named_those_of_the_user_first(
+    tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    plan_job(job_config(tiny_model, corpus, tmp_path / "cache"), with_gpu=False)
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    settings = json.loads((other / "config.json").read_text())
+    settings["text_config"]["rms_norm_eps"] = 1e-3
+    (other / "config.json").write_text(json.dumps(settings))
+    given = {"method__settings": {"threshold": 0.7}, "source__turns": "each"}
+    with pytest.raises(IdentityMismatch) as caught:
+        plan_job(job_config(other, corpus, tmp_path / "cache", **given), with_gpu=False)
+    fields = [field for field, _, _ in caught.value.differences]
+    assert fields == ["method.settings.threshold", "source.turns", "model.config"]
+    text = str(caught.value)
+    assert "source.turns = 'first', but this run has 'each'" in text
+    assert text.endswith("use another output, or the settings that the cache was made with")
 
 
 def test_how_the_work_is_spread_may_differ_between_runs_on_one_cache(

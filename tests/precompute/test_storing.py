@@ -24,7 +24,7 @@ from trio_ray.precompute.plan import JobPlan, plan_job
 from trio_ray.precompute.shard_run import ShardRunner
 from trio_ray.precompute.shard_writer import ShardSink
 from trio_ray.precompute.storing import StoringProcesses, StoringProcessLost
-from trio_ray.source.sample import Shard
+from trio_ray.source.sample import BadSample, Shard
 from trio_ray.store.verify import verify
 
 
@@ -160,7 +160,7 @@ def test_no_memory_stays_lent_when_a_batch_does_not_arrive(
     opened.append(elsewhere)
     arrive, arrivals = StoredGroup.arrived, []
 
-    def fail_the_second_time(group: StoredGroup) -> StoredGroup:
+    def fail_the_second_time(group: StoredGroup) -> list[StoredGroup | BadSample]:
         arrivals.append(group)
         if len(arrivals) == 2:
             raise RuntimeError("CUDA error")

@@ -97,3 +97,14 @@ def test_a_basis_without_a_cache_goes(store: ObjectStore) -> None:
     orphan = basis_name(store_basis(store, b"of a run that got no further"))
     time.sleep(1.1)
     assert [info.name for info in collect_garbage(store, 0.0, dry_run=False)] == [orphan]
+
+
+def test_of_a_cache_that_has_lost_its_manifest_nothing_is_garbage(store: ObjectStore) -> None:
+    """Its basis is what all its prefixes are decompressed with."""
+    dataset = create_or_check(store, {"cache": {"codec": {"basis": store_basis(store, b"its own")}}}, 4)
+    assert write_part(store, dataset, last=True) is not None
+    store.delete("dataset.json")
+    before = {info.name for info in store.list()}
+    with pytest.raises(NotACacheError):
+        collect_garbage(store, 0.0, dry_run=False)
+    assert {info.name for info in store.list()} == before

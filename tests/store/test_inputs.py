@@ -83,6 +83,17 @@ def test_a_named_file_that_is_missing_is_returned_as_unreadable(corpus: tuple[st
         ("s3:///bad", False),
     ]
     assert {(file.size, file.etag) for file in files if not file.readable} == {(-1, "")}
+    assert all(file.uri in file.why for file in files if not file.readable), "each reason is kept"
+    assert files[-1].why == "s3:///bad: names no bucket; write s3://bucket/prefix"
+
+
+def test_a_folder_is_refused_with_what_to_write_instead(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet", "README.md"):
+        (tmp_path / name).write_bytes(b"")
+    for given in (str(tmp_path), f"{tmp_path}/", f"file://{tmp_path}"):
+        with pytest.raises(ConfigError, match=r"is a folder; name its files, such as '.*/\*\.parquet'") as caught:
+            expand_inputs([given, f"{tmp_path}/a.parquet"], S3Config())
+        assert caught.value.field == "input"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import random
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ from tests.seaweed import S3Server
 from tests.store.breaking_proxy import breaking_proxy
 from trio_ray.config import S3Config
 from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.store import s3_reachable
 from trio_ray.store.objects import TEMPORARY_PREFIX, ObjectStore
 from trio_ray.store.opening import open_store, split_s3_uri
 from trio_ray.store.s3 import S3Store
@@ -50,6 +52,26 @@ def test_a_stream_survives_connections_that_break_in_mid_body(s3_store: ObjectSt
         with behind(s3_store, proxy.endpoint_url).open("big") as file:
             assert file.read() == DATA
         assert proxy.cuts == 12
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ("http://127.0.0.1:9", "cannot be reached (Connection refused)"),
+        ("http://no-such-host.invalid:80", "cannot be reached ("),
+        ("127.0.0.1:9000", "is no URL such as http://host:9000"),
+        ("http://127.0.0.1:port", "is no URL such as http://host:9000"),
+    ],
+)
+def test_an_endpoint_where_nothing_listens_is_told_in_seconds(
+    s3_store: ObjectStore, endpoint: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a store that would try each request eight times."""
+    monkeypatch.setattr(s3_reachable, "PAUSE_S", 0.1)
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=re.escape(words)):
+        behind(s3_store, endpoint).read("any")
+    assert time.monotonic() - started < 10
 
 
 def test_whole_and_range_reads_survive_them_too(s3_store: ObjectStore, s3_environment: S3Server) -> None:

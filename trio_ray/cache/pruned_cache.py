@@ -35,7 +35,7 @@ from trio_ray.model.image_scope import Scope
 from trio_ray.model.loading import model_fingerprint, pinned
 from trio_ray.ordered import ordered_map
 from trio_ray.store.commits import CommitRecord, read_commits
-from trio_ray.store.dataset import first_difference, load_dataset
+from trio_ray.store.dataset import differences, load_dataset
 from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.tables import MemberKind, place_columns
@@ -435,13 +435,13 @@ class PrunedCache:
         """Refuse a model that did not make this cache; `dtype` is its arithmetic, 'float32' and so on.
 
         Raises:
-            IdentityMismatch: names the first differing field.
+            IdentityMismatch: names what differs.
         """
         # How the prefixes' matrix products were rounded does not bind those who go on from them.
         made = {name: value for name, value in self.dataset.identity["model"].items() if name != "matmul"}
-        difference = first_difference(made, {**model_fingerprint(folder), "dtype": dtype}, "model")
-        if difference is not None:
-            raise IdentityMismatch(self.uri, *difference)
+        found = list(differences(made, {**model_fingerprint(folder), "dtype": dtype}, "model"))
+        if found:
+            raise IdentityMismatch(self.uri, found, reading=True)
 
     def _all_rows(self) -> Iterator[Row]:
         for first in range(0, len(self), _TABLE_BATCH):

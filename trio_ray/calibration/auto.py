@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 
 from trio_ray.calibration.choice import DEFAULT_DIVERGENCE, FittedCodec, fit
 from trio_ray.calibration.corpus import DrawnPrefix, draw_samples, prefixes_of
@@ -31,30 +31,48 @@ class Uncalibrated:
     reason: str
 
 
-def calibrate_for(config: JobConfig, replica: Replica, fingerprint: dict[str, str]) -> FittedCodec | Uncalibrated:
+OnStep = Callable[[str, int, int], None]
+"""Is told what is being done, how many samples are done, and of how many."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def calibrate_for(
+    config: JobConfig, replica: Replica, fingerprint: dict[str, str], on_step: OnStep = _silent
+) -> FittedCodec | Uncalibrated:
     """A codec fitted to samples of a job's input.
 
     Args:
         config: the job; `model.matmul` is `dtype`, as gradients are needed.
         replica: its model.
         fingerprint: of the model.
+        on_step: is told how far it is.
 
     Raises:
         ConfigError: an input that the job cannot have either.
     """
-    return calibrate_on(draw_samples(config, replica, SAMPLES), config, replica, fingerprint)
+    on_step("drawing samples", 0, SAMPLES)
+    return calibrate_on(draw_samples(config, replica, SAMPLES), config, replica, fingerprint, on_step)
 
 
 def calibrate_on(
-    samples: Sequence[PreparedSample], config: JobConfig, replica: Replica, fingerprint: dict[str, str]
+    samples: Sequence[PreparedSample],
+    config: JobConfig,
+    replica: Replica,
+    fingerprint: dict[str, str],
+    on_step: OnStep = _silent,
 ) -> FittedCodec | Uncalibrated:
     """The same with samples that are drawn already."""
-    drawn = _as_many_as_fit(samples, config, replica)
+    drawn = _as_many_as_fit(samples, config, replica, _counter("prefilling samples", len(samples), on_step))
     if len(drawn) < MIN_SAMPLES:
         return Uncalibrated(
             f"{len(drawn)} samples of the input could be used, and a basis is calibrated on {MIN_SAMPLES} or more"
         )
-    fitted = fit(replica, drawn, fingerprint, {"input": list(config.input)})
+    on_sample = _counter("calibrating", len(drawn), on_step)
+    fitted = fit(replica, drawn, fingerprint, {"input": list(config.input)}, on_sample=on_sample)
+    on_step("measuring how much smaller prefixes get", 0, len(fitted.held_out))
     chosen = fitted.choose(DEFAULT_DIVERGENCE)
     if chosen is None:
         return Uncalibrated(
@@ -66,11 +84,20 @@ def calibrate_on(
     return chosen
 
 
-def _as_many_as_fit(samples: Sequence[PreparedSample], config: JobConfig, replica: Replica) -> list[DrawnPrefix]:
+def _counter(what: str, total: int, on_step: OnStep) -> Callable[[], None]:
+    """A function that tells `on_step` of one more sample whenever it is called."""
+    on_step(what, 0, total)
+    done = count(1)
+    return lambda: on_step(what, next(done), total)
+
+
+def _as_many_as_fit(
+    samples: Sequence[PreparedSample], config: JobConfig, replica: Replica, on_sample: Callable[[], None]
+) -> list[DrawnPrefix]:
     """Prefixes of the samples, as long as there is room for them."""
     if not samples:
         return []
-    prefixes = prefixes_of(samples, config, replica)
+    prefixes = prefixes_of(samples, config, replica, on_sample)
     first = next(prefixes, None)
     if first is None:
         return []

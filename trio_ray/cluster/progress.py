@@ -47,8 +47,11 @@ class Progress(Protocol):
         """A phase begins, and the one before is over."""
         ...
 
-    def update(self, counts: Mapping[str, int], note: str = "") -> None:
-        """What the phase has done so far, by unit, and a remark that stands behind it."""
+    def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
+        """What the phase has done so far, by unit, and a remark that stands behind it.
+
+        `share` of its work is done, from 0 to 1, where more is known of that than the count of the unit says.
+        """
         ...
 
     def say(self, line: str) -> None:
@@ -62,7 +65,7 @@ class NoProgress:
     def begin(self, phase: Phase) -> None:
         """See `Progress`."""
 
-    def update(self, counts: Mapping[str, int], note: str = "") -> None:
+    def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
         """See `Progress`."""
 
     def say(self, line: str) -> None:
@@ -76,6 +79,7 @@ class Tally:
     phase: Phase
     counts: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
+    share: float | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -95,11 +99,13 @@ class Tally:
                 parts[0] += rate
         parts += [self.note] if self.note else []
         parts.append(_clock(elapsed))
-        if self.phase.total is not None:
+        if self.phase.total is not None or self.share is not None:
             parts.append(f"{self._left(elapsed)} left")
         return f"{self.phase.name}: {', '.join(parts)}"
 
     def _left(self, elapsed: float) -> str:
+        if self.share is not None:
+            return f"about {_clock((1 - self.share) * elapsed / self.share)}" if self.share > 0 else "?"
         done = self.counts.get(self.phase.unit, 0)
         return _clock(((self.phase.total or 0) - self.done) * elapsed / done) if done else "?"
 
@@ -118,10 +124,13 @@ class TerminalProgress:
         self._tally = Tally(phase)
         self._bars.reset(self._task, total=phase.total, completed=phase.before, tally=self._tally)
 
-    def update(self, counts: Mapping[str, int], note: str = "") -> None:
+    def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
         """See `Progress`."""
-        self._tally.counts, self._tally.note = dict(counts), note
-        self._bars.update(self._task, completed=self._tally.done)
+        self._tally.counts, self._tally.note, self._tally.share = dict(counts), note, share
+        if share is None:
+            self._bars.update(self._task, completed=self._tally.done)
+        else:
+            self._bars.update(self._task, total=1.0, completed=share)
 
     def say(self, line: str) -> None:
         """See `Progress`."""
@@ -147,10 +156,10 @@ class LogProgress:
         self._tally = Tally(phase)
         self.say(phase.name)
 
-    def update(self, counts: Mapping[str, int], note: str = "") -> None:
+    def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
         """See `Progress`."""
         if self._tally is not None:
-            self._tally.counts, self._tally.note = dict(counts), note
+            self._tally.counts, self._tally.note, self._tally.share = dict(counts), note, share
 
     def say(self, line: str) -> None:
         """See `Progress`."""
@@ -178,6 +187,15 @@ def progress_display() -> Iterator[Progress]:
         yield display
     finally:
         display.close()
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people: `1.2 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
 
 
 def _clock(seconds: float) -> str:

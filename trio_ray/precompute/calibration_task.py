@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
 
 import ray
 import torch
@@ -25,17 +29,36 @@ ATTEMPTS = 3
 INSTEAD = "name a codec instead, such as --set cache.codec=int4, or raw, or a basis made by `trio-ray calibrate`"
 
 
-def calibrate_here(spec: CalibrationSpec) -> CodecChoice:
+STEP_PAUSE_S = 1.0
+"""Steps come from the task no more often than this, but for those that begin something new."""
+
+
+@dataclass(frozen=True)
+class CalibrationStep:
+    """What a calibration is at: `done` of `total` samples. With 0 a step begins."""
+
+    what: str
+    done: int
+    total: int
+
+
+OnStep = Callable[[CalibrationStep], None]
+
+
+def calibrate_here(spec: CalibrationSpec, on_step: OnStep = lambda step: None) -> CodecChoice:
     """Load the model, calibrate, and put the basis into the cache. A `Calibrator`."""
     config = spec.config
-    made = calibrate_for(config, Replica.load(config.model, config.prompt), spec.model)
+    replica = Replica.load(config.model, config.prompt)
+    made = calibrate_for(config, replica, spec.model, lambda *step: on_step(CalibrationStep(*step)))
     if isinstance(made, FittedCodec):
         store_basis(open_store(config.output, config.s3), made.basis)
     return CodecChoice.of(made)
 
 
-def calibrate_on_ray(spec: CalibrationSpec, gpus: float) -> CodecChoice:
+def calibrate_on_ray(spec: CalibrationSpec, gpus: float, on_step: OnStep = lambda step: None) -> CodecChoice:
     """The same elsewhere on the cluster, given the resources of a replica; the basis does not come back by Ray.
+
+    `on_step` is told how far it is, about once a second.
 
     Raises:
         ConfigError: the model cannot be loaded there as it is configured.
@@ -44,7 +67,7 @@ def calibrate_on_ray(spec: CalibrationSpec, gpus: float) -> CodecChoice:
     why = ""
     for _ in range(ATTEMPTS):
         try:
-            return _attempt(spec, spec.config.replicas, gpus)
+            return _attempt(spec, spec.config.replicas, gpus, on_step)
         except RayTaskError as error:
             if isinstance(error.cause, TrioRayError):
                 raise error.cause from None
@@ -54,7 +77,7 @@ def calibrate_on_ray(spec: CalibrationSpec, gpus: float) -> CodecChoice:
     raise JobFailed(f"calibrating the codec's basis was killed {ATTEMPTS} times, at last: {why}; {INSTEAD}")
 
 
-def _attempt(spec: CalibrationSpec, settings: ReplicasConfig, gpus: float) -> CodecChoice:
+def _attempt(spec: CalibrationSpec, settings: ReplicasConfig, gpus: float, on_step: OnStep) -> CodecChoice:
     # One call a process, so that the replicas find its memory free.
     task = ray.remote(max_calls=1)(_calibrate).options(
         num_cpus=settings.cpus, num_gpus=gpus, max_retries=0, num_returns="streaming"
@@ -68,13 +91,25 @@ def _attempt(spec: CalibrationSpec, settings: ReplicasConfig, gpus: float) -> Co
             f"and the cluster had no room for it in {settings.start_timeout_s:g} s (replicas.start_timeout_s)"
         )
     ray.get(next(answers))
-    choice = ray.get(next(answers))
-    assert isinstance(choice, CodecChoice)
-    return choice
+    for answer in answers:
+        news = ray.get(answer)
+        if isinstance(news, CodecChoice):
+            return news
+        on_step(news)
+    raise AssertionError("a calibration ends with a choice or raises")
 
 
-def _calibrate(spec: CalibrationSpec) -> Iterator[str | CodecChoice]:
-    """Says where it runs as soon as it does, then what it chose."""
+def _calibrate(spec: CalibrationSpec) -> Iterator[str | CalibrationStep | CodecChoice]:
+    """Says where it runs as soon as it does, then how far it is, at last what it chose."""
     yield socket.gethostname()
     torch.set_num_threads(spec.config.replicas.torch_threads)
-    yield calibrate_here(spec)
+    steps: SimpleQueue[CalibrationStep | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as thread:
+        choice = thread.submit(calibrate_here, spec, steps.put)
+        choice.add_done_callback(lambda _: steps.put(None))
+        told = 0.0
+        while (step := steps.get()) is not None:
+            if step.done == 0 or time.monotonic() - told >= STEP_PAUSE_S:
+                told = time.monotonic()
+                yield step
+        yield choice.result()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ def make_or_join(
     part_samples: Callable[[float], int],
     spec: CalibrationSpec,
     calibrate: Calibrator,
+    given: Collection[str] = (),
 ) -> tuple[Dataset, str | None]:
     """Join a cache, whatever its codec, or make one with a codec of its own (`cache.codec: auto`).
 
@@ -76,6 +77,7 @@ def make_or_join(
         store, identity: of the cache.
         part_samples: samples of a part, by how many times smaller than 16 bit they are.
         spec, calibrate: how a codec is found.
+        given: dotted names of the settings that the user gave, which a refusal names first.
 
     Returns:
         The cache, and why it has this codec where that was decided here.
@@ -84,17 +86,17 @@ def make_or_join(
         IdentityMismatch: the cache was made with other settings, the codec apart.
     """
     try:
-        return _join(store, identity), None
+        return _join(store, identity, given), None
     except NotACacheError:
         choice = _choose(spec, calibrate)
     try:
         size = part_samples(choice.times_smaller)
         return create_or_check(store, with_codec(identity, choice.spec), size, spec.config.model.label), choice.why
     except IdentityMismatch as difference:
-        if not difference.field.startswith(CODEC):
+        if not all(field.startswith(CODEC) for field, _, _ in difference.differences):
             raise
         # Another run has made the cache since, with a basis of its own; ours is garbage now.
-        return _join(store, identity), None
+        return _join(store, identity, given), None
 
 
 def _choose(spec: CalibrationSpec, calibrate: Calibrator) -> CodecChoice:
@@ -104,8 +106,8 @@ def _choose(spec: CalibrationSpec, calibrate: Calibrator) -> CodecChoice:
     return calibrate(spec)
 
 
-def _join(store: ObjectStore, identity: Mapping[str, Any]) -> Dataset:
+def _join(store: ObjectStore, identity: Mapping[str, Any], given: Collection[str]) -> Dataset:
     existing = load_dataset(store)
     # None stands for a cache of another level, which is then what is refused.
     codec = (existing.identity.get("cache") or {}).get("codec")
-    return create_or_check(store, with_codec(identity, codec), existing.part_samples)
+    return create_or_check(store, with_codec(identity, codec), existing.part_samples, given=given)

@@ -13,19 +13,21 @@ from functools import cached_property
 from trio_ray.cluster.actors import ActorFactory
 from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
 from trio_ray.cluster.pool import ActorPool
-from trio_ray.cluster.progress import NoProgress, Phase, Progress
+from trio_ray.cluster.progress import NoProgress, Phase, Progress, size_text
 from trio_ray.cluster.session import cluster_given, gpus_per_replica, ray_session
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed, StoreError
-from trio_ray.precompute.calibration_task import calibrate_on_ray
+from trio_ray.precompute.calibration_task import CalibrationStep, calibrate_on_ray
 from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
 from trio_ray.precompute.metrics import JobMetrics
+from trio_ray.precompute.outlook import Outlook, ShardAdvanced
 from trio_ray.precompute.plan import LISTING_THREADS, JobPlan, Task, plan_job
 from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaSpec
 from trio_ray.precompute.rows import shard_input
 from trio_ray.precompute.shard_run import SHARDS_AT_ONCE
 from trio_ray.precompute.shard_writer import PartReport
-from trio_ray.precompute.verdict import check_not_all_bad, judge
+from trio_ray.precompute.summary import JobSummary
+from trio_ray.precompute.verdict import all_bad_so_far, judge
 from trio_ray.source.sample import Shard
 from trio_ray.store.commit_index import update_index
 from trio_ray.store.commits import (
@@ -38,62 +40,6 @@ from trio_ray.store.commits import (
 from trio_ray.store.dataset import SCHEMA_VERSION, package_version, utc_now
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class JobSummary:
-    """What a run did.
-
-    `codec` says why the cache has its codec, where this run has chosen it. `failed` maps input that is not in the cache
-    (a URI, and rows of a split file) to the reason. `reasons` counts the bad samples of this run, `passed_over` the
-    rows without images that the user does not want (`source.text_only: skip`), and
-    `without_targets` the stored samples whose answer got no targets.
-    """
-
-    output: str
-    run_id: str
-    shards: int
-    shards_before: int
-    stored: int = 0
-    quarantined: int = 0
-    parts: int = 0
-    bytes: int = 0
-    without_targets: int = 0
-    seconds: float = 0.0
-    codec: str | None = None
-    failed: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    passed_over: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether all input is in the cache (or in quarantine)."""
-        return not self.failed
-
-    def __str__(self) -> str:
-        """A few lines for the end of a run."""
-        rate = (self.stored + self.quarantined) / self.seconds if self.seconds else 0.0
-        lines = [
-            f"{self.output}: {self.stored} samples stored, {self.quarantined} quarantined, in {self.parts} parts, "
-            f"{self.bytes:,} bytes, {self.seconds:.1f} s ({rate:.1f} samples/s)",
-            f"shards: {self.shards}, of which {self.shards_before} were complete before",
-        ]
-        if self.reasons:
-            counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items()))
-            lines.append(f"quarantined: {counts} (trio-ray inspect {self.output} shows each)")
-        if self.passed_over:
-            lines.append(f"passed over: {self.passed_over} rows without images")
-        if self.without_targets:
-            lines.append(
-                f"no targets for {self.without_targets} samples with an answer: the model's context is too short for "
-                "prompt and answer, or its template cannot write the answer behind the prompt"
-            )
-        if self.codec is not None:
-            lines.append(f"codec: {self.codec}")
-        if self.shards == self.shards_before:
-            lines.append("nothing was left to do")
-        lines += [f"FAILED {uri}: {reason}" for uri, reason in self.failed.items()]
-        return "\n".join(lines)
 
 
 Observer = Callable[[PoolEvent[Task], JobSummary], None]
@@ -124,9 +70,16 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             session.enter_context(ray_session(replicas.max * replicas.cpus))
 
         def calibrate(spec: CalibrationSpec) -> CodecChoice:
-            progress.begin(Phase("cache.codec auto: calibrating a basis on samples of the input"))
+            progress.begin(Phase("starting Ray"))
             session.enter_context(ray_session(replicas.max * replicas.cpus))
-            return calibrate_on_ray(spec, gpus_per_replica(replicas.gpus))
+            progress.begin(Phase("cache.codec auto: loading the model"))
+
+            def show(step: CalibrationStep) -> None:
+                if step.done == 0:
+                    progress.begin(Phase(f"cache.codec auto: {step.what}", "samples", step.total))
+                progress.update({"samples": step.done})
+
+            return calibrate_on_ray(spec, gpus_per_replica(replicas.gpus), show)
 
         plan = plan_job(config, gpus_per_replica(replicas.gpus) > 0, calibrate)
         summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete), codec=plan.codec_choice)
@@ -138,8 +91,9 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             summary.failed[_label(shard)] = reason
             _record_failure(plan, run, shard, 1, reason)
         if plan.tasks:
-            progress.begin(Phase("starting replicas"))
+            progress.begin(Phase("starting Ray"))
             session.enter_context(ray_session(replicas.max * replicas.cpus))
+            progress.begin(Phase("loading the model on replicas"))
             _Work(config, plan, run, summary, progress, observer).do(started)
         with _logged("there is no index of the commit records"):
             update_index(plan.store, LISTING_THREADS)
@@ -152,6 +106,7 @@ def _judge(config: JobConfig, plan: JobPlan, summary: JobSummary, progress: Prog
     """Hold the whole cache against the limit of bad samples, and name the input that was damaged."""
     shards = {shard.name: shard for shard in (*plan.complete, *(task.shard for task in plan.tasks))}
     verdict = judge(plan.store, shards, LISTING_THREADS)
+    summary.cache_stored, summary.cache_quarantined = verdict.stored, verdict.quarantined
     for name, damage in verdict.damaged.items():
         summary.failed[_label(shards[name])] = (
             f"is damaged ({damage}); the samples before the damage are in the cache. Replace the file, then run again "
@@ -176,7 +131,14 @@ class _Work:
     observer: Observer | None
     _ready: set[int] = field(default_factory=set)
     _finished: int = 0
-    _began: bool = False
+    _began: float | None = None
+    _warned: bool = False
+
+    @cached_property
+    def _outlook(self) -> Outlook:
+        plan = self.plan
+        left = [task.shard for task in plan.tasks]
+        return Outlook([*left, *plan.complete, *(shard for shard, _ in plan.lost)], left)
 
     def do(self, started: float) -> None:
         """Until all of them are done or given up."""
@@ -198,21 +160,18 @@ class _Work:
                 self._show(event)
                 if self.observer is not None:
                     self.observer(event, summary)
-                check_not_all_bad(
-                    summary.stored, lambda: self._stored_before, summary.reasons, config.pipeline.max_bad_fraction,
-                    config.output,
-                )  # fmt: skip
         with _logged("failures of shards that are done now are still recorded"):
             for name in done.intersection(read_failures(plan.store)):
                 clear_failure(plan.store, name)
 
-    @cached_property
-    def _stored_before(self) -> int:
-        """Samples in the cache when this is first asked, while this run has stored none."""
-        return judge(self.plan.store, (), LISTING_THREADS).stored
-
     def _account(self, event: PoolEvent[Task]) -> None:
-        summary = self.summary
+        summary, outlook = self.summary, self._outlook
+        if isinstance(event, Report) and isinstance(event.content, ShardAdvanced):
+            outlook.advanced(event.actor, event.content)
+        elif isinstance(event, ActorLost):
+            outlook.lost(event.actor)
+        elif isinstance(event, WorkDone | WorkFailed):
+            outlook.ended(event.work.shard.name)
         if isinstance(event, Report) and isinstance(part := event.content, PartReport):
             summary.parts += bool(part.stored + part.quarantined)
             summary.stored += part.stored
@@ -231,10 +190,10 @@ class _Work:
     def _show(self, event: PoolEvent[Task]) -> None:
         progress, summary = self.progress, self.summary
         if isinstance(event, ActorReady):
-            if not self._began:
+            if self._began is None:
                 before = summary.shards_before + len(self.plan.lost)
                 progress.begin(Phase("running", "shards", summary.shards, before, rate_of="samples"))
-                self._began = True
+                self._began = time.monotonic()
             self._ready.add(event.actor)
             progress.say(f"replica {event.actor} ready: {event.where}")
         elif isinstance(event, ActorLost):
@@ -245,10 +204,25 @@ class _Work:
         elif isinstance(event, WorkFailed):
             progress.say(f"shard failed: {_label(event.work.shard)}: {event.why}")
         self._finished += isinstance(event, WorkDone | WorkFailed)
-        if self._began:
-            counts = {"shards": self._finished, "samples": summary.stored, "bad": summary.quarantined}
+        if self._began is not None:
+            done = summary.stored + summary.quarantined + self._outlook.uncommitted
+            counts = {"shards": self._finished, "samples": done, "bad": summary.quarantined}
             counts["replicas"] = len(self._ready)
-            progress.update(counts, f"{len(summary.failed)} shards FAILED" if summary.failed else "")
+            progress.update(counts, self._note(time.monotonic() - self._began), self._outlook.share)
+        if summary.stored == 0 and not self._warned and (warning := all_bad_so_far(summary.reasons)):
+            progress.say(warning)
+            self._warned = True
+
+    def _note(self, seconds: float) -> str:
+        """The rate of bytes, what has been stored and will be, and failures."""
+        summary, parts = self.summary, []
+        if summary.bytes:
+            expected = self._outlook.expected_bytes(summary.bytes, summary.stored + summary.quarantined)
+            of = f" of about {size_text(expected)}" if expected is not None else ""
+            parts += [f"{size_text(summary.bytes)}{of} stored", f"{summary.bytes / 1e6 / max(seconds, 1e-3):.1f} MB/s"]
+        if summary.failed:
+            parts.append(f"{len(summary.failed)} shards FAILED")
+        return ", ".join(parts)
 
 
 @contextmanager

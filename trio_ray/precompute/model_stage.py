@@ -52,23 +52,27 @@ class StoredGroup:
     ended: Mark
     copied: torch.cuda.Event | None = None
     converged: Tensor | None = None
-    recompute: Callable[[], StoredGroup] | None = None
+    recompute: Callable[[], list[StoredGroup | BadSample]] | None = None
     lease: Lease | None = None
 
-    def arrived(self) -> StoredGroup:
-        """Waits until the batch is in host memory; where suppression had not converged it is
-        recomputed, and that is another group.
+    def arrived(self) -> list[StoredGroup | BadSample]:
+        """Waits until the batch is in host memory, and returns it.
+
+        Where suppression had not converged it is recomputed. Those are other groups: one, or several where the device's
+        memory is too small by now, and a `BadSample` for one that does not fit even alone.
         """
         if self.copied is not None:
             self.copied.synchronize()
         if self.converged is None or self.recompute is None or self.converged:
-            return self
+            return [self]
         self.release()
-        return self.recompute().arrived()
+        recomputed = self.recompute()
+        return [arrived for one in recomputed for arrived in (one.arrived() if isinstance(one, StoredGroup) else [one])]
 
     def stored(self) -> list[StoredSample]:
         """What is stored of each sample in host memory, as soon as it is there."""
-        return self.arrived().batch.split()
+        groups = [one for one in self.arrived() if isinstance(one, StoredGroup)]
+        return [sample for group in groups for sample in group.batch.split()]
 
     def release(self) -> None:
         """Nobody needs the batch any more."""
@@ -133,10 +137,13 @@ class ModelStage:
         """
         with self._lock:
             # A budget that was halved since these samples were packed holds for them, too.
-            return [group for fitting in pack(samples, self.token_budget) for group in self._run(fitting)]
+            batches = pack(samples, self.token_budget)
+            return [group for fitting in batches for group in self._in_fitting_groups(fitting, self._group)]
 
-    def _run(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | BadSample]:
-        parts = in_fitting_parts(self.replica.device, samples, self._group, self._halve_budget)
+    def _in_fitting_groups(
+        self, samples: Sequence[PreparedSample], group_of: Callable[[Sequence[PreparedSample]], StoredGroup]
+    ) -> list[StoredGroup | BadSample]:
+        parts = in_fitting_parts(self.replica.device, samples, group_of, self._halve_budget)
         return [_too_large(part[0]) if group is None else group for part, group in parts]
 
     def _halve_budget(self) -> None:
@@ -149,11 +156,14 @@ class ModelStage:
         converged = torch.stack(speculation.pending).all() if speculation.pending else None
         return self._copied(samples, stored, started, converged, partial(self._recompute, samples))
 
-    def _recompute(self, samples: Sequence[PreparedSample]) -> StoredGroup:
-        """A batch that had not converged, without speculation."""
+    def _recompute(self, samples: Sequence[PreparedSample]) -> list[StoredGroup | BadSample]:
+        """A batch that had not converged, without speculation. The batches after it are in the device's memory now."""
         with self._lock:
             self._speculation = Speculation(2 * self._speculation.window)
-            return self._copied(samples, self._stored(samples), mark(self.replica.device))
+            return self._in_fitting_groups(samples, self._exact_group)
+
+    def _exact_group(self, samples: Sequence[PreparedSample]) -> StoredGroup:
+        return self._copied(samples, self._stored(samples), mark(self.replica.device))
 
     def _copied(
         self,
@@ -161,7 +171,7 @@ class ModelStage:
         stored: StoredBatch,
         started: Mark,
         converged: Tensor | None = None,
-        recompute: Callable[[], StoredGroup] | None = None,
+        recompute: Callable[[], list[StoredGroup | BadSample]] | None = None,
     ) -> StoredGroup:
         ended = mark(self.replica.device)
         if self.memory is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from trio_ray.cache.identity import build_identity
 from trio_ray.cluster.replica_memory import replica_memory
 from trio_ray.cluster.session import cluster_given, gpus_per_replica
-from trio_ray.config import JobConfig, ModelConfig
+from trio_ray.config import JobConfig, ModelConfig, settings_given
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.method.method import Method
 from trio_ray.model.checkpoint import Checkpoint, check_checkpoint
@@ -29,10 +30,10 @@ from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
 from trio_ray.store.commits import ShardProgress, delete_commits, shard_progress
 from trio_ray.store.dataset import Dataset, create_or_check
-from trio_ray.store.input_version import local_checksum
+from trio_ray.store.input_version import is_copy
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.opening import open_store
+from trio_ray.store.opening import S3_SCHEME, local_path, open_store
 
 LISTING_THREADS = 32
 
@@ -98,6 +99,7 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         raise ConfigError("output", "is missing; give a folder or s3://bucket/prefix")
     if any("\ud800" <= sign <= "\udfff" for sign in config.output):
         raise ConfigError("output", f"{config.output!r} is not UTF-8, which no record can hold; use another name")
+    given = settings_given(config)
     checkpoint, dtype = _check_model(config, with_gpu)
     arithmetic = {"dtype": str(dtype).removeprefix("torch.")}  # a replica must not choose another on its own device
     config = config.model_copy(update={"model": pinned(config.model).model_copy(update=arithmetic)})
@@ -105,20 +107,21 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     method = config.method.build(text.num_hidden_layers)
     units = find_units(config)
     store = _open_output(config)
+    _check_apart(config.output, (shard.uri for shard, _ in units))
     named = named_codec(config, checkpoint.folder, method.schedule, text)
     identity = build_identity(config, checkpoint.folder, dtype, method, named.codec.spec if named else None)
     size = PartSize(config, method.schedule, checkpoint.config, dtype)
     why = None
     if config.cache.chooses_codec:
         spec = _calibration_spec(config, identity, dtype)
-        dataset, why = make_or_join(store, identity, size.samples_made_smaller, spec, calibrate)
+        dataset, why = make_or_join(store, identity, size.samples_made_smaller, spec, calibrate, given)
     else:
         samples = size.samples(named.codec if named else None)
-        dataset = create_or_check(store, identity, samples, config.model.label)
+        dataset = create_or_check(store, identity, samples, config.model.label, given)
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, why)
-    _find_work(plan, units, config.pipeline.redo_damaged)
+    _find_work(plan, units, config)
     return plan
 
 
@@ -161,6 +164,18 @@ def _check_memory(config: JobConfig, checkpoint: Checkpoint, dtype: torch.dtype,
         checkpoint.check_memory(dtype, memory.shared_by(gpus) if device.type == "cuda" else memory)
 
 
+def _check_apart(output: str, inputs: Iterable[str]) -> None:
+    """Refuse input that lies in the output: `verify` would take it for foreign files, and a glob the output for input.
+
+    Raises:
+        ConfigError: such an input; names `output`.
+    """
+    folder = (output if output.startswith(S3_SCHEME) else str(local_path(output).resolve())).rstrip("/") + "/"
+    inside = next((uri for uri in inputs if uri.startswith(folder)), None)
+    if inside is not None:
+        raise ConfigError("output", f"{output} holds the input {inside}; give a folder or prefix without input in it")
+
+
 def _open_output(config: JobConfig) -> ObjectStore:
     try:
         store = open_store(config.output, config.s3)
@@ -181,26 +196,27 @@ def find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:
 def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[tuple[Shard, str | None]]:
     whole = Shard(shard_name(file.uri), file.uri, file.size, file.etag, "webdataset")
     if not file.readable:
-        return [(whole, f"{file.uri}: cannot be read")]
+        return [(whole, file.why)]
     try:
         return [(shard, None) for shard in split_file(file.uri, file.size, file.etag, config.source, opener)]
     except StoreError as error:
         return [(whole, str(error))]
 
 
-def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], redo_damaged: bool) -> None:
+def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: JobConfig) -> None:
     progress = shard_progress(plan.store, LISTING_THREADS)
     # By file, because the rows of a file that has changed are cut into other shards.
     begun: dict[str, list[ShardProgress]] = {}
     for one in progress.values():
         begun.setdefault(one.source.uri, []).append(one)
     replaced: set[str] = set()
+    changed = _changed_files([shard for shard, reason in units if reason is None], begun, StoreOpener(config.s3))
     for shard, reason in units:
-        if reason is None and shard.uri not in replaced and not _is_same_input(shard, begun.get(shard.uri, [])):
+        if reason is None and shard.uri in changed and shard.uri not in replaced:
             damage = next((one.damage for one in begun[shard.uri] if one.damage), None)
             if damage is None:
                 reason = "has changed since parts of it were committed; write this version to another output"
-            elif redo_damaged:
+            elif config.pipeline.redo_damaged:
                 _take_out(plan.store, begun[shard.uri])
                 replaced.add(shard.uri)
             else:
@@ -214,18 +230,21 @@ def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], redo_damage
             _sort_in(plan, shard, None if shard.uri in replaced else progress.get(shard.name))
 
 
-def _is_same_input(shard: Shard, begun: list[ShardProgress]) -> bool:
+def _changed_files(shards: list[Shard], begun: dict[str, list[ShardProgress]], opener: StoreOpener) -> set[str]:
+    """The files that are other ones than parts were committed of."""
+    files = {shard.uri: shard for shard in shards if shard.uri in begun}  # all shards of a file have its version
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:  # where all are copies, all are read
+        same = pool.map(lambda shard: _is_same_input(shard, begun[shard.uri], opener), files.values())
+        return {uri for uri, is_same in zip(files, same, strict=True) if not is_same}
+
+
+def _is_same_input(shard: Shard, begun: list[ShardProgress], opener: StoreOpener) -> bool:
     """Whether a file is the one that parts were committed of: by its change marker, else by its content."""
-    others = [one.source for one in begun if one.source.etag != shard.etag]
-    if not others:
-        return True
-    if any(other.size != shard.size or other.checksum is None for other in others):
-        return False
-    try:
-        checksum = local_checksum(shard.uri, shard.etag)
-    except StoreError:
-        return False  # the run that reads it says why
-    return all(other.checksum == checksum for other in others)
+    others = {(one.source.etag, one.source.size, one.source.checksum) for one in begun}
+    return all(
+        etag == shard.etag or (size == shard.size and is_copy(shard.uri, size, shard.etag, etag, checksum, opener))
+        for etag, size, checksum in others
+    )
 
 
 def _take_out(store: ObjectStore, begun: list[ShardProgress]) -> None:

@@ -19,6 +19,7 @@ from trio_ray.precompute.auto_budget import suit_budget
 from trio_ray.precompute.host_memory import HostMemory
 from trio_ray.precompute.metrics import ReplicaMetrics
 from trio_ray.precompute.model_stage import ModelStage
+from trio_ray.precompute.outlook import ShardAdvanced
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_run import SHARDS_AT_ONCE, InputRead, ShardRunner
 from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
@@ -56,12 +57,16 @@ class ReplicaActor(PooledActor[Task]):
         storing = StoringSpec.of(config, spec.dataset, codec, spec.run_id, cpus, place_of_this_actor())
         # On a CPU the model leaves nothing idle that another process could use.
         memory = HostMemory(pinned=True) if default_device().type == "cuda" else None
-        open_sink = (
-            StoringProcesses(storing, memory, SHARDS_AT_ONCE).open if memory else partial(ShardWriter, storing, store)
-        )
+        processes = StoringProcesses(storing, memory, SHARDS_AT_ONCE) if memory else None
+        try:
+            replica = Replica.load(config.model, config.prompt)
+        except BaseException:
+            if processes is not None:
+                processes.close()  # the actor may live on for a while
+            raise
         self._runner = ShardRunner(
             stage=ModelStage(
-                replica=Replica.load(config.model, config.prompt),
+                replica=replica,
                 method=method,
                 codec=codec,
                 cache=config.cache,
@@ -73,16 +78,16 @@ class ReplicaActor(PooledActor[Task]):
             dataset=spec.dataset,
             opener=StoreOpener(config.s3),
             decode_threads=config.pipeline.decoders(cpus),
-            open_sink=open_sink,
+            open_sink=processes.open if processes else partial(ShardWriter, storing, store),
         )
         self._finds_budget = config.pipeline.token_budget == "auto"
         self._metrics = ReplicaMetrics(config.output, time.monotonic() - started)
-        replica = self._runner.stage.replica
         return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
 
-    def run(self, work: Task) -> Iterator[PartReport | WantsMore]:
-        """Process a shard. A report comes as each part is done, and a `WantsMore` when all of its input is read: the
-        next shard can fill the device while this one is still being stored.
+    def run(self, work: Task) -> Iterator[PartReport | ShardAdvanced | WantsMore]:
+        """Process a shard. A report comes as each part is done, and about once a second one of how far it is; a
+        `WantsMore` comes when all of its input is read: the next shard can fill the device while this one is still
+        being stored.
         """
         if self._finds_budget:
             suit_budget(self._runner.stage, self._runner.config, work.shard, self._runner.opener)

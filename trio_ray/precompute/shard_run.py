@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.ordered import ordered_map
 from trio_ray.precompute.host_batch import HostBatch
 from trio_ray.precompute.model_stage import ModelStage, StoredGroup
+from trio_ray.precompute.outlook import ShardAdvanced
+from trio_ray.precompute.reading_position import ReadingPosition
 from trio_ray.precompute.rows import within_budget
 from trio_ray.precompute.shard_writer import PartReport, ShardSink
 from trio_ray.source.reader import read_shard
@@ -25,6 +28,9 @@ from trio_ray.store.objects import ObjectStore
 SHARDS_AT_ONCE = 2
 """Shards on a replica: without the second, its GPU would wait while the first is being stored."""
 
+NEWS_PER_S = 50
+"""All replicas together tell so often a second how far they are, and each of them once a second at most."""
+
 BATCHES_IN_FLIGHT = 2
 """Batches that may wait for the host's share of the work while the model is at the next one."""
 
@@ -34,6 +40,10 @@ class InputRead:
     """All samples of a shard are prepared: the model has work for little longer, and the next shard may begin."""
 
     shard: str
+
+
+RunnerNews = PartReport | InputRead | ShardAdvanced
+"""What a runner tells of a shard while it is at it."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +68,32 @@ class ShardRunner:
     decode_threads: int
     open_sink: Callable[[Shard], ShardSink]
 
-    def run(self, shard: Shard, committed: frozenset[int]) -> Iterator[PartReport | InputRead]:
-        """Process what is not committed yet and yield a report as each part is done.
+    def run(self, shard: Shard, committed: frozenset[int]) -> Iterator[RunnerNews]:
+        """Process what is not committed yet and yield a report as each part is done, and how far it is now and then.
 
         Raises:
             StoreError: the input could not be read or the output not be written; committed parts stay.
         """
         shard = replace(shard, checksum=local_checksum(shard.uri, shard.etag))
         done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
-        items = read_shard(shard, self.config.source, self.opener, skip=done.holds)
-        yield from self.run_items(items, shard, lambda: done.highest)
+        reading = ReadingPosition(shard, self.opener)
+        items = reading.followed(read_shard(shard, self.config.source, reading, skip=done.holds))
+        yield from self.run_items(items, shard, lambda: done.highest, lambda: reading.share)
 
     def run_items(
-        self, items: Iterable[Sample | BadSample], shard: Shard, highest_elsewhere: Callable[[], int] = lambda: -1
-    ) -> Iterator[PartReport | InputRead]:
+        self,
+        items: Iterable[Sample | BadSample],
+        shard: Shard,
+        highest_elsewhere: Callable[[], int] = lambda: -1,
+        share_read: Callable[[], float] = lambda: 0.0,
+    ) -> Iterator[RunnerNews]:
         """The same with samples that are read already.
 
         Args:
             items: of the shard, in order.
             shard: what the parts are called after.
             highest_elsewhere: asked behind the last item: the highest part that others have committed, or -1.
+            share_read: asked now and then: the share of the shard's input that has been read.
 
         Raises:
             StoreError: the output could not be written, or an item not be read.
@@ -96,7 +112,7 @@ class ShardRunner:
         thread = ThreadPoolExecutor(1)
         try:
             batches = pack(outcomes, self.stage.token_budget)
-            yield from self._through_model(batches, shard, sink, thread)
+            yield from self._through_model(batches, shard, sink, thread, share_read)
             yield from thread.submit(sink.finish, highest_elsewhere()).result()
         finally:
             outcomes.close()
@@ -104,18 +120,31 @@ class ShardRunner:
             sink.abort()
 
     def _through_model(
-        self, batches: Iterator[list[Outcome]], shard: Shard, sink: ShardSink, thread: ThreadPoolExecutor
-    ) -> Iterator[PartReport | InputRead]:
+        self,
+        batches: Iterator[list[Outcome]],
+        shard: Shard,
+        sink: ShardSink,
+        thread: ThreadPoolExecutor,
+        share_read: Callable[[], float],
+    ) -> Iterator[RunnerNews]:
         """Prefill batch after batch while one thread stores those before."""
         writing: list[Future[list[PartReport]]] = []
+        uncommitted, told = 0, time.monotonic()
+        pause = max(1.0, self.config.replicas.max / NEWS_PER_S)
         batch = next(batches, None)
         while batch is not None:
             following = next(batches, None)
             if following is None:
                 yield InputRead(shard.name)
             writing.append(thread.submit(self._store_batch, sink, self._model(batch)))
+            uncommitted += len(batch)
             while len(writing) > BATCHES_IN_FLIGHT or (writing and writing[0].done()):
-                yield from writing.pop(0).result()
+                for report in writing.pop(0).result():
+                    uncommitted -= report.samples
+                    yield report
+            if time.monotonic() - told >= pause:
+                told = time.monotonic()
+                yield ShardAdvanced(shard.name, max(0, uncommitted), share_read())
             batch = following
         for future in writing:
             yield from future.result()
@@ -128,15 +157,19 @@ class ShardRunner:
 
     def _store_batch(self, sink: ShardSink, results: Sequence[StoredGroup | BadSample]) -> list[PartReport]:
         """Wait for a batch to arrive in host memory, and store it."""
-        groups = [result for result in results if isinstance(result, StoredGroup)]
+        held = list(results)
         try:
-            for number, group in enumerate(groups):
-                groups[number] = group.arrived()
-            bad = sorted((r for r in results if isinstance(r, BadSample)), key=lambda sample: sample.index)
+            for result in results:
+                if isinstance(result, StoredGroup):
+                    outcomes = result.arrived()
+                    held = [one for one in held if one is not result] + outcomes
+            groups = [one for one in held if isinstance(one, StoredGroup)]
+            bad = sorted((one for one in held if isinstance(one, BadSample)), key=lambda sample: sample.index)
             return sink.add(HostBatch([group.on_host(self.stage.method.schedule) for group in groups], bad))
         finally:
-            for group in groups:
-                group.release()
+            for one in held:
+                if isinstance(one, StoredGroup):
+                    one.release()
 
 
 class _CommittedParts:

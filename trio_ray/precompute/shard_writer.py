@@ -53,6 +53,11 @@ class PartReport:
         """Bad samples."""
         return sum(self.reasons.values())
 
+    @property
+    def samples(self) -> int:
+        """All samples that this attempt committed."""
+        return self.stored + self.quarantined + self.passed_over
+
 
 @dataclass(frozen=True)
 class StoringSpec:

@@ -5,7 +5,7 @@ It is the same whichever run has met them, and in whichever order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from trio_ray.errors import JobFailed
@@ -15,8 +15,8 @@ from trio_ray.store.objects import ObjectStore
 SAMPLES_BEFORE_LIMIT = 100
 """Of fewer samples a share says little."""
 
-SAMPLES_BEFORE_STOP = 1000
-"""So many samples, all of them bad, stop a job: its settings do not fit its input, or its model not the settings."""
+SAMPLES_BEFORE_WARNING = 1000
+"""So many samples, all of them bad, are worth a warning: the settings may not fit the input."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,21 @@ def judge(store: ObjectStore, shards: Iterable[str], threads: int) -> Verdict:
     return Verdict(sum(one.stored for one in commits), sum(one.quarantined for one in commits), damaged)
 
 
-def check_not_all_bad(
-    stored: int, stored_before: Callable[[], int], reasons: dict[str, int], limit: float, output: str
-) -> None:
-    """Stop a job of which nothing could be stored so far, by this run or an earlier one.
+def all_bad_so_far(reasons: Mapping[str, int]) -> str | None:
+    """A warning for a run that has stored nothing yet, but has met SAMPLES_BEFORE_WARNING bad samples; else None.
 
-    Rows without images do not count: they may come first. With a limit of 1 nothing stops a job, as the user says that
-    all of it may be bad.
+    It does not stop the run: in another order the same input would not be stopped, and the sound samples may come
+    last. Rows without images do not count.
 
     Args:
-        stored: samples that this run has stored.
-        stored_before: asked where it matters: samples that earlier runs have stored.
         reasons: how many bad samples this run has met, by reason.
-        limit: `pipeline.max_bad_fraction`.
-        output: the cache.
-
-    Raises:
-        JobFailed: SAMPLES_BEFORE_STOP samples, all of them bad.
     """
     counted = {reason: count for reason, count in reasons.items() if reason != "text_only"}
     bad = sum(counted.values())
-    if stored == 0 and limit < 1 and bad >= SAMPLES_BEFORE_STOP and stored_before() == 0:
-        most = max(counted, key=lambda reason: counted[reason])
-        raise JobFailed(
-            f"not one of the first {bad} samples could be stored, most of them for the reason {most}; look at the "
-            f"quarantine (trio-ray inspect {output}), then mend the settings or the input"
-        )
+    if bad < SAMPLES_BEFORE_WARNING:
+        return None
+    most = max(counted, key=lambda reason: counted[reason])
+    return (
+        f"not one of the first {bad} samples could be stored, most of them for the reason {most}; the settings may not "
+        "fit the input. The run goes on; Ctrl-C ends it"
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
+from trio_ray.errors import Difference, IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.layout import DATASET
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.record import canonical_json, dump_record, load_record
@@ -85,12 +85,23 @@ def package_version() -> str:
         return "uninstalled"
 
 
-def create_or_check(store: ObjectStore, identity: Mapping[str, Any], part_samples: int, model: str = "") -> Dataset:
+def create_or_check(
+    store: ObjectStore,
+    identity: Mapping[str, Any],
+    part_samples: int,
+    model: str = "",
+    given: Collection[str] = (),
+) -> Dataset:
     """Make the cache, or join one that has the same identity, whose `part_samples` and `model` hold.
 
+    Args:
+        store: the cache.
+        identity: all that decides what is stored.
+        part_samples, model: of a new cache; see `Dataset`.
+        given: dotted names of the settings that the user gave, which a refusal names first.
+
     Raises:
-        IdentityMismatch: the cache was made with another identity or schema version; names the first
-            difference.
+        IdentityMismatch: the cache was made with another identity or schema version; names what differs.
         ObjectDamaged: its `dataset.json` is not as it was written.
     """
     plain = json.loads(canonical_json(identity))
@@ -101,9 +112,10 @@ def create_or_check(store: ObjectStore, identity: Mapping[str, Any], part_sample
         if store.create(DATASET, dump_record(asdict(dataset))):
             return dataset
         existing = load_dataset(store)  # another run was faster
-    difference = first_difference(existing.identity, plain)
-    if difference is not None:
-        raise IdentityMismatch(store.uri, *difference)
+    found = list(differences(existing.identity, plain))
+    if found:
+        users = {name for name, _, _ in found if any(f"{name}.".startswith(f"{setting}.") for setting in given)}
+        raise IdentityMismatch(store.uri, sorted(found, key=lambda one: one[0] not in users))
     return existing
 
 
@@ -123,7 +135,7 @@ def load_dataset(store: ObjectStore) -> Dataset:
             store.uri, f"is no cache, as it has no {DATASET}; give the output of a precompute run"
         ) from None
     if record.get("schema_version") != SCHEMA_VERSION:
-        raise IdentityMismatch(store.uri, "schema_version", record.get("schema_version"), SCHEMA_VERSION)
+        raise IdentityMismatch(store.uri, [("schema_version", record.get("schema_version"), SCHEMA_VERSION)])
     if set(record) != {field.name for field in fields(Dataset)} or not isinstance(record["identity"], dict):
         raise ObjectDamaged(uri, "has not the fields of a dataset record; restore it from a copy")
     dataset = Dataset(**record)
@@ -132,14 +144,16 @@ def load_dataset(store: ObjectStore) -> Dataset:
     return dataset
 
 
-def first_difference(stored: object, wanted: object, path: str = "") -> tuple[str, object, object] | None:
-    """The first differing field of two JSON trees, by name: dotted path, stored value, wanted value."""
+def differences(stored: object, wanted: object, path: str = "") -> Iterator[Difference]:
+    """The differing fields of two JSON trees, by name: dotted path, stored value, wanted value."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for name in sorted(stored.keys() | wanted.keys()):
             dotted = f"{path}.{name}" if path else name
-            difference = first_difference(stored.get(name, ABSENT), wanted.get(name, ABSENT), dotted)
-            if difference is not None:
-                return difference
-        return None
-    # Canonical text, because Python holds 1 == True == 1.0.
-    return None if canonical_json(stored) == canonical_json(wanted) else (path, stored, wanted)
+            yield from differences(stored.get(name, ABSENT), wanted.get(name, ABSENT), dotted)
+    elif canonical_json(stored) != canonical_json(wanted):  # text, because Python holds 1 == True == 1.0
+        yield path, stored, wanted
+
+
+def first_difference(stored: object, wanted: object, path: str = "") -> Difference | None:
+    """The first of `differences`."""
+    return next(differences(stored, wanted, path), None)

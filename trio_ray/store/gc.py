@@ -6,7 +6,7 @@ import time
 
 from trio_ray.store.commits import read_commits
 from trio_ray.store.dataset import NotACacheError, load_dataset
-from trio_ray.store.layout import BASES, DATA, basis_name, is_basis_name, parse_data_name
+from trio_ray.store.layout import BASES, COMMITS, DATA, basis_name, is_basis_name, parse_commit_name, parse_data_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 
 _THREADS = 16
@@ -25,7 +25,8 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
         What was (or would be) removed. The size is 0 where the store does not tell, as for multipart uploads.
 
     Raises:
-        NotACacheError: neither a cache nor a basis is there; nothing was removed, whatever has such names.
+        NotACacheError: neither a cache nor a basis is there, or commits are and their `dataset.json` is lost; nothing
+            was removed, whatever has such names.
         ObjectDamaged: a commit record or `dataset.json` cannot be read, so it is not known what it references; nothing
             was removed.
     """
@@ -37,8 +38,8 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
     try:
         basis = load_dataset(store).basis
     except NotACacheError:
-        if not bases:
-            raise
+        if not bases or any(parse_commit_name(info.name) for info in store.list(COMMITS)):
+            raise  # of a cache whose manifest is lost nothing is garbage
         # A job that calibrated and got no further: it began no attempt, so whatever else is here is not its.
         attempts, unfinished, basis = [], [], None
     referenced = {file.name for record in read_commits(store, _THREADS) for file in record.files.values()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 from trio_ray.config import S3Config
@@ -17,15 +19,19 @@ from trio_ray.store.opening import S3_SCHEME, local_path, open_store, split_s3_u
 
 _FIELD = "input"
 _THREADS = 16
+_FILES_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file. `size` is -1 and `etag` empty where it was named outright but cannot be read."""
+    """One input file. Where it was named outright but cannot be read, `size` is -1, `etag` empty, and `why` the
+    reason in a sentence.
+    """
 
     uri: str
     size: int
     etag: str
+    why: str = ""
 
     @property
     def readable(self) -> bool:
@@ -150,7 +156,7 @@ def _look_up(uris: list[str], opener: StoreOpener, errors: list[StoreError]) -> 
         for uri, result in zip(uris, pool.map(lambda uri: _stat(uri, opener), uris), strict=True):
             if isinstance(result, StoreError):
                 errors.append(result)
-                yield InputFile(_full_uri(uri), -1, "")
+                yield InputFile(_full_uri(uri), -1, "", str(result))
             else:
                 yield result
 
@@ -160,8 +166,25 @@ def _stat(uri: str, opener: StoreOpener) -> InputFile | StoreError:
         store, name = opener.locate(uri)
         info = store.stat(name)
     except StoreError as error:
+        _refuse_folder(uri)
         return error
     return InputFile(_full_uri(uri), info.size, info.etag)
+
+
+def _refuse_folder(uri: str) -> None:
+    """Raise `ConfigError` with what to write instead if a local path is a folder."""
+    if "://" in uri and not uri.startswith("file://"):
+        return
+    try:
+        path = local_path(uri)
+        if not path.is_dir():
+            return
+        endings = Counter(file.suffix for file in islice(path.iterdir(), _FILES_LOOKED_AT) if file.is_file())
+    except (OSError, ValueError, StoreError):
+        return
+    endings.pop("", None)
+    commonest = endings.most_common(1)[0][0] if endings else ".tar"
+    raise ConfigError(_FIELD, f"{uri} is a folder; name its files, such as '{uri.rstrip('/')}/*{commonest}'")
 
 
 def _full_uri(uri: str) -> str:

@@ -33,6 +33,7 @@ from trio_ray.store.objects import (
 )
 from trio_ray.store.s3_errors import BROKEN_BODY, error_code, is_conflict, is_taken, translated
 from trio_ray.store.s3_ranges import RangeReader, address_of
+from trio_ray.store.s3_reachable import check_reachable
 from trio_ray.store.s3_reader import S3Reader
 from trio_ray.store.s3_writer import Pieces, S3Writer
 
@@ -185,6 +186,8 @@ class S3Store(ObjectStore):
     @cached_property
     def _client(self) -> Any:
         """A boto3 client, which threads may share."""
+        if self._own_endpoint is not None:
+            check_reachable(self.uri, self._own_endpoint)
         with translated(self.uri):
             return boto3.Session(botocore_session=self._session, region_name=self._config.region).client(
                 "s3",
@@ -196,7 +199,7 @@ class S3Store(ObjectStore):
                     connect_timeout=10,
                     read_timeout=60,
                     tcp_keepalive=True,
-                    s3={"addressing_style": "path" if self._has_own_endpoint else "auto"},
+                    s3={"addressing_style": "path" if self._own_endpoint is not None else "auto"},
                 ),
             )
 
@@ -206,7 +209,7 @@ class S3Store(ObjectStore):
         with translated(self.uri):
             return RangeReader(
                 self._bucket,
-                address_of(self._bucket, found.endpoint_url, self._has_own_endpoint),
+                address_of(self._bucket, found.endpoint_url, self._own_endpoint is not None),
                 found.region_name,
                 self._session.get_credentials(),
                 self._session.get_config_variable("ca_bundle"),
@@ -214,10 +217,10 @@ class S3Store(ObjectStore):
             )
 
     @property
-    def _has_own_endpoint(self) -> bool:
-        """Whether the server is not AWS's own; servers inside a cluster seldom have DNS names for their buckets."""
-        given = (self._config.endpoint_url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"))
-        return any(given)
+    def _own_endpoint(self) -> str | None:
+        """URL of a server that is not AWS's own; those inside a cluster seldom have DNS names for their buckets."""
+        given = self._config.endpoint_url
+        return given or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
     def _key(self, name: str) -> str:
         if not name or name.startswith("/") or "\0" in name or any(step in (".", "..") for step in name.split("/")):

@@ -86,7 +86,7 @@ def translated(uri: str) -> Iterator[None]:
     except (EndpointConnectionError, ConnectTimeoutError) as error:
         raise StoreError(uri, f"the S3 endpoint cannot be reached ({error}); check s3.endpoint_url") from error
     except (BotoCoreError, HTTPError, OSError, ValueError) as error:
-        raise StoreError(uri, f"S3 request failed: {error}") from error
+        raise StoreError(uri, f"S3 request failed: {' '.join(str(error).split())[:300]}") from error
 
 
 def error_code(error: ClientError) -> str:

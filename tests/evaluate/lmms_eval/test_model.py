@@ -119,6 +119,14 @@ def test_a_task_is_answered_on_the_fly_and_from_a_cache_as_by_a_pruned_run(
     assert evaluate(from_cache, folder) == (pytest.approx(accuracy), expected)
 
 
+def test_documents_find_their_prefixes_by_the_rows_of_the_files(
+    folder: Path, expected: list[str], tmp_path: Path
+) -> None:
+    config = job_config(Path(BUNDLED_MODEL), folder / "scenes.parquet", tmp_path / "cache", source__keys="row")
+    run_here(config, Replica.load(ModelConfig(dtype="float32")))
+    assert evaluate(TrioRay(cache=config.output), folder)[1] == expected
+
+
 def test_a_document_that_the_cache_does_not_hold_is_named(folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(folder / "scenes.parquet")
     pq.write_table(table.slice(0, QUESTIONS - 1), tmp_path / "most.parquet")

@@ -3,7 +3,8 @@
     lmms_eval --model trio_ray --model_args pretrained=llava-hf/llava-v1.6-vicuna-7b-hf,retention=0.111 --tasks pope
     lmms_eval --model trio_ray --model_args cache=s3://bucket/cache --tasks pope
 
-A cache serves a task whose prompts it holds word for word, post-prompt included, under the documents' own keys.
+A cache serves a task whose prompts it holds word for word, post-prompt included, under the documents' own keys, or
+under the rows of all files of the task's split (source.keys: row).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from trio_ray.config import (
 from trio_ray.errors import ConfigError
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.decode import PrefixDecoder
+from trio_ray.evaluate.document_keys import DocumentKeys
 from trio_ray.evaluate.join import Task, join
 from trio_ray.evaluate.question import NoAnswer, Question, Unanswered
 from trio_ray.evaluate.stored_level import require_prefixes
@@ -114,17 +116,12 @@ class TrioRay(lmms):
         self._cache = PrunedCache(cache) if cache is not None else None
         self._method = load_section(MethodConfig, values=method)
         self._token_budget = token_budget
+        self._keys_of_splits: dict[tuple[str, str], DocumentKeys] = {}
         named = {"name": pretrained} if pretrained is not None else {}
         model = parse_section(ModelConfig, {**named, "revision": revision, "dtype": dtype})
         prompt = PromptConfig()
         if self._cache is not None:
             require_prefixes(self._cache)
-            if self._cache.dataset.identity["source"]["keys"] == "row":
-                raise ConfigError(
-                    "cache",
-                    f"the keys of {cache} are rows of files (source.keys: row), which a task's documents do not name; "
-                    "make a cache with source.key_column, or prune on the fly",
-                )
             model = self._cache.model_that_made_it(model)
             prompt = PromptConfig.model_validate(self._cache.dataset.identity["prompt"])
             self._cache.check_model(check_checkpoint(model, prompt).folder, model.dtype)
@@ -160,7 +157,7 @@ class TrioRay(lmms):
         assert self._cache is not None
         source = SourceConfig.model_validate(self._cache.dataset.identity["source"])
         numbers = list(requests)
-        questions = [_question(requests[number], self._document(requests[number]), source) for number in numbers]
+        questions = [self._question(requests[number], source) for number in numbers]
         found, missing = join(questions, self._cache, "exact")
         if missing:
             raise NoAnswer(missing[0], len(missing) - 1)
@@ -188,6 +185,23 @@ class TrioRay(lmms):
             answers.update(zip((sample.index for sample in good), texts, strict=True))
         return answers
 
+    def _question(self, request: _Request, source: SourceConfig) -> Question:
+        """The request as a question to a cache: keyed as precompute keys the document's row."""
+        if source.keys == "row":
+            key, shard = self._row_keys(request, source).of(request.doc_id)
+        else:
+            key, shard = key_of(self._document(request), source, "", request.doc_id), ""
+        return Question(key, shard, key, request.context.strip(), None, None)
+
+    def _row_keys(self, request: _Request, source: SourceConfig) -> DocumentKeys:
+        assert self._cache is not None
+        split = (request.task, request.split)
+        if split not in self._keys_of_splits:
+            documents = len(self.task_dict[request.task][request.split])
+            shards = (commit.shard for commit in self._cache.commits)
+            self._keys_of_splits[split] = DocumentKeys(shards, source, documents)
+        return self._keys_of_splits[split]
+
     def _document(self, request: _Request) -> dict[str, Any]:
         document: dict[str, Any] = self.task_dict[request.task][request.split][request.doc_id]
         return document
@@ -195,12 +209,6 @@ class TrioRay(lmms):
     def _sample(self, number: int, request: _Request) -> Sample:
         images = tuple(_png(visual) for visual in request.doc_to_visual(self._document(request)))
         return Sample(f"{request.task}/{request.doc_id}", number, images, (Turn("user", request.context),))
-
-
-def _question(request: _Request, document: dict[str, Any], source: SourceConfig) -> Question:
-    """The request as a question to a cache: keyed as precompute keys the document's row."""
-    key = key_of(document, source, "", request.doc_id)
-    return Question(key, "", key, request.context.strip(), None, None)
 
 
 def _png(image: Image) -> bytes:

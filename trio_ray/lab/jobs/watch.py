@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 
 from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent, Report
-from trio_ray.precompute.job import JobSummary
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.shard_writer import PartReport
+from trio_ray.precompute.summary import JobSummary
 
 Parts = dict[int, list[tuple[float, PartReport]]]
 

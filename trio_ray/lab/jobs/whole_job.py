@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from trio_ray.config import JobConfig
-from trio_ray.errors import JobFailed, StoreError, TrioRayError
+from trio_ray.errors import ConfigError, JobFailed, StoreError, TrioRayError
 from trio_ray.lab.jobs.corpus import write_corpus
 from trio_ray.lab.jobs.own_process import in_own_process
 from trio_ray.lab.jobs.watch import JobWatch
@@ -142,6 +142,7 @@ class _Jobs:
         inputs = tuple(self.inputs[: self.bench.shards * run.replicas])
         output = f"{config.output.rstrip('/')}/{name}"
         config = config.model_copy(update={"input": inputs, "output": output, "replicas": replicas, "cache": cache})
+        _check_empty(config)
         try:
             summary = run_job(config, observer=watch.note)
             if not summary.ok:
@@ -155,6 +156,18 @@ class _Jobs:
 def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:
     """Of what so many bare replicas reach."""
     return None if rate is None or bare is None else rate / (replicas * median(bare))
+
+
+def _check_empty(config: JobConfig) -> None:
+    """Refuse an output that holds anything: it may be somebody's, and a run deletes its output at its end.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    store = open_store(config.output, config.s3)
+    found = next(iter(store.list("")), None)
+    if found is not None:
+        raise ConfigError("--output", f"{store.uri_of(found.name)} is there already; give an --output without it")
 
 
 def _empty(config: JobConfig) -> None:

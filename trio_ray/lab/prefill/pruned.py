@@ -63,4 +63,6 @@ class Pruned(Contestant):
     def _drop(self, but: int) -> None:
         """Wait for all but the last few, as a job does; what had not converged is recomputed."""
         while len(self._open) > but:
-            self._open.pop(0).arrived().release()
+            for arrived in self._open.pop(0).arrived():
+                if isinstance(arrived, StoredGroup):
+                    arrived.release()
