@@ -384,9 +384,7 @@ def test_another_model_is_refused_by_the_field_that_differs(
     cache: PrunedCache, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     cache.check_model(model_folders["llama"], "float32")
-    with pytest.raises(
-        IdentityMismatch, match=r"model\.config = .* but what reads it has .* give the model"
-    ):
+    with pytest.raises(IdentityMismatch, match=r"model\.config = .* but what reads it has .* give the model"):
         cache.check_model(model_folders["mistral"], "float32")
     with pytest.raises(IdentityMismatch) as caught:
         cache.check_model(model_folders["llama"], "bfloat16")

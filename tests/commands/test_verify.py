@@ -22,7 +22,7 @@ def test_a_sound_cache_passes_and_is_counted(cache: Path, capsys: pytest.Capture
     status, shown = verified(cache, capsys)
     assert status == 0
     assert shown.startswith("ok: 12 samples and 1 quarantined in 4 parts")
-    assert "0 damaged, 0 left by dead attempts, 0 shards incomplete" in shown
+    assert "0 damaged, 0 left by dead attempts, 0 shards given up, 0 incomplete" in shown
 
 
 def test_a_flipped_byte_is_found_with_its_object_and_key(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

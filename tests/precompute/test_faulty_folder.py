@@ -119,7 +119,7 @@ def test_a_folder_of_forty_faulty_inputs(tmp_path: Path, tiny_model: Path) -> No
         for name in SHARDS:
             assert f"FAILED {tmp_path}/in/{name}" in screen
         told = next((line for line in done.stdout.splitlines() if line.startswith("quarantined: ")), "")
-        assert all(f"{reason} {count}" in told for reason, count in wanted.items()) == (run == 0), screen
+        assert all(f"{count} {reason}" in told for reason, count in wanted.items()) == (run == 0), screen
     cache = PrunedCache(str(output))
     quarantine = cache.quarantine.to_pylist()
     assert Counter(row["reason"] for row in quarantine) == wanted

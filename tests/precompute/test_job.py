@@ -27,6 +27,7 @@ from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.summary import JobSummary
 from trio_ray.store.commits import read_commits, read_failures
+from trio_ray.store.findings import FindingKind
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.verify import verify
@@ -222,6 +223,12 @@ def test_a_shard_that_kills_its_replica_is_given_up_and_a_silent_replica_is_kill
     assert len(found.stored) == len(set(found.stored)) == 8
     assert found.reasons == {"s0030": "image_empty"}
     assert not hangs.with_name(hangs.name + ".armed").exists()
+    assert [finding.kind for finding in verify(store, 2).findings if not finding.is_damage].count(
+        FindingKind.GIVEN_UP
+    ) == 1
+    assert main(["verify", config.output]) == 1
+    assert main(["inspect", config.output, "--failed"]) == 0
+    assert f"{kills}: " in capsys.readouterr().out
     assert_follows_the_contract(store)
 
     kills.with_name(kills.name + ".armed").unlink()

@@ -1,8 +1,8 @@
 """Say what a cache holds, or what is stored of one sample.
 
-With --quarantine every bad sample is listed with its reason. With --png the sample's image is read again from its input
-and drawn: what each prune point keeps of it, with the question and the answer. The input must still be readable and
-unchanged; --image-root says where images are that records name by path.
+With --quarantine every bad sample is listed with its reason, with --failed every shard that a job gave up. With --png
+the sample's image is read again from its input and drawn: what each prune point keeps of it, with the question and the
+answer. The input must still be readable and unchanged; --image-root says where images are that records name by path.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", nargs="?", help="a sample's key")
     parser.add_argument("--shard", metavar="NAME", help="the key's shard, where several have it")
     parser.add_argument("--quarantine", action="store_true", help="list every bad sample, with its reason")
+    parser.add_argument("--failed", action="store_true", help="list every shard that was given up, with its reason")
     parser.add_argument("--png", metavar="OUT", help="draw the sample's kept and dropped tokens into this file")
     add_model_options(parser)
     add_input_options(parser)
@@ -52,11 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--png", "needs a sample's KEY")
     if arguments.quarantine and arguments.key:
         raise ConfigError("--quarantine", "lists the bad samples of the whole cache; leave out KEY")
+    if arguments.failed and (arguments.key or arguments.quarantine):
+        raise ConfigError("--failed", "lists the shards that were given up; leave out KEY and --quarantine")
     if arguments.png:
         check_file("--png", arguments.png)
     s3 = s3_config(arguments)
     if not arguments.key:
-        _print_cache(arguments.cache, s3, arguments.quarantine)
+        _print_cache(arguments.cache, s3, arguments.quarantine, arguments.failed)
         return 0
     from trio_ray.cache.pruned_cache import PrunedCache
 
@@ -69,11 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_cache(uri: str, s3: S3Config, all_quarantine: bool) -> None:
+def _print_cache(uri: str, s3: S3Config, all_quarantine: bool, all_failed: bool) -> None:
     """From the commit records alone, and without torch, so that it takes no longer than they do."""
     import yaml
 
-    from trio_ray.store.commits import read_commits
+    from trio_ray.store.commits import read_commits, read_failures
     from trio_ray.store.dataset import load_dataset
     from trio_ray.store.opening import open_store
     from trio_ray.store.part_table import quarantine_rows
@@ -81,6 +84,11 @@ def _print_cache(uri: str, s3: S3Config, all_quarantine: bool) -> None:
 
     store = open_store(uri, s3)
     dataset = load_dataset(store)
+    failures = list(read_failures(store).values())
+    if all_failed:
+        for failure in failures:
+            print(f"{failure.shard.label}: {failure.error}")
+        return
     commits = read_commits(store, THREADS)
     if all_quarantine:
         for bad in quarantine_rows(store, commits):
@@ -93,6 +101,12 @@ def _print_cache(uri: str, s3: S3Config, all_quarantine: bool) -> None:
         _say(name, text)
     for shard, damage in totals.damaged.items():
         _say("damaged", f"{shard}: {damage}")
+    if failures:
+        _say("given up", f"{len(failures)} shards, which the next run tries again")
+        for failure in failures[:EXAMPLES]:
+            print(f"  {failure.shard.label}: {failure.error}")
+        if len(failures) > EXAMPLES:
+            print(f"  ... and {len(failures) - EXAMPLES} more: trio-ray inspect {uri} --failed")
     if totals.quarantined:
         counts = ", ".join(f"{count} {reason}" for reason, count in totals.reasons.items())
         _say("quarantine", f"{totals.quarantined}: {counts}")

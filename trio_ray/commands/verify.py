@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from trio_ray.commands._options import add_s3_options, s3_config, whole
+from trio_ray.store.findings import FindingKind
 from trio_ray.store.opening import open_store
 from trio_ray.store.verify import verify
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; 1 if anything is damaged."""
+    """Print the findings; 1 if anything is damaged, or a shard was given up."""
     report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads)
     for finding in report.findings:
         key = f" key {finding.key!r}" if finding.key else ""
@@ -29,9 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     for shard in report.incomplete:
         print(f"incomplete: shard {shard}: its end is not committed yet; run the job again")
     damaged = sum(finding.is_damage for finding in report.findings)
+    given_up = sum(finding.kind is FindingKind.GIVEN_UP for finding in report.findings)
+    verdict = "DAMAGED" if damaged else "NOT COMPLETE" if given_up else "ok"
     samples = f"{report.samples} samples and {report.quarantined} quarantined in {report.parts} parts"
     print(
-        f"{'DAMAGED' if damaged else 'ok'}: {samples}, {report.bytes:,} bytes read; {damaged} damaged, "
-        f"{len(report.findings) - damaged} left by dead attempts, {len(report.incomplete)} shards incomplete"
+        f"{verdict}: {samples}, {report.bytes:,} bytes read; {damaged} damaged, "
+        f"{len(report.findings) - damaged - given_up} left by dead attempts, {given_up} shards given up, "
+        f"{len(report.incomplete)} incomplete"
     )
-    return 1 if damaged else 0
+    return 0 if report.ok else 1

@@ -183,7 +183,9 @@ class _Work:
             summary.without_targets += part.without_targets
         elif isinstance(event, WorkFailed):
             shard = event.work.shard
-            summary.failed[_label(shard)] = f"given up after {event.attempts} attempts: {event.why}"
+            summary.failed[_label(shard)] = (
+                f"given up after {event.attempts} attempts: {event.why}; the next run tries it again"
+            )
             with _logged("that a shard was given up is not recorded"):
                 _record_failure(self.plan, self.run, shard, event.attempts, event.why)
 
@@ -235,8 +237,7 @@ def _logged(what: str) -> Iterator[None]:
 
 
 def _label(shard: Shard) -> str:
-    """What a person knows a shard by."""
-    return shard.uri if shard.rows is None else f"{shard.uri} rows {shard.rows[0]}..{shard.rows[1] - 1}"
+    return shard_input(shard).label
 
 
 def _clear_mended_failures(plan: JobPlan) -> None:

@@ -74,8 +74,6 @@ class JobSummary:
         lines = [f"FAILED {uri}: {reason}" for uri, reason in list(self.failed.items())[:FAILED_SHOWN]]
         if len(self.failed) > FAILED_SHOWN:
             lines.append(f"FAILED: {len(self.failed) - FAILED_SHOWN} more; see trio-ray inspect {self.output} --failed")
-        if self.failed:
-            lines.append("the same command tries again what FAILED")
         return lines
 
 

@@ -41,6 +41,11 @@ class ShardInput:
     rows: tuple[int, int] | None
     checksum: str | None = None
 
+    @property
+    def label(self) -> str:
+        """What a person knows the shard by."""
+        return self.uri if self.rows is None else f"{self.uri} rows {self.rows[0]}..{self.rows[1] - 1}"
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:

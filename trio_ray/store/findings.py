@@ -9,7 +9,7 @@ from trio_ray.errors import ObjectDamaged, ObjectMissing, StoreError
 
 
 class FindingKind(StrEnum):
-    """What can be wrong with a cache. All of it is damage, but for `ORPHAN`."""
+    """What can be wrong with a cache. All of it is damage, but for `ORPHAN`, which harms nobody, and `GIVEN_UP`."""
 
     DATASET = "dataset"  # dataset.json is absent or not as written
     RECORD = "record"  # a commit or failure record is not as written, or contradicts its place
@@ -22,6 +22,7 @@ class FindingKind(StrEnum):
     GAP = "gap"  # a part is missing between committed ones
     DUPLICATE = "duplicate"  # a key or index is twice in one shard
     FOREIGN = "foreign"  # an object that nothing explains
+    GIVEN_UP = "given up"  # a shard that the job gave up, whose samples are not in the cache
     ORPHAN = "orphan"  # a file of an attempt that was never committed
     UNREADABLE = "unreadable"  # the store refused or failed
 
@@ -37,11 +38,10 @@ class Finding:
 
     @property
     def is_damage(self) -> bool:
-        """An orphan is what a killed or beaten attempt leaves; it harms no reader.
-
-        Everything else is damage.
+        """An orphan is what a killed or beaten attempt leaves; it harms no reader. Of a shard that was given up
+        something is missing, but what is there is sound. Everything else is damage.
         """
-        return self.kind is not FindingKind.ORPHAN
+        return self.kind not in (FindingKind.ORPHAN, FindingKind.GIVEN_UP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """True if nothing is damaged."""
-        return not any(finding.is_damage for finding in self.findings)
+        """True if nothing is damaged, and no shard was given up."""
+        return all(finding.kind is FindingKind.ORPHAN for finding in self.findings)
 
 
 def kind_of(error: StoreError) -> FindingKind:

@@ -165,6 +165,8 @@ def _check_failures(store: ObjectStore, dataset: Dataset | None, objects: Object
             continue
         if dataset is not None and record.identity_hash != dataset.identity_hash:
             yield Finding(FindingKind.IDENTITY, name, None, "made with another identity than the cache has")
+        detail = f"{record.shard.label} after {record.attempts} attempts: {record.error}; the next run tries it again"
+        yield Finding(FindingKind.GIVEN_UP, name, None, detail)
 
 
 def _unexplained(objects: Objects, explained: set[str]) -> Iterator[Finding]:
