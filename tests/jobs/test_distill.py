@@ -130,7 +130,7 @@ def test_a_dead_worker_ends_the_attempt_and_the_next_one_goes_on_from_the_checkp
     killed: list[int] = []
 
     class KillOne(NoProgress):
-        def update(self, counts: Mapping[str, int], note: str = "") -> None:
+        def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
             if not killed and counts["steps"] > 10:
                 alive = [("class_name", "=", "WorkerActor"), ("state", "=", "ALIVE")]
                 killed.append(list_actors(address=cluster.dashboard, filters=alive)[-1].pid)

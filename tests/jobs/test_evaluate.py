@@ -152,7 +152,7 @@ def test_a_dead_replicas_questions_are_answered_by_another(
     killed: list[int] = []
 
     class KillOne(NoProgress):
-        def update(self, counts: Mapping[str, int], note: str = "") -> None:
+        def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
             if not killed and counts["questions"]:
                 alive = [("class_name", "=", "AnswerActor"), ("state", "=", "ALIVE")]
                 killed.append(list_actors(address=cluster.dashboard, filters=alive)[0].pid)

@@ -283,7 +283,7 @@ class Recorder(NoProgress):
         self.counts: list[int] = []
         self._replicas = 0
 
-    def update(self, counts: Mapping[str, int], note: str = "") -> None:
+    def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
         """See `Progress`."""
         self._replicas = counts["replicas"]
 
