@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from tests.kv.prefixes import CODECS, FINGERPRINT, KEY, LEAD, TEXTS, assert_same, codec_of, contained, random_prefix
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import ContainerError, FingerprintMismatch, checksum
+from trio_ray.kv.container import checksum
+from trio_ray.kv.header import ContainerError, FingerprintMismatch
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import read_container, read_containers
 
@@ -42,7 +43,9 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def join(entries: Any, payload: bytes) -> bytes:
-    text = json.dumps(entries).encode()
+    """As it is written: the least text, filled up to a multiple of 8 bytes."""
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + payload
 
 
@@ -51,7 +54,7 @@ def with_header(data: bytes, **changes: Any) -> bytes:
     entries, payload = split(data)
     header = json.loads(entries["__metadata__"]["trio_ray"]) | changes
     header = {name: value for name, value in header.items() if value is not None}
-    entries["__metadata__"]["trio_ray"] = json.dumps(header)
+    entries["__metadata__"]["trio_ray"] = json.dumps(header, sort_keys=True, separators=(",", ":"))
     return join(entries, payload)
 
 
@@ -195,6 +198,25 @@ def test_containers_read_together_come_back_as_alone_each_bad_one_with_its_own_e
 
 def test_nothing_read_together_is_nothing() -> None:
     assert read_containers([], RAW) == []
+
+
+@pytest.mark.parametrize("codec", [RAW, SHRUNK], ids=["plain", "zstd"])
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "I8"}, {"shape": [1]}, {"data_offsets": [0, 8]}, {"data_offsets": [0]}, {"extra": 1}],
+    ids=str,
+)
+def test_a_list_of_tensors_that_says_something_else_is_refused(codec: Codec, change: dict[str, Any]) -> None:
+    """Other readers of safetensors believe it."""
+    data = encoded(codec=codec)
+    entries, payload = split(data)
+    assert join(entries, payload) == data, "else this would prove nothing"
+    entries["1.v"] |= change
+    with pytest.raises(ContainerError):
+        decode(join(entries, payload), codec)
+    del entries["1.v"]
+    with pytest.raises(ContainerError):
+        decode(join(entries, payload), codec)
 
 
 def test_another_version_is_named() -> None:

@@ -15,7 +15,7 @@ from tests.store.caches import row, shard
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, PrefixError
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import ContainerError
+from trio_ray.kv.header import ContainerError
 from trio_ray.kv.restore import read_container
 from trio_ray.store.dataset import create_or_check
 from trio_ray.store.local import LocalStore

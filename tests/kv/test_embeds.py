@@ -12,8 +12,8 @@ from safetensors.torch import load, save
 
 from tests.kv.prefixes import FINGERPRINT, KEY
 from tests.precompute.contract import assert_valid, described, prefix_header
-from trio_ray.kv.container import ContainerError, FingerprintMismatch
 from trio_ray.kv.embeds import Embeds, EmbedsBatch, read_embeds, write_embeds
+from trio_ray.kv.header import ContainerError, FingerprintMismatch
 
 BAD_HEADERS = [
     ("version", 1),

@@ -5,19 +5,28 @@ from __future__ import annotations
 import torch
 
 from tests.kv.prefixes import CODECS, codec_of, contained, random_prefix
-from trio_ray.kv.container import ZSTD, check_container
+from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.container import CheckedContainer, check_containers
+from trio_ray.kv.header import ZSTD
 from trio_ray.kv.lossless.zstd import decompress_planes
 from trio_ray.kv.staging import stage
+
+
+def checked(containers: list[bytes], codec: Codec) -> list[CheckedContainer]:
+    """Containers whose headers are sound."""
+    outcomes = check_containers([(None, data) for data in containers], codec)
+    return [outcome for outcome in outcomes if isinstance(outcome, CheckedContainer)]
 
 
 def test_frames_of_zstd_are_decompressed_side_by_side_and_a_damaged_one_is_its_samples_fault() -> None:
     codec = codec_of(CODECS["mixed"])
     whole = contained(random_prefix(rows=(90, 60, 50)), codec)
     damaged = bytearray(whole)
-    piece = max(check_container(whole, codec).segments[0].values(), key=lambda own: own.spec.size - own.stored)
+    (sound,) = checked([whole], codec)
+    piece = max(sound.segments[0].values(), key=lambda own: own.spec.size - own.stored)
     assert piece.stored < piece.spec.size, "it is a frame"
     damaged[piece.begin] ^= 1
-    samples = [check_container(data, codec) for data in (whole, bytes(damaged), whole)]
+    samples = checked([whole, bytes(damaged), whole], codec)
     assert samples[0].lossless == ZSTD
     staged = stage(samples, torch.device("cpu"))
     assert [bool(fault) for fault in staged.faults] == [False, True, False]

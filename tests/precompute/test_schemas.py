@@ -11,7 +11,7 @@ from tests.corpora import sample, samples, write_parquet, write_tar
 from tests.kv.prefixes import codec_of, contained
 from tests.precompute.contract import assert_follows_the_contract, assert_valid, described, prefix_header
 from tests.precompute.runs import job_config, run_here
-from trio_ray.kv.container import CONTAINER_VERSION, DTYPES
+from trio_ray.kv.header import CONTAINER_VERSION, DTYPES
 from trio_ray.model.replica import Replica
 from trio_ray.source.sample import Sample, Turn
 from trio_ray.store.local import LocalStore

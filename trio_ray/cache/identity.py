@@ -11,7 +11,7 @@ import torch
 from trio_ray.config import JobConfig
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.registry import make_codec
-from trio_ray.kv.container import CONTAINER_VERSION
+from trio_ray.kv.header import CONTAINER_VERSION
 from trio_ray.method.method import Method
 from trio_ray.model.loading import model_fingerprint, read_model_config, stop_tokens_of
 from trio_ray.store.bases import read_basis

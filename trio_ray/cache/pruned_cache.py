@@ -25,8 +25,9 @@ from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
 from trio_ray.config import ModelConfig, S3Config
 from trio_ray.errors import ConfigError, IdentityMismatch, ObjectDamaged, PrefixError, StoreError
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import CheckedContainer, ContainerError, check_container
+from trio_ray.kv.container import CheckedContainer, check_containers
 from trio_ray.kv.embeds import Embeds, read_embeds
+from trio_ray.kv.header import ContainerError
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import restore_containers
 from trio_ray.kv.target import Allocate
@@ -463,14 +464,16 @@ class PrunedCache:
         In one thread: headers are Python's work, and threads would only wait for its lock. What can run in parallel,
         reading and comparing checksums, is done by `fetch`.
         """
-        return [self._check_one(sample) for sample in fetched if isinstance(sample, StoredBytes)]
-
-    def _check_one(self, stored: StoredBytes) -> CheckedContainer | PrefixDamaged:
+        stored = [sample for sample in fetched if isinstance(sample, StoredBytes)]
+        if not stored:
+            return []
         assert self.codec is not None  # there would be no bytes
-        try:
-            return check_container(stored.data, self.codec, stored.row["key"], self.dataset.identity_hash)
-        except ContainerError as error:
-            return self._damaged(stored.row, error)
+        items = [(sample.row["key"], sample.data) for sample in stored]
+        outcomes = check_containers(items, self.codec, self.dataset.identity_hash)
+        return [
+            outcome if isinstance(outcome, CheckedContainer) else self._damaged(sample.row, outcome)
+            for sample, outcome in zip(stored, outcomes, strict=True)
+        ]
 
     def _restore(
         self,

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import ContainerError, write_container
+from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import code_batch, new_memory
+from trio_ray.kv.header import ContainerError
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import read_containers
 from trio_ray.model.continuation import Continuation

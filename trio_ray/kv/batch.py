@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,8 +81,7 @@ class SegmentBatch:
         ]
 
 
-@dataclass(frozen=True)
-class SegmentShape:
+class SegmentShape(NamedTuple):
     """What a container's header says about one sample's segment; the meanings are those of `SegmentBatch`."""
 
     first_layer: int

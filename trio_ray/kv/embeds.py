@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from trio_ray.kv.container import DTYPES, ContainerError, FingerprintMismatch
+from trio_ray.kv.header import DTYPES, ContainerError, FingerprintMismatch
 from trio_ray.kv.serialise import serialise
 
 EMBEDS_VERSION = 2

@@ -17,14 +17,13 @@ from torch import Tensor
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.container import (
-    NONE,
     CheckedContainer,
-    ContainerError,
     Kind,
     Stored,
-    check_container,
+    check_containers,
     decompress_piece,
 )
+from trio_ray.kv.header import NONE, ContainerError
 from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.staging import stage
@@ -69,25 +68,20 @@ def read_containers(
     device: torch.device | str = "cpu",
     allocate: Allocate | None = None,
 ) -> list[Prefix | ContainerError]:
-    """`check_container` and then `restore_containers` for the bytes of many samples.
+    """`check_containers` and then `restore_containers` for the bytes of many samples.
 
     Args:
         items: of each sample the key that must be in its header, if any, and its bytes.
-        codec, fingerprint: see `check_container`.
+        codec, fingerprint: see `check_containers`.
         device, allocate: see `restore_containers`.
 
     Returns:
         For each sample its prefix, or the error that `read_container` raises for it.
     """
-    outcomes: dict[int, Prefix | ContainerError] = {}
-    sound: dict[int, CheckedContainer] = {}
-    for number, (key, data) in enumerate(items):
-        try:
-            sound[number] = check_container(data, codec, key, fingerprint)
-        except ContainerError as error:
-            outcomes[number] = error
-    outcomes |= zip(sound, restore_containers(list(sound.values()), codec, device, allocate), strict=True)
-    return [outcomes[number] for number in range(len(items))]
+    checked = check_containers(items, codec, fingerprint)
+    sound = [container for container in checked if isinstance(container, CheckedContainer)]
+    restored = iter(restore_containers(sound, codec, device, allocate))
+    return [next(restored) if isinstance(outcome, CheckedContainer) else outcome for outcome in checked]
 
 
 def restore_containers(
@@ -99,7 +93,7 @@ def restore_containers(
     """Restore many samples together: on a GPU a few copies and kernels for all of them.
 
     Args:
-        checked: what `check_container` returned.
+        checked: what `check_containers` returned.
         codec: the cache's.
         device: where keys and values are restored; the small tensors of a prefix stay on the CPU.
         allocate: says where keys and values go. It is called once for each set of samples whose segments hold the same

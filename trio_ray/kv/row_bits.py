@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -91,21 +92,33 @@ def unpack_rows(data: NDArray[np.uint8], counts: RowCounts) -> RowFields:
     Raises:
         ValueError: the bits are not as many as the counts say.
     """
-    rows = np.array(counts.rows, np.int64)
-    at = _bytes(int(rows.sum()))
-    text = np.unpackbits(data[:at], count=int(rows.sum()), bitorder="little").view(np.bool_)
-    if np.diff(np.concatenate([[0], text.cumsum()])[rows.cumsum()], prepend=0).tolist() != list(counts.texts):
+    bits = np.unpackbits(data, bitorder="little").view(np.bool_)
+    (marked,) = bits.nonzero()
+    segments = len(counts.rows)
+    ends = list(accumulate(counts.rows, initial=0))
+    rows = ends[-1]
+    lengths = [*[counts.length] * segments, *[counts.kept_end] * len(counts.kept)]
+    starts = list(accumulate((8 * _bytes(length) for length in lengths), initial=8 * _bytes(rows)))
+    # Ahead of each place, how many bits are set: where runs begin, and where what may be set in them ends.
+    edges = [*ends, *starts, *(start + length for start, length in zip(starts, lengths, strict=False))]
+    found = marked.searchsorted(edges).tolist()
+    if tuple(stop - start for start, stop in pairwise(found[: segments + 1])) != counts.texts:
         raise ValueError("the segments have not as many text rows as the header says")
-    size = len(rows) * _bytes(counts.length)
-    position = _marked(data[at : at + size], counts.length, counts.rows)
-    at += size
-    size = len(counts.kept) * _bytes(counts.kept_end)
-    marked = torch.from_numpy(_marked(data[at : at + size], counts.kept_end, counts.kept))
-    kept = tuple(marked.split(counts.kept)) if counts.kept else ()
-    top = at + size
-    ids = torch.from_numpy(data[top : top + 4 * counts.top_k].copy().view(np.int32))
-    logprobs = torch.from_numpy(data[top + 4 * counts.top_k :].copy().view(np.float32))
-    return RowFields(position, text, kept, ids, logprobs)
+    begins, stops = found[segments + 1 : segments + 1 + len(starts)], found[segments + 1 + len(starts) :]
+    if tuple(stop - start for start, stop in pairwise(begins)) != counts.rows + counts.kept:
+        raise ValueError("there are not as many positions or kept tokens as the header says")
+    if stops != begins[1:]:
+        raise ValueError("positions or kept tokens are beyond their range")
+    numbers = (marked[begins[0] : begins[-1]] - np.repeat(starts[:-1], counts.rows + counts.kept)).astype(np.int32)
+    top = data[len(data) - 8 * counts.top_k :].copy()
+    ids, logprobs = torch.from_numpy(top.view(np.int32)), torch.from_numpy(top.view(np.float32))
+    return RowFields(
+        numbers[:rows],
+        bits[:rows],
+        tuple(torch.from_numpy(numbers[rows:]).split_with_sizes(counts.kept)) if counts.kept else (),
+        ids[: counts.top_k],
+        logprobs[counts.top_k :],
+    )
 
 
 def _bytes(bits: int) -> int:
@@ -116,16 +129,3 @@ def _mark(numbers: Tensor, end: int) -> NDArray[np.uint8]:
     bits = np.zeros(end, np.bool_)
     bits[numbers.numpy()] = True
     return np.packbits(bits, bitorder="little")
-
-
-def _marked(data: NDArray[np.uint8], end: int, counts: Sequence[int]) -> NDArray[np.int32]:
-    """The numbers below `end` that are marked in each of several runs of bits, one run behind the other."""
-    run = 8 * _bytes(end)
-    found = np.flatnonzero(np.unpackbits(data, bitorder="little"))
-    ends = np.searchsorted(found, np.arange(1, len(counts) + 1) * run)
-    if np.diff(ends, prepend=0).tolist() != list(counts):
-        raise ValueError("there are not as many positions or kept tokens as the header says")
-    numbers = (found - np.repeat(np.arange(len(counts)) * run, counts)).astype(np.int32)
-    if len(numbers) and int(numbers.max()) >= end:
-        raise ValueError("positions or kept tokens are beyond their range")
-    return numbers

@@ -7,8 +7,9 @@ the lock.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +27,34 @@ DTYPE_NAMES = {
 ALIGNMENT = 8
 
 
+Kind = tuple[str, torch.dtype, int]
+"""Name, type and number of dimensions of a tensor."""
+
+
+def stored_order(dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """The names of tensors in the order that `serialise` stores them in."""
+    return sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
+
+
+def entries_text(kinds: tuple[Kind, ...], numbers: Sequence[int]) -> str:
+    """What the header says behind its metadata.
+
+    Args:
+        kinds: of the tensors, in the order that they are stored in.
+        numbers: of each of them its shape, and where its bytes begin and end.
+    """
+    return _entries(kinds) % tuple(numbers)
+
+
+@functools.lru_cache(256)
+def _entries(kinds: tuple[Kind, ...]) -> str:
+    texts = []
+    for name, dtype, dimensions in kinds:
+        quoted, shape = json.dumps(name).replace("%", "%%"), ",".join(["%d"] * dimensions)
+        texts.append(f',{quoted}:{{"dtype":"{DTYPE_NAMES[dtype]}","shape":[{shape}],"data_offsets":[%d,%d]}}')
+    return "".join(texts) + "}"
+
+
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> memoryview:
     """A safetensors file (https://github.com/huggingface/safetensors#format).
 
@@ -36,19 +65,17 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> mem
         tensors: contiguous, in host memory, of the types in `DTYPE_NAMES`.
         metadata: strings that go into the header.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    order = stored_order({name: tensor.dtype for name, tensor in tensors.items()})
+    numbers: list[int] = []
     end = 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    header = json.dumps(entries, separators=(",", ":")).encode()
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        numbers += [*tensors[name].shape, start, end]
+    kinds = tuple((name, tensors[name].dtype, tensors[name].ndim) for name in order)
+    header = (
+        f'{{"__metadata__":{json.dumps(dict(metadata), separators=(",", ":"))}{entries_text(kinds, numbers)}'.encode()
+    )
     header += b" " * (-len(header) % ALIGNMENT)
     pieces = [np.frombuffer(len(header).to_bytes(8, "little") + header, np.uint8)]
-    pieces += [tensors[name].reshape(-1).view(torch.uint8).numpy() for name in names]
+    pieces += [tensors[name].reshape(-1).view(torch.uint8).numpy() for name in order]
     return np.concatenate(pieces).data

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import NONE, Stored, check_container
+from trio_ray.kv.container import CheckedContainer, Stored, check_containers
+from trio_ray.kv.header import NONE
 from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.restore import decompress_on_host, inverse, restore_containers
 from trio_ray.kv.staging import stage
@@ -62,7 +63,8 @@ def stage_times(
             taken.append(time.perf_counter() - started)
         return 1e3 * median(taken[2:]), result
 
-    check, checked = timed(lambda: [check_container(data, codec, key) for key, data in items])
+    check, outcomes = timed(lambda: check_containers(items, codec))
+    checked = [outcome for outcome in outcomes if isinstance(outcome, CheckedContainer)]
     copy = 0.0
     if has_triton(device):
         copy, staged = timed(lambda: stage(checked, device))

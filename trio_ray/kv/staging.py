@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trio_ray.kv.container import ZSTD, CheckedContainer
+from trio_ray.kv.container import CheckedContainer
+from trio_ray.kv.header import ZSTD
 from trio_ray.kv.lossless.on_device import StoredTensor
 from trio_ray.kv.lossless.zstd import decompress_into
 

@@ -14,7 +14,7 @@ from tests.model.decode.stepwise import stepwise
 from tests.model.test_image_scope import image_prefixes, prepare_images
 from trio_ray.calibration.codec_loss import without_last_rows
 from trio_ray.config import ModelConfig
-from trio_ray.kv.container import check_container
+from trio_ray.kv.container import CheckedContainer, check_containers
 from trio_ray.kv.prefix import NoFirstToken, Prefix
 from trio_ray.kv.restore import restore_containers
 from trio_ray.method.method import Method
@@ -157,7 +157,8 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
     targets = PoolTargets(engine)
     answers = []
     for start in range(0, len(containers), 3):
-        checked = [check_container(data, raw, key=KEY, fingerprint=FINGERPRINT) for data in containers[start:][:3]]
+        checked = check_containers([(KEY, data) for data in containers[start:][:3]], raw, FINGERPRINT)
+        assert all(isinstance(container, CheckedContainer) for container in checked)
         restored = restore_containers(checked, raw, CPU, targets)
         for number, prefix in enumerate(restored, start):
             assert isinstance(prefix, Prefix)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -103,6 +105,11 @@ class Codec(ABC):
     def spec(self) -> dict[str, Any]:
         """`settings` as JSON, as identity and headers hold them."""
         return self.settings.model_dump(mode="json")
+
+    @cached_property
+    def spec_text(self) -> str:
+        """`spec` as the text that headers hold."""
+        return json.dumps(self.spec, sort_keys=True, separators=(",", ":"))
 
     @property
     def name(self) -> str:

@@ -6,10 +6,11 @@ arXiv 2402.02750). Text rows and sink rows, which every later token looks at, ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import gcd
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -48,8 +49,11 @@ class IntegerSpec(CodecSpec):
     )
 
 
-@dataclass(frozen=True)
-class Piece:
+GRID = ".grid"
+"""Ends the name of a tensor of grids."""
+
+
+class Piece(NamedTuple):
     """The keys or the values of one class of rows in a segment.
 
     Attributes:
@@ -92,10 +96,10 @@ class Integer(Codec):
         use = arithmetic(batch.keys.device)
         tensors: dict[str, Tensor] = {}
         counts: dict[str, tuple[int, ...]] = {}
-        for piece in self._pieces():
+        for piece in self._pieces:
             source = batch.keys if piece.is_key else batch.values
             members = classes[piece.is_protected]
-            grid, counts[piece.name] = f"{piece.name}.grid", members.rows.counts
+            grid, counts[piece.name] = piece.name + GRID, members.rows.counts
             if piece.bits is None:
                 tensors[piece.name] = source.transpose(0, 1).index_select(0, members.rows.rows)
             elif piece.is_key:
@@ -112,18 +116,16 @@ class Integer(Codec):
         self._check(shape)
         protected = protected_rows(shape, self.settings.sinks)
         layers, heads, dim = shape.layers, shape.kv_heads, shape.head_dim
+        value_groups, key_group = dim // self._value_group(dim), self.settings.key_group
         layout = {}
-        for piece in self._pieces():
-            rows = protected if piece.is_protected else shape.rows - protected
-            if piece.bits is None:
-                layout[piece.name] = TensorSpec(shape.dtype, (rows, layers, heads, dim))
+        for name, is_key, is_protected, bits in self._pieces:
+            rows = protected if is_protected else shape.rows - protected
+            if bits is None:
+                layout[name] = TensorSpec(shape.dtype, (rows, layers, heads, dim))
                 continue
-            layout[piece.name] = TensorSpec(torch.uint8, (rows, layers, heads, dim // codes_per_byte(piece.bits)))
-            groups = -(-rows // self.settings.key_group)
-            size = (
-                (groups, layers, heads, dim) if piece.is_key else (rows, layers, heads, dim // self._value_group(dim))
-            )
-            layout[f"{piece.name}.grid"] = TensorSpec(torch.int32, size)
+            layout[name] = TensorSpec(torch.uint8, (rows, layers, heads, dim // codes_per_byte(bits)))
+            size = (-(-rows // key_group), layers, heads, dim) if is_key else (rows, layers, heads, value_groups)
+            layout[name + GRID] = TensorSpec(torch.int32, size)
         return layout
 
     def restore(
@@ -141,9 +143,9 @@ class Integer(Codec):
             is_protected: replace(groups, rows=replace(groups.rows, rows=target.rows[groups.rows.rows]))
             for is_protected, groups in _moved(self._classes(text, shapes), device).items()
         }
-        for piece in self._pieces():
+        for piece in self._pieces:
             out = target.keys if piece.is_key else target.values
-            codes, grids = tensors[piece.name], tensors.get(f"{piece.name}.grid")
+            codes, grids = tensors[piece.name], tensors.get(piece.name + GRID)
             members = classes[piece.is_protected]
             if grids is None or piece.bits is None:
                 out.index_copy_(1, members.rows.rows, codes.transpose(0, 1).to(out.dtype))
@@ -161,13 +163,16 @@ class Integer(Codec):
     def _grouped(self, rows: RowClass) -> RowGroups:
         return RowGroups.of(rows, self.settings.key_group)
 
-    def _pieces(self) -> Iterator[Piece]:
+    @cached_property
+    def _pieces(self) -> tuple[Piece, ...]:
         """All pieces of a segment, in the order they are stored."""
         protected = None if self.settings.protected == "raw" else self.settings.protected
-        yield Piece("k", True, False, self.settings.keys)
-        yield Piece("v", False, False, self.settings.values)
-        yield Piece("pk", True, True, protected)
-        yield Piece("pv", False, True, protected)
+        return (
+            Piece("k", True, False, self.settings.keys),
+            Piece("v", False, False, self.settings.values),
+            Piece("pk", True, True, protected),
+            Piece("pv", False, True, protected),
+        )
 
     def _value_group(self, dim: int) -> int:
         return gcd(self.settings.value_group, dim)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.cache.pruned_cache import BATCH_BYTES
-from trio_ray.kv.container import CheckedContainer, check_container, checksum
+from trio_ray.kv.container import CheckedContainer, check_containers, checksum
 from trio_ray.kv.prefix import Prefix
 from trio_ray.kv.restore import restore_containers
 from trio_ray.kv.stage_times import stage_times
@@ -84,10 +84,11 @@ class Restoring:
         """Compare the checksums, in the pool's threads if there is one, and the headers, as the cache does."""
         containers = [container.numpy().data for container in batch.containers]
         assert tuple((map if pool is None else pool.map)(checksum, containers)) == batch.checksums
-        return [
-            check_container(data, self.samples.codec, key, self.samples.fingerprint)
-            for data, key in zip(batch.containers, batch.keys, strict=True)
-        ]
+        items = list(zip(batch.keys, batch.containers, strict=True))
+        checked = check_containers(items, self.samples.codec, self.samples.fingerprint)
+        good = [container for container in checked if isinstance(container, CheckedContainer)]
+        assert len(good) == len(checked), "sound containers were refused"
+        return good
 
     def restore(self, checked: Sequence[CheckedContainer]) -> list[Prefix]:
         """Keys and values on the device."""
