@@ -39,6 +39,7 @@ from trio_ray.store.commits import CommitRecord, read_commits
 from trio_ray.store.dataset import differences, load_dataset
 from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
+from trio_ray.store.part_table import quarantine_rows
 from trio_ray.store.tables import MemberKind, place_columns
 
 THREADS = 16
@@ -204,6 +205,10 @@ class PrunedCache:
     def quarantine(self) -> pa.Table:
         """What could not be stored, and why (schemas/quarantine.table.json), and its `shard`."""
         return self.parts.read("quarantine")
+
+    def quarantine_rows(self) -> Iterator[dict[str, Any]]:
+        """`quarantine` row by row; a part's table is read when its rows come."""
+        return quarantine_rows(self._store, self.commits)
 
     def read_table(self, columns: Iterable[str] | None = None, shard: str | None = None) -> pa.Table:
         """`table` with the columns that are wanted, of one shard or all. Read anew each time, and not kept.

@@ -1,0 +1,127 @@
+"""`trio-ray report` writes one page about a cache, which a browser opens, searches and prints."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.report.browser import chromium, opened, violations
+from tests.store.caches import row
+from trio_ray.cache.identity import build_identity
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cli import main
+from trio_ray.config import JobConfig, S3Config
+from trio_ray.model.loading import model_folder
+from trio_ray.store.commits import ShardInput
+from trio_ray.store.dataset import create_or_check
+from trio_ray.store.opening import open_store
+from trio_ray.store.parts import PartWriter
+
+HOSTILE = '</script><img src=x onerror="window.hacked=1">{{ 7*7 }}\'"&'
+
+
+def page_of(cache: Path, out: Path, *options: str) -> str:
+    assert main(["report", str(cache), "--out", str(out), *options]) == 0
+    return out.read_text(encoding="utf-8")
+
+
+def test_the_page_holds_what_the_cache_is_and_what_was_kept(cache: Path, tmp_path: Path) -> None:
+    page = page_of(cache, tmp_path / "report.html", "--verify")
+    assert "image_empty" in page
+    assert "s0006" in page
+    assert "trio-ray precompute --config job.yaml" in page
+    assert "every checksum is right: 12 samples and 1 in quarantine in 4 parts" in page
+    assert page.count('<li class="card">') == 3 * 8
+    assert page.count("data:image/webp") == 3 * 8, "each has its picture"
+    keys = json.loads(re.search(r'id="keys">(.*?)</script>', page)[1])  # type: ignore[index]
+    assert keys["key"] == PrunedCache(str(cache)).keys()
+    assert keys["total"] == 12
+    for kind in ("style", "script"):
+        text = re.search(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)[1]  # type: ignore[index]
+        assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in page, (
+            "its policy allows its own alone"
+        )
+
+
+def test_damage_and_lost_input_are_said_in_the_page(cache: Path, made: Path, tmp_path: Path) -> None:
+    tar = next(cache.glob("data/a-*/*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-600] + bytes(600 - 512) + b"x" * 512)
+    (made / "corpus").rename(made / "elsewhere")
+    try:
+        page = page_of(cache, tmp_path / "report.html", "--verify")
+    finally:
+        (made / "elsewhere").rename(made / "corpus")
+    assert "<b>Damaged.</b>" in page
+    assert tar.name in page
+    assert page.count('class="nopicture"') == 3 * 8
+    assert "data:image/webp" not in page
+    assert page_of(cache, tmp_path / "report.html", "--pictures", "0").count('<li class="card">') == 0
+
+
+def test_what_cannot_be_written_or_read_is_said(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(cache), "--out", str(tmp_path / "no" / "x.html")]) == 2
+    assert "--out: there is no folder" in capsys.readouterr().err
+    assert main(["report", str(cache), "--out", str(tmp_path / "x.html"), "--estimate", "nothing.json"]) == 2
+    assert "--estimate: nothing.json cannot be read" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
+
+
+@pytest.mark.parametrize("stored", [0, 1])
+def test_an_empty_or_tiny_cache_with_hostile_text_has_a_page(tmp_path: Path, stored: int) -> None:
+    """Keys, prompts and details come from anybody's data."""
+    config = JobConfig()
+    identity = build_identity(
+        config, model_folder(config.model), torch.float32, config.method.build(16), {"name": "raw"}
+    )
+    store = open_store(str(tmp_path / "cache"), S3Config())
+    dataset = create_or_check(store, identity, 10, HOSTILE)
+    writer = PartWriter(store, dataset, ShardInput("s", HOSTILE, 1, "", None), 0, "run")
+    for number in range(stored):
+        text = {"prompt": HOSTILE, "answer": HOSTILE, "kept": [[0], [0], [0]]}
+        writer.add({**row(HOSTILE, number), **text}, b"x")
+    writer.quarantine(HOSTILE, 9, "text_missing", HOSTILE)
+    writer.commit(last=True)
+    page = page_of(tmp_path / "cache", tmp_path / "report.html")
+    assert "<img src=x" not in page
+    assert "{{ 7*7 }}" in page, "no template is filled in"
+    assert page.count("</script>") == 2
+    with chromium() as browser, opened(browser, tmp_path / "report.html") as shown:
+        shown.fill("#query", "onerror")
+        assert shown.inner_text("#found") == ("1 found." if stored else "Nothing found.")
+        assert shown.evaluate("window.hacked") is None
+
+
+def test_a_browser_opens_searches_and_prints_it_and_axe_finds_nothing(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    page_of(cache, out)
+    with chromium() as browser:
+        with opened(browser, out) as page:
+            charts = page.locator("svg.chart")
+            assert charts.count() >= 8
+            assert all(charts.nth(number).bounding_box()["height"] > 20 for number in range(charts.count()))
+            assert page.locator("img").evaluate_all("all => all.every(one => one.alt.length > 0)")
+            page.keyboard.press("Tab")
+            assert page.evaluate("document.activeElement.className") == "skip"
+            page.fill("#query", "S000")
+            made_keys = PrunedCache(str(cache)).keys()
+            hits = sum("s000" in key for key in made_keys)
+            assert page.inner_text("#found") == f"{hits} found."
+            assert page.locator("#results tbody tr").count() == hits > 5
+            page.fill("#query", "no such key")
+            assert page.inner_text("#found") == "Nothing found."
+            page.fill("#query", "")
+            assert page.locator("#results").is_hidden()
+            assert page.pdf(format="A4").startswith(b"%PDF")
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            with opened(browser, out, width, scheme, audited=True) as page:
+                page.fill("#query", "s000")
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert violations(page) == []
