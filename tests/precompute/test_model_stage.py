@@ -152,9 +152,12 @@ def test_what_has_not_converged_is_recomputed_and_the_next_batches_look_at_more(
     (group,) = stage.run(prepared)
     assert isinstance(group, StoredGroup)
     assert len(replica.tried) == 1
-    for prefix, stored in zip(exact, group.stored(), strict=True):
+    (again,) = group.arrived()
+    assert isinstance(again, StoredGroup)
+    for prefix, stored in zip(exact, again.stored(), strict=True):
         assert [kept.tolist() for kept in prefix.kept] == [kept.tolist() for kept in stored.coded.kept]
     assert len(replica.tried) == 2
+    assert again.milliseconds > 0.1, "its time is that of its own prefill"
     assert stage._speculation.window == 2
 
 

@@ -163,7 +163,8 @@ class ModelStage:
             return self._in_fitting_groups(samples, self._exact_group)
 
     def _exact_group(self, samples: Sequence[PreparedSample]) -> StoredGroup:
-        return self._copied(samples, self._stored(samples), mark(self.replica.device))
+        started = mark(self.replica.device)
+        return self._copied(samples, self._stored(samples), started)
 
     def _copied(
         self,
