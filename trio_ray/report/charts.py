@@ -118,7 +118,7 @@ def lanes(title: str, rows: dict[str, Floats], edges: Floats, unit: str, x_form:
                 x = left + width * (start - edges[0]) / span
                 wide = width * (stop - start) / span
                 drawn.append(
-                    f'<rect class="bar" x="{x:.1f}" y="{y}" width="{wide + 0.3:.1f}" height="{height - 3}" '
+                    f'<rect class="bar" x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{height - 3}" '
                     f'fill-opacity="{min(1.0, float(value)):.2f}"/>'
                 )
     bottom = TOP + len(rows) * height

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,8 @@ def _card(cache: PrunedCache, row: dict[str, Any], sample: Sample | InputChanged
     picture, missing = None, None
     if isinstance(sample, Sample):
         try:
-            picture = _picture(cache, row, sample)
+            ends = sorted({0, len(row["kept"]) - 1}) if row["kept"] else []
+            picture = picture_of(cache, row, sample, [row["kept"][point] for point in ends])
         except (Rejected, ValueError) as error:
             missing = str(error)
     elif isinstance(sample, InputChanged):
@@ -112,17 +113,19 @@ def _card(cache: PrunedCache, row: dict[str, Any], sample: Sample | InputChanged
     return Card(row["key"], row["shard"], question, row["answer"], facts, picture, alt, missing)
 
 
-def _picture(cache: PrunedCache, row: dict[str, Any], sample: Sample) -> str:
-    """Three columns: the first image, its base view and its tiles. In two lines what the first and the last prune point
-    keep. All have the shape of the image, so that places can be compared.
+def picture_of(cache: PrunedCache, row: dict[str, Any], sample: Sample, kept: Sequence[Collection[int]]) -> str:
+    """Three columns: the first image, its base view and its tiles; a line for each set of kept tokens.
+
+    All have the shape of the image, so that places can be compared. Raises `Rejected` or `ValueError` where the image
+    is not one with so many tokens.
     """
     pixels = decode_image(sample.images[0], cache.dataset.identity["source"]["max_pixels"])
     grid = PatchGrid.of_image(row["images"][0])
     scale = min(CELL[0] / pixels.shape[1], CELL[1] / pixels.shape[0])
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     lines = []
-    for point in sorted({0, len(row["kept"]) - 1} if row["kept"] else ()):
-        masks = grid.masks(kept_of_image(row["images"], row["kept"][point], 0))
+    for tokens in kept:
+        masks = grid.masks(kept_of_image(row["images"], tokens, 0))
         views = [mask for mask in (masks.base, masks.grid) if mask.size]
         lines.append([draw_patches(pixels, view, _patch(view, size)).resize(size) for view in views])
     whole = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)

@@ -76,9 +76,9 @@ def sample_numbers(cache: PrunedCache, most: int, seed: int = 0) -> SampleNumber
         ObjectDamaged: a table is not as it was committed.
         StoreError: it cannot be read.
     """
-    first, counts = _places_of_shards(cache)
-    drawn = _draw_shards(counts, most, seed)
-    member = {"kv": "kv_length", "embeds": "embeds_length"}.get(cache.level)
+    first, counts = places_of_shards(cache)
+    drawn = draw_shards(counts, most, seed)
+    member = length_column(cache)
     columns = ["key", "images", "image_tokens", "kept", "retention", "first_logprob", *([member] if member else [])]
     points = len(cache.method.schedule.prune_points)
     places = KeptPlaces(points)
@@ -111,6 +111,11 @@ def sample_numbers(cache: PrunedCache, most: int, seed: int = 0) -> SampleNumber
         places=places,
         unplaced=unplaced,
     )
+
+
+def length_column(cache: PrunedCache) -> str | None:
+    """The column with the bytes beside a row; None where there are none."""
+    return {"kv": "kv_length", "embeds": "embeds_length"}.get(cache.level)
 
 
 class _Kept:
@@ -157,7 +162,7 @@ def _place(table: pa.Table, kept: _Kept, places: KeptPlaces) -> int:
     return unplaced
 
 
-def _places_of_shards(cache: PrunedCache) -> tuple[dict[str, int], dict[str, int]]:
+def places_of_shards(cache: PrunedCache) -> tuple[dict[str, int], dict[str, int]]:
     """For each shard the number of its first sample among all, and how many it has."""
     first, counts, at = dict[str, int](), dict[str, int](), 0
     for commit in cache.commits:
@@ -168,7 +173,8 @@ def _places_of_shards(cache: PrunedCache) -> tuple[dict[str, int], dict[str, int
     return first, counts
 
 
-def _draw_shards(counts: dict[str, int], most: int, seed: int) -> list[str]:
+def draw_shards(counts: dict[str, int], most: int, seed: int = 0) -> list[str]:
+    """Shards with at most `most` samples together, at least one; in the order of the cache."""
     names = [name for name, count in counts.items() if count]
     if sum(counts.values()) <= most:
         return names
