@@ -1,16 +1,23 @@
-"""Rows are read part by part: a search or a number costs the tables it needs, and no more."""
+"""Rows are read by row groups: a key or a number costs the bytes around it, and no more."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.cache.caches import key_of, write_cache
+from tests.cache.caches import IDENTITY, key_of, write_cache
+from tests.store.caches import write_part
 from trio_ray.cache import part_tables
-from trio_ray.cache.key_index import KeyIndex
 from trio_ray.cache.pruned_cache import PrunedCache, UnknownKey, UnknownShard
 from trio_ray.errors import ObjectDamaged
+from trio_ray.lab.scale.requests import counted_requests
+from trio_ray.store.dataset import create_or_check
 from trio_ray.store.local import LocalStore
+from trio_ray.store.row_groups import GROUP_ROWS
 
 PARTS = [[3, 2], [4], [1, 1, 1]]
 
@@ -23,32 +30,38 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the objects that are read whole, as they are read."""
-    names: list[str] = []
-    plain = LocalStore.read
-
-    def noted(store: LocalStore, name: str) -> bytes:
-        names.append(name)
-        return plain(store, name)
-
-    monkeypatch.setattr(LocalStore, "read", noted)
-    return names
+def read() -> Iterator[list[str]]:
+    """Names of the objects that are read, once a request."""
+    with counted_requests() as requests:
+        yield requests.names
 
 
 def tables(names: list[str]) -> list[str]:
     """Shards of the tables among them."""
-    return [name.split("/")[1] for name in names if name.endswith(".parquet")]
+    return [name.split("/")[2] for name in names if name.endswith(".parquet")]
 
 
-def test_opening_reads_no_table_and_rows_by_number_only_their_parts(made: str, read: list[str]) -> None:
+def test_opening_reads_no_table_and_rows_by_number_only_their_row_groups(made: str, read: list[str]) -> None:
+    """The first row of a part costs its footer and a row group, the next ones of that group nothing."""
     cache = PrunedCache(made)
     assert tables(read) == []
     rows = cache.rows_at([8, 0, 8, 1])
     assert [row["key"] for row in rows] == [key_of(1, 3), key_of(0, 0), key_of(1, 3), key_of(0, 1)]
-    assert sorted(tables(read)) == ["shard-00000.tar", "shard-00001.tar"]
+    assert sorted(tables(read)) == ["shard-00000.tar"] * 2 + ["shard-00001.tar"] * 2
     cache.rows_at([2, 5])
-    assert len(tables(read)) == 2  # kept for the next rows
+    assert len(tables(read)) == 4
+
+
+def test_some_rows_of_a_large_part_cost_their_row_groups_alone(tmp_path: Path, read: list[str]) -> None:
+    """Rows of neighbouring groups are read together, and none is read a second time."""
+    store = LocalStore(tmp_path)
+    dataset = create_or_check(store, IDENTITY, 1000)
+    write_part(store, dataset, keys=[f"k{number}" for number in range(5 * GROUP_ROWS + 7)], bad=0, kind=None)
+    cache = PrunedCache(str(tmp_path))
+    wanted = [5 * GROUP_ROWS + 6, 3, 4, GROUP_ROWS + 1, 3 * GROUP_ROWS]
+    assert [row["key"] for row in cache.rows_at(wanted)] == [f"k{number}" for number in wanted]
+    assert len(tables(read)) == 1 + 3
+    assert cache.rows_at(range(len(cache))) == cache.table.to_pylist()
 
 
 def test_a_key_of_a_shard_costs_this_shards_tables(made: str, read: list[str]) -> None:
@@ -86,33 +99,43 @@ def test_numbers_beyond_the_cache_are_refused(made: str, number: int) -> None:
 
 
 def test_memory_of_tables_is_bounded(made: str, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part_tables, "RECENT_BYTES", 0)
+    for name in ("RECENT_BYTES", "FOOTER_BYTES"):
+        monkeypatch.setattr(part_tables, name, 0)
     cache = PrunedCache(made)
     for number in (0, 0, 5, 0):
         cache.rows_at([number])
-    assert tables(read) == ["shard-00000.tar", "shard-00001.tar", "shard-00000.tar"]
+    assert tables(read)[::2] == ["shard-00000.tar", "shard-00001.tar", "shard-00000.tar"]
+
+
+@pytest.mark.parametrize("place", ["footer", "row group"])
+def test_damage_of_what_is_read_alone_is_found(tmp_path: Path, place: str) -> None:
+    cache = write_cache(tmp_path, PARTS)
+    file, footer = cache.commits.file(0, "samples"), cache.commits.footer(0)
+    assert file is not None
+    path = tmp_path / file.name
+    data = bytearray(path.read_bytes())
+    data[-footer.size + 100 if place == "footer" else 200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ObjectDamaged, match=place):
+        cache.rows_at([0])
+    assert cache.rows_at([4])[0]["key"] == key_of(0, 4)
 
 
 def test_a_table_that_lost_rows_is_refused(made: str) -> None:
     """A number would else lead to another sample."""
     cache = PrunedCache(made)
-    broken = cache.commits[0].files["samples"].name
-    object.__setattr__(cache.commits[0], "stored", 4)
-    with pytest.raises(ObjectDamaged, match=f"{broken}: has 3 rows"):
+    cache.parts.__dict__["counts"] = cache.parts.counts + np.array([1, 0, 0, 0, 0, 0])
+    name = cache.commits[0].files["samples"].name
+    with pytest.raises(ObjectDamaged, match=f"{name}: has 3 rows"):
         cache.rows_at([0])
 
 
-def test_keys_with_one_hash_are_told_apart_by_their_rows(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_ray.cache.key_index._hash", lambda key: 7)
+def test_threads_that_want_the_same_read_it_once(made: str, read: list[str]) -> None:
     cache = PrunedCache(made)
-    assert cache.row(key_of(1, 2))["key"] == key_of(1, 2)
-    with pytest.raises(UnknownKey):
-        cache.row("nobody")
-
-
-def test_an_index_of_many_keys_is_small_and_finds_each() -> None:
-    count = 50_000
-    index = KeyIndex((f"k{number}" for number in range(count)), np.arange(count))
-    assert all(number in index.candidates(f"k{number}") for number in range(0, count, 997))
-    assert index.candidates("nobody") == []
-    assert index._hashes.nbytes + index._numbers.nbytes == 16 * count
+    with ThreadPoolExecutor(16) as pool:
+        rows = list(pool.map(lambda number: cache.row(key_of(1, number % 4)), range(64)))
+    assert [row["key"] for row in rows] == [key_of(1, number % 4) for number in range(64)]
+    assert sorted(name.rpartition(".")[2] for name in read if name.startswith("data/")) == [
+        *["locators"] * 6,
+        *["parquet"] * 2,
+    ]

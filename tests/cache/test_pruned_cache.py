@@ -7,7 +7,6 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
 from pathlib import Path
@@ -319,21 +318,6 @@ def test_samples_are_restored_together_each_bad_one_with_its_own_error(cache: Pr
         assert ours.row == row
         assert_same(ours.prefix, cache.prefix(row))
     assert cache.restore([]) == []
-
-
-def test_threads_that_look_for_keys_read_each_table_once(cache: PrunedCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[str] = []
-    plain = type(cache._store).read
-
-    def noted(store: Any, name: str) -> bytes:
-        reads.append(name)
-        return plain(store, name)
-
-    monkeypatch.setattr(type(cache._store), "read", noted)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda key: cache.parts.find(key, None), KEYS * 4))
-    assert all(found)
-    assert len(reads) == len(cache.commits)
 
 
 def test_a_cache_and_a_prefix_say_what_they_are(cache: PrunedCache) -> None:

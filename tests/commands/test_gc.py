@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from trio_ray.cli import main
+from trio_ray.store.layout import data_name
 
 
 @pytest.fixture
 def orphan(cache: Path) -> Path:
     """What a killed attempt leaves."""
-    shard = next((cache / "data").iterdir())
-    file = shard / "00007-deadattempt.tar"
+    shard = next((cache / "commits").iterdir()).name
+    file = cache / data_name(shard, 7, "deadattempt", "tar")
+    file.parent.mkdir(parents=True)
     file.write_bytes(b"half a part")
     return file
 

@@ -15,7 +15,7 @@ def verified(cache: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]
 
 
 def some_tar(cache: Path) -> Path:
-    return max((cache / "data").glob("*/*.tar"), key=lambda path: path.stat().st_size)
+    return max((cache / "data").glob("*/*/*.tar"), key=lambda path: path.stat().st_size)
 
 
 def test_a_sound_cache_passes_and_is_counted(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,9 +44,9 @@ def test_a_truncated_object_is_found(cache: Path, capsys: pytest.CaptureFixture[
     assert f"size: {tar.relative_to(cache)}" in shown
 
 
-@pytest.mark.parametrize("ending", ["*.tar", "*[!e].parquet", "*.quarantine.parquet"])
+@pytest.mark.parametrize("ending", ["*.tar", "*[!e].parquet", "*.quarantine.parquet", "*.locators"])
 def test_a_missing_object_is_found(cache: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
-    lost = next((cache / "data").glob(f"*/{ending}"))
+    lost = next((cache / "data").glob(f"*/*/{ending}"))
     lost.unlink()
     status, shown = verified(cache, capsys)
     assert status == 1
@@ -65,7 +65,22 @@ def test_a_missing_end_is_no_damage_but_said(cache: Path, capsys: pytest.Capture
     status, shown = verified(cache, capsys)
     assert status == 0
     assert "incomplete: shard a-" in shown
-    assert "3 left by dead attempts" in shown  # the table, the tar and the quarantine of the lost record
+    assert "4 left by dead attempts" in shown  # table, locators, tar and quarantine of the lost record
+
+
+@pytest.mark.parametrize("part", [["--shards", "{}/3"], ["--sample", "0.5"]])
+def test_a_share_of_the_shards_can_be_read(cache: Path, capsys: pytest.CaptureFixture[str], part: list[str]) -> None:
+    """All shares together are the cache; a sample is the same whenever it is drawn."""
+    counted = []
+    for share in (1, 2, 3):
+        assert main(["verify", str(cache), *(word.format(share) for word in part)]) == 0
+        counted.append(int(capsys.readouterr().out.split()[1]))
+    assert sum(counted) == 12 if "--shards" in part else len(set(counted)) == 1
+
+
+@pytest.mark.parametrize("part", [["--shards", "4/3"], ["--shards", "x"], ["--sample", "0"]])
+def test_a_share_that_is_none_is_refused(cache: Path, part: list[str]) -> None:
+    assert main(["verify", str(cache), *part]) == 2
 
 
 def test_what_is_no_cache_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

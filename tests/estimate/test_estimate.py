@@ -15,7 +15,7 @@ from trio_ray.estimate.prices import Prices
 from trio_ray.estimate.report import text
 from trio_ray.lab.scenes.corpus import write_corpus
 from trio_ray.model.replica import Replica
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.layout import COMMITS
 from trio_ray.store.opening import open_store
 

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from jsonschema import Draft202012Validator
 
-from trio_ray.store.commits import CommitRecord, read_commits
+from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commits import CommitRecord
 from trio_ray.store.dataset import load_dataset
 from trio_ray.store.objects import ObjectStore
 

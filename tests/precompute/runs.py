@@ -18,7 +18,7 @@ from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.plan import JobPlan, plan_job
 from trio_ray.precompute.shard_run import InputRead, ShardRunner
 from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.objects import ObjectStore
 

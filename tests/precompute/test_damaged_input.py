@@ -19,7 +19,8 @@ from trio_ray.model.replica import Replica
 from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import plan_job
 from trio_ray.precompute.verdict import all_bad_so_far
-from trio_ray.store.commits import delete_commits, read_commits
+from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commits import delete_commits
 from trio_ray.store.local import LocalStore
 from trio_ray.store.verify import verify
 

@@ -15,9 +15,9 @@ from trio_ray.errors import StoreError
 from trio_ray.model.replica import Replica
 from trio_ray.precompute import job
 from trio_ray.precompute.job import run_job
-from trio_ray.store import commit_index
-from trio_ray.store.commits import read_commits, read_failures
-from trio_ray.store.layout import commit_name
+from trio_ray.store import catalog_writer, commit_table
+from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commits import read_failures
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import ObjectStore
 
@@ -61,11 +61,12 @@ def test_each_shard_of_a_changed_file_is_named_with_its_rows(finished: JobConfig
 
 
 def test_a_run_leaves_copies_of_the_commit_records(finished: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit_index, "WORTH_IT", 1)
+    for module in (catalog_writer, commit_table):
+        monkeypatch.setattr(module, "WORTH_IT", 1)
     assert run_job(finished).ok
     store = LocalStore(finished.output)
-    names = {commit_name(commit.shard.name, commit.part) for commit in read_commits(store, 2)}
-    assert set(commit_index.read_index(store)) == names
+    commits = read_commits(store, 2)
+    assert commits.catalog.parts == len(commits) > 0
     assert_follows_the_contract(store)
 
 
@@ -75,7 +76,7 @@ def test_what_the_cache_can_do_without_does_not_end_a_run(
     def slowed_down(store: ObjectStore, threads: int) -> int:
         raise StoreError(store.uri, "SlowDown")
 
-    monkeypatch.setattr(job, "update_index", slowed_down)
+    monkeypatch.setattr(job, "complete_catalog", slowed_down)
     assert run_job(finished).ok
-    assert "no index of the commit records" in caplog.text
+    assert "the catalog lacks parts" in caplog.text
     assert "SlowDown" in caplog.text

@@ -27,7 +27,7 @@ from trio_ray.precompute.plan import plan_job
 from trio_ray.precompute.shard_writer import PartReport, ShardWriter
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Sample
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.dataset import utc_now
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.local import LocalStore

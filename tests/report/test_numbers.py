@@ -25,11 +25,14 @@ from trio_ray.report.prediction import compared, read_prediction
 from trio_ray.report.repeat import brace_ranges, job_that_repeats
 from trio_ray.report.statistics import sample_numbers
 from trio_ray.report.timeline import timeline, together
-from trio_ray.store.commits import CommitRecord, PartStatistics, RunRecord, ShardInput
+from trio_ray.store.catalog import NO_CATALOG
+from trio_ray.store.commit_table import CommitTable, row_of, table_of
+from trio_ray.store.commits import CommitRecord, FooterRecord, PartStatistics, RunRecord, ShardInput
 from trio_ray.store.dataset import create_or_check
+from trio_ray.store.local import LocalStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.parts import PartWriter
-from trio_ray.store.totals import add_up
+from trio_ray.store.totals import Totals, add_up
 
 
 def part(
@@ -40,7 +43,15 @@ def part(
     run = RunRecord("run", "host", *times, "0.1.0")
     sums = PartStatistics(100 * samples, 10.0 * samples, 1000 * samples, device_s, {"image_corrupt": 2})
     source = ShardInput(shard, f"/{shard}.tar", 1, "e", None)
-    return CommitRecord(2, "0" * 64, source, part, "a", True, samples, 2, sums, {}, run, replica)
+    return CommitRecord(
+        2, "0" * 64, source, part, "a", True, samples, 2, sums, {}, FooterRecord(1, "0" * 32), run, replica
+    )
+
+
+def added_up(commits: list[CommitRecord]) -> Totals:
+    """The sums over made-up records."""
+    rows = table_of([row_of(record, "") for record in commits])
+    return add_up(CommitTable(LocalStore("nowhere"), NO_CATALOG, np.zeros(0, np.int64), rows, 1))
 
 
 def test_rates_and_busy_times_add_up_to_what_was_made() -> None:
@@ -71,7 +82,7 @@ def test_long_idle_times_are_cut_out_of_the_axis() -> None:
 
 
 def test_sums_are_those_of_the_records() -> None:
-    totals = add_up([part("a", 0, 10, 600, 300.0), part("b", 5, 9, 40, 2.0, "t"), part("b", 9, 20, 0, 0.0, "t", 1)])
+    totals = added_up([part("a", 0, 10, 600, 300.0), part("b", 5, 9, 40, 2.0, "t"), part("b", 9, 20, 0, 0.0, "t", 1)])
     assert (totals.parts, totals.shards, totals.stored, totals.quarantined) == (3, 2, 640, 6)
     assert totals.retention == pytest.approx(0.1)
     assert totals.reasons == {"image_corrupt": 6}
@@ -187,7 +198,7 @@ def test_an_estimate_is_set_beside_what_it_became(tmp_path: Path) -> None:
     file = tmp_path / "estimate.json"
     file.write_text(json.dumps({"corpus": {"stored_samples": 1000}, "job": job}))
     commits = [part("a", 0, 10, 600, 300.0), part("b", 10, 20, 400, 1500.0)]
-    lines = {line.name: line for line in compared(read_prediction(str(file)), add_up(commits), timeline(commits))}
+    lines = {line.name: line for line in compared(read_prediction(str(file)), added_up(commits), timeline(commits))}
     assert lines["samples stored"].ratio == 1.0
     assert (lines["time of all devices"].predicted, lines["time of all devices"].actual) == (1800.0, 1800.0)
     assert lines["time of work"].actual == 1200

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests.store.caches import shard, write_part
 from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.commits import (
     CommitRecord,
     FailureRecord,
     FileRecord,
+    FooterRecord,
     PartStatistics,
     RunRecord,
     clear_failure,
     create_commit,
     read_commit,
-    read_commits,
     read_failures,
-    shard_progress,
     write_failure,
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset
 from trio_ray.store.layout import FileKind, commit_name
-from trio_ray.store.objects import ObjectInfo, ObjectStore
+from trio_ray.store.objects import ObjectStore
 from trio_ray.store.record import dump_record, load_record
 
 RUN = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:01.000+00:00", "0.1.0")
@@ -35,7 +34,8 @@ def commit(shard_name: str, part: int, last: bool = False) -> CommitRecord:
     files: dict[FileKind, FileRecord] = {"samples": FileRecord(f"data/{shard_name}/{part:05d}-a.parquet", 1, "0" * 32)}
     source = replace(shard(shard_name), rows=(0, 9))
     sums = PartStatistics(0, 0.0, 0, 0.0, {})
-    return CommitRecord(SCHEMA_VERSION, "f" * 64, source, part, "a", last, 0, 0, sums, files, RUN, "host GPU 0")
+    footer = FooterRecord(1, "0" * 32)
+    return CommitRecord(SCHEMA_VERSION, "f" * 64, source, part, "a", last, 0, 0, sums, files, footer, RUN, "host GPU 0")
 
 
 def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStore) -> None:
@@ -47,7 +47,7 @@ def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStor
         ("c", 1, True),
     ]:
         assert create_commit(store, commit(name, part, last))
-    progress = shard_progress(store, 4)
+    progress = read_commits(store, 4).progress()
     assert {name: (sorted(of.parts), of.complete) for name, of in progress.items()} == {
         "a": ([0, 1], False),
         "b": ([0], True),
@@ -59,32 +59,8 @@ def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStor
     assert len(read_commits(store, 4)) == 5
 
 
-def test_progress_reads_one_record_a_shard(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resuming a job of a hundred thousand parts must not read a hundred thousand records."""
-    for name in ("a", "b", "c"):
-        for part in range(6):
-            create_commit(store, commit(name, part))
-    reads: list[str] = []
-    listings: list[str] = []
-    read, listing = type(store).read, type(store).list
-
-    def counted_read(self: ObjectStore, name: str) -> bytes:
-        reads.append(name)
-        return read(self, name)
-
-    def counted_list(self: ObjectStore, prefix: str = "") -> Iterator[ObjectInfo]:
-        listings.append(prefix)
-        return listing(self, prefix)
-
-    monkeypatch.setattr(type(store), "read", counted_read)
-    monkeypatch.setattr(type(store), "list", counted_list)
-    shard_progress(store, 2)
-    assert sorted(reads) == [commit_name(name, 5) for name in ("a", "b", "c")]
-    assert listings == ["commits/"]
-
-
 def test_a_new_cache_has_no_progress(store: ObjectStore, dataset: Dataset) -> None:
-    assert shard_progress(store, 2) == {}
+    assert read_commits(store, 2).progress() == {}
     assert read_commits(store, 2) == []
     assert read_failures(store) == {}
 

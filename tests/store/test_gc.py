@@ -9,15 +9,15 @@ import pytest
 from tests.store.caches import kv_bytes, row, shard, write_part
 from trio_ray.errors import ObjectDamaged
 from trio_ray.store.bases import store_basis
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.dataset import Dataset, NotACacheError, create_or_check
 from trio_ray.store.gc import collect_garbage
-from trio_ray.store.layout import basis_name, commit_name
+from trio_ray.store.layout import basis_name, commit_name, data_name
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
 from trio_ray.store.verify import verify
 
-ORPHANS = ["data/train-00000.tar/00000-dead.parquet", "data/train-00007.tar/00003-dead.tar"]
+ORPHANS = [data_name("train-00000.tar", 0, "dead", "samples"), data_name("train-00007.tar", 3, "dead", "tar")]
 
 
 def _leave_behind(store: ObjectStore, dataset: Dataset) -> PartWriter:
@@ -80,7 +80,7 @@ def test_a_basis_that_the_identity_does_not_name_goes_and_its_own_stays(store: O
 
 def test_a_folder_that_is_no_cache_is_left_alone(store: ObjectStore) -> None:
     """A slip in its path must not cost another program its files, be they called as ours."""
-    names = ["data/train/00000-a1.tar", "data/train/00001-abc.parquet"]
+    names = sorted([data_name("train", 0, "a1", "tar"), data_name("train", 1, "abc", "samples")])
     for name in names:
         store.put(name, b"of another program")
     time.sleep(1.1)

@@ -8,6 +8,7 @@ from trio_ray.store.layout import (
     DataName,
     FileKind,
     commit_name,
+    data_folder,
     data_name,
     failure_name,
     is_shard_name,
@@ -16,11 +17,13 @@ from trio_ray.store.layout import (
     parse_failure_name,
 )
 
+FOLDER = data_folder("a", 1)
+
 
 @pytest.mark.parametrize("shard", ["a", "train-00000.tar", "x" * 200, "_a+b=c"])
 @pytest.mark.parametrize("part", [0, 7, 99_999, 100_000, 123_456_789])
 def test_every_name_that_is_made_is_understood(shard: str, part: int) -> None:
-    kinds: tuple[FileKind, ...] = ("samples", "tar", "quarantine")
+    kinds: tuple[FileKind, ...] = ("samples", "tar", "quarantine", "locators")
     for kind in kinds:
         assert parse_data_name(data_name(shard, part, "a1B2", kind)) == DataName(shard, part, "a1B2", kind)
     assert parse_commit_name(commit_name(shard, part)) == (shard, part)
@@ -37,11 +40,12 @@ def test_every_name_that_is_made_is_understood(shard: str, part: int) -> None:
         "commits/a/00001.json.bak",
         "commits/a/b/00001.json",
         "commits/.a/00001.json",
-        "data/a/00001.parquet",
-        "data/a/00001-x.txt",
-        "data/a/00001-x.tar\n",
-        "data/a/00001-x-y.tar",
-        "data/00001-x.tar",
+        f"{FOLDER}00001.parquet",
+        f"{FOLDER}00001-x.txt",
+        f"{FOLDER}00001-x.tar\n",
+        f"{FOLDER}00001-x-y.tar",
+        f"{FOLDER}00002-x.tar",
+        "data/a/00001-x.tar",
         "failures/a/b.json",
         "failures/a.JSON",
     ],

@@ -15,7 +15,8 @@ import xxhash
 
 from tests.store.caches import AWKWARD_KEYS, kv_bytes, row, shard, write_part
 from trio_ray.errors import ObjectMissing, StoreError
-from trio_ray.store.commits import read_commit, read_commits
+from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commits import read_commit
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset
 from trio_ray.store.layout import commit_name, data_name
 from trio_ray.store.objects import ObjectStore
@@ -189,12 +190,13 @@ def test_the_layout_is_the_documented_one(store: ObjectStore, dataset: Dataset) 
     writer.commit(True)
     assert [info.name for info in store.list()] == [
         "commits/s1/00003.json",
-        "data/s1/00003-abc123.parquet",
-        "data/s1/00003-abc123.quarantine.parquet",
-        "data/s1/00003-abc123.tar",
+        "data/7d/s1/00003-abc123.locators",
+        "data/7d/s1/00003-abc123.parquet",
+        "data/7d/s1/00003-abc123.quarantine.parquet",
+        "data/7d/s1/00003-abc123.tar",
         "dataset.json",
     ]
     assert commit_name("s1", 3) == "commits/s1/00003.json"
-    assert data_name("s1", 3, "abc123", "tar") == "data/s1/00003-abc123.tar"
+    assert data_name("s1", 3, "abc123", "tar") == "data/7d/s1/00003-abc123.tar"
     with pytest.raises(ObjectMissing):
         read_commit(store, "s1", 4)

@@ -14,11 +14,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.store.caches import shard, write_part
-from trio_ray.store import commit_index
+from trio_ray.store import catalog_writer, commit_table
+from trio_ray.store.catalog import Catalog, SegmentRef
 from trio_ray.store.commits import (
     CommitRecord,
     FailureRecord,
     FileRecord,
+    FooterRecord,
     PartStatistics,
     RunRecord,
     ShardInput,
@@ -26,9 +28,10 @@ from trio_ray.store.commits import (
     write_failure,
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, utc_now
-from trio_ray.store.layout import COMMIT_INDEX, commit_name
+from trio_ray.store.key_index import IndexRef
+from trio_ray.store.layout import CATALOG_VERSIONS, commit_name
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.tables import COMMIT_COPIES, QUARANTINE, SAMPLES
+from trio_ray.store.tables import COMMITS, QUARANTINE, SAMPLES
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -51,9 +54,7 @@ def columns(schema: pa.Schema) -> list[dict[str, object]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "schema"), [("samples", SAMPLES), ("quarantine", QUARANTINE), ("commits", COMMIT_COPIES)]
-)
+@pytest.mark.parametrize(("name", "schema"), [("samples", SAMPLES), ("quarantine", QUARANTINE), ("commits", COMMITS)])
 def test_tables_are_described_column_by_column(name: str, schema: pa.Schema) -> None:
     table = described(f"{name}.table.json")
     assert table["columns"] == columns(schema)
@@ -68,14 +69,19 @@ def test_written_tables_have_the_described_columns(store: ObjectStore, dataset: 
     assert columns(written) == described(f"{kind}.table.json")["columns"]
 
 
-def test_a_written_index_has_the_described_columns(
+def test_a_written_catalog_is_as_described(
     store: ObjectStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit_index, "WORTH_IT", 1)
+    for module in (catalog_writer, commit_table):
+        monkeypatch.setattr(module, "WORTH_IT", 1)
     write_part(store, dataset)
-    assert commit_index.update_index(store, 2) == 1
-    written = pq.read_schema(io.BytesIO(store.read(COMMIT_INDEX)))
+    assert catalog_writer.complete_catalog(store, 2) == 1
+    (version,) = (json.loads(store.read(info.name)) for info in store.list(CATALOG_VERSIONS))
+    validator = Draft202012Validator(described("catalog.schema.json"))
+    assert [error.message for error in validator.iter_errors(version)] == []
+    written = pq.read_schema(io.BytesIO(store.read(version["segments"][0]["name"])))
     assert columns(written) == described("commits.table.json")["columns"]
+    assert store.stat(version["indexes"][0]["name"]).size > 0
 
 
 def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None:
@@ -105,6 +111,11 @@ def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None
         ("commit", ("files", "samples"), FileRecord),
         ("commit", ("files", "tar"), FileRecord),
         ("commit", ("files", "quarantine"), FileRecord),
+        ("commit", ("files", "locators"), FileRecord),
+        ("commit", ("footer",), FooterRecord),
+        ("catalog", (), Catalog),
+        ("catalog", ("segments",), SegmentRef),
+        ("catalog", ("indexes",), IndexRef),
         ("failure", (), FailureRecord),
         ("failure", ("shard",), ShardInput),
         ("failure", ("run",), RunRecord),
@@ -114,13 +125,14 @@ def test_schemas_have_the_fields_of_the_code_and_no_others(schema: str, path: tu
     node = described(f"{schema}.schema.json")
     for step in path:
         node = node["properties"][step]
+        node = node.get("items", node)
     expected = {field.name for field in fields(record)} | ({"checksum"} if not path else set())
     assert set(node["properties"]) == expected
     assert set(node["required"]) == expected
     assert node["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("name", ["dataset", "commit", "failure"])
+@pytest.mark.parametrize("name", ["dataset", "commit", "failure", "catalog"])
 def test_the_schemas_are_schemas_and_refuse_an_empty_record(name: str) -> None:
     schema = described(f"{name}.schema.json")
     Draft202012Validator.check_schema(schema)

@@ -21,6 +21,7 @@ from trio_ray.errors import AccessRefused
 from trio_ray.store.commits import (
     CommitRecord,
     FailureRecord,
+    FooterRecord,
     RunRecord,
     clear_failure,
     create_commit,
@@ -28,10 +29,11 @@ from trio_ray.store.commits import (
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, create_or_check
 from trio_ray.store.findings import Finding, FindingKind
-from trio_ray.store.layout import commit_name
+from trio_ray.store.layout import commit_name, data_folder, data_name
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.parts import PartWriter
+from trio_ray.store.row_groups import write_row_groups
 from trio_ray.store.tables import MemberKind, place_columns
 from trio_ray.store.verify import verify
 
@@ -153,17 +155,17 @@ def test_a_foreign_object_is_found_and_named(store: ObjectStore, dataset: Datase
 
 def test_what_a_dead_attempt_left_is_reported_but_is_no_damage(store: ObjectStore, dataset: Dataset) -> None:
     build(store, dataset)
-    store.put("data/train-00000.tar/00001-deadbeef.parquet", b"half a table")
-    store.put("data/train-00009.tar/00000-deadbeef.tar", b"half a tar")
-    assert [(finding.kind.value, finding.object) for finding in beside_the_given_up_shard(store)] == [
-        ("orphan", "data/train-00000.tar/00001-deadbeef.parquet"),
-        ("orphan", "data/train-00009.tar/00000-deadbeef.tar"),
-    ]
+    store.put(data_name("train-00000.tar", 1, "deadbeef", "samples"), b"half a table")
+    store.put(data_name("train-00009.tar", 0, "deadbeef", "tar"), b"half a tar")
+    assert {(finding.kind.value, finding.object) for finding in beside_the_given_up_shard(store)} == {
+        ("orphan", data_name("train-00000.tar", 1, "deadbeef", "samples")),
+        ("orphan", data_name("train-00009.tar", 0, "deadbeef", "tar")),
+    }
 
 
 def test_a_flipped_byte_in_a_prefix_names_its_sample(store: ObjectStore, dataset: Dataset) -> None:
     build(store, dataset)
-    tar = next(info.name for info in store.list("data/train-00000.tar/00001") if info.name.endswith(".tar"))
+    tar = next(info.name for info in store.list(data_folder("train-00000.tar", 1)) if info.name.endswith(".tar"))
     data = bytearray(store.read(tar))
     position = data.index(kv_bytes("a/slash", 3200))
     data[position + 77] ^= 4
@@ -245,7 +247,7 @@ def test_parts_of_other_levels_are_held_against_their_rows_too(
 ) -> None:
     record = write_part(store, dataset, keys=AWKWARD_KEYS, kind=kind)
     assert record is not None
-    assert set(record.files) == {"samples", "quarantine", *["tar"] * (kind is not None)}
+    assert set(record.files) == {"samples", "locators", "quarantine", *["tar"] * (kind is not None)}
     assert verify(store, 1).findings == []
     table = pq.read_table(io.BytesIO(store.read(record.files["samples"].name)))
     rows = table.to_pylist()
@@ -266,13 +268,13 @@ def test_a_tar_member_without_a_row_is_found(store: ObjectStore, dataset: Datase
 
 def _replace_samples(store: ObjectStore, record: CommitRecord, rows: list[dict[str, object]], schema: object) -> None:
     """Put another table in place of a part's, and a fitting commit record."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+    data, footer_bytes = write_row_groups(pa.Table.from_pylist(rows, schema))
+    footer = FooterRecord(footer_bytes, xxhash.xxh3_128_hexdigest(data[-footer_bytes:]))
     old = record.files["samples"]
-    store.put(old.name, sink.getvalue())
-    new = replace(old, size=len(sink.getvalue()), checksum=xxhash.xxh3_128_hexdigest(sink.getvalue()))
+    store.put(old.name, data)
+    new = replace(old, size=len(data), checksum=xxhash.xxh3_128_hexdigest(data))
     store.delete(commit_name(record.shard.name, record.part))
-    create_commit(store, replace(record, files={**record.files, "samples": new}))
+    create_commit(store, replace(record, files={**record.files, "samples": new}, footer=footer))
 
 
 def test_a_key_or_index_that_is_twice_in_a_shard_is_found(store: ObjectStore, dataset: Dataset) -> None:

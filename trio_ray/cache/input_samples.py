@@ -104,7 +104,7 @@ def read_items(
         StoreError: it cannot be read.
         ConfigError: it has no column any more that the settings name.
     """
-    record = next(commit.shard for commit in cache.commits if commit.shard.name == shard)
+    record = cache.commits[cache.commits.places_of(shard)[0]].shard
     source = how.source(cache.dataset.identity).model_copy(update=changes)
     opener = StoreOpener(how.s3)
     # Any version of the file will do: what is asked of a sample is that its images are still the same.

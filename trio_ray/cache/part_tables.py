@@ -1,25 +1,36 @@
-"""The tables of committed parts, read when they are wanted and not before."""
+"""The tables of committed parts: some rows by a small read each, or all of them one part after the other."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from trio_ray.cache.key_index import KeyIndex
-from trio_ray.store.commits import CommitRecord
+from trio_ray.cache.recent import Recent
+from trio_ray.errors import ObjectDamaged
+from trio_ray.kv.container import checksum
+from trio_ray.ordered import ordered_map
+from trio_ray.store.commit_table import CommitTable
 from trio_ray.store.layout import FileKind
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.part_table import read_part_table
+from trio_ray.store.part_table import SHARD, read_part_table
+from trio_ray.store.row_groups import Footer, parse_footer, read_groups
 from trio_ray.store.tables import QUARANTINE, SAMPLES
 
 RECENT_BYTES = 128 << 20
-"""Most bytes of tables that are kept for the next rows."""
+"""Upper bound on the memory of row groups that are kept for the next rows."""
+
+FOOTER_BYTES = 16 << 20
+"""The same for footers, by the bytes that they take in their files."""
+
+SCAN_AHEAD = 4
+"""Tables that a scan reads ahead: with those in work it bounds the memory that the scan takes."""
 
 _SCHEMAS: dict[FileKind, pa.Schema] = {"samples": SAMPLES, "quarantine": QUARANTINE}
 
@@ -31,18 +42,25 @@ class PartTables:
     For several threads.
     """
 
-    def __init__(self, store: ObjectStore, commits: Sequence[CommitRecord], threads: int) -> None:
+    def __init__(self, store: ObjectStore, commits: CommitTable, threads: int) -> None:
         self._store = store
         self._commits = commits
         self._threads = threads
-        self.counts = np.array([commit.stored for commit in commits], np.int64)
-        self._first = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)])
-        self._recent = _RecentTables()
-        self._indexes: dict[str | None, KeyIndex] = {}
-        self._indexing = threading.Lock()
+        self._groups: Recent[tuple[int, int], pa.Table] = Recent(RECENT_BYTES, lambda table: table.nbytes)
+        self._footers: Recent[int, Footer] = Recent(FOOTER_BYTES, lambda footer: footer.nbytes)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(parts,) int64, samples of each part."""
+        return self._commits.column("stored")
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """(parts + 1,) int64, the number of each part's first sample, and of all samples."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)])
 
     def read(self, kind: FileKind, columns: Iterable[str] | None = None, shard: str | None = None) -> pa.Table:
-        """All rows of one kind of table, of one shard or all, with their `shard`.
+        """All rows of one kind of table, of one shard or all, with their `shard`: as much memory as they take.
 
         Args:
             kind: "samples" or "quarantine".
@@ -53,95 +71,124 @@ class PartTables:
             ObjectDamaged: a table is not as it was committed.
             StoreError: it cannot be read.
         """
-        schema = pa.schema([*_SCHEMAS[kind], pa.field("shard", pa.string())])
-        wanted = schema.names if columns is None else list(columns)
-        plain = pa.schema([schema.field(name) for name in wanted])
+        schema = _schema(kind)
+        plain = pa.schema([schema.field(name) for name in (schema.names if columns is None else columns)])
+        with closing(self.scan(kind, columns, shard)) as tables:
+            read = [table.cast(plain) for table in tables]
+        return pa.concat_tables(read) if read else plain.empty_table()
+
+    def scan(
+        self, kind: FileKind, columns: Iterable[str] | None = None, shard: str | None = None
+    ) -> Generator[pa.Table, None, None]:
+        """The same table by table, in order; a few are read ahead. Raises as `read` does."""
+        wanted = _schema(kind).names if columns is None else list(columns)
         parts = self._parts_of(shard, kind)
-        tables = self._in_threads(lambda part: self._read(part, kind, wanted).cast(plain), parts)
-        return pa.concat_tables(tables) if tables else plain.empty_table()
+        if len(parts) == 1:
+            yield self._read(parts[0], kind, wanted)
+            return
+        threads = min(self._threads, len(parts)) or 1
+        ahead = ordered_map(lambda part: self._read(part, kind, wanted), iter(parts), threads, max(SCAN_AHEAD, threads))
+        with closing(ahead) as tables:
+            yield from tables
 
     def rows(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows of samples, in the order of their numbers as given; their tables are read at once, each one once.
+        """The rows of samples, in the order of their numbers as given; their row groups are read, each one once.
 
         Raises:
             IndexError: there is no such number.
             ObjectDamaged, StoreError: see `read`.
         """
-        total = int(self._first[-1])
+        total = int(self.first[-1])
         if any(not 0 <= number < total for number in numbers):
             raise IndexError(f"the cache has samples 0 to {total - 1}")
         places = np.asarray(numbers, np.int64)
-        parts = np.searchsorted(self._first, places, "right") - 1
+        parts = np.searchsorted(self.first, places, "right") - 1
+        offsets = places - self.first[parts]
         distinct = sorted(set(parts.tolist()))
-        tables = dict(zip(distinct, self._in_threads(self._recent_table, distinct), strict=True))
+        footers = dict(zip(distinct, self._in_threads(self._footer, distinct), strict=True))
+        wanted = [
+            (part, footers[part].group_of(row)) for part, row in zip(parts.tolist(), offsets.tolist(), strict=True)
+        ]
+        tables = self._groups_of(sorted(set(wanted)), footers)
         rows: list[dict[str, Any]] = []
-        for part, offset in zip(parts.tolist(), (places - self._first[parts]).tolist(), strict=True):
-            table = tables[part] if columns is None else tables[part].select(list(columns))
-            rows += table.slice(offset, 1).to_pylist()
+        for place, row in zip(wanted, offsets.tolist(), strict=True):
+            table = tables[place] if columns is None else tables[place].select(list(columns))
+            rows += table.slice(row - int(footers[place[0]].first_row[place[1]]), 1).to_pylist()
         return rows
 
-    def find(self, key: str, shard: str | None) -> list[int]:
-        """Numbers of the samples that may have a key, in a shard if it is given.
-
-        The first search of a shard reads its tables, one without a shard all tables; the keys' hashes stay in memory.
-        """
-        with self._indexing:  # else every thread that asks meanwhile would read all tables, too
-            scope = None if None in self._indexes else shard
-            if scope not in self._indexes:
-                self._indexes[scope] = self._index(scope)
-            index = self._indexes[scope]
-        return index.candidates(key)
-
-    def _index(self, shard: str | None) -> KeyIndex:
-        parts = self._parts_of(shard, "samples")
-        columns = self._in_threads(lambda part: self._read(part, "samples", ["key"]).column("key"), parts)
-        numbers = [np.arange(self._first[part], self._first[part + 1]) for part in parts]
-        keys = (key for column in columns for key in column.to_pylist())
-        return KeyIndex(keys, np.concatenate([np.zeros(0, np.int64), *numbers]))
-
-    def _parts_of(self, shard: str | None, kind: FileKind) -> list[int]:
-        return [
-            part
-            for part, commit in enumerate(self._commits)
-            if kind in commit.files and shard in (None, commit.shard.name)
+    def _groups_of(
+        self, wanted: Sequence[tuple[int, int]], footers: dict[int, Footer]
+    ) -> dict[tuple[int, int], pa.Table]:
+        """Row groups by part and number; neighbours that are not in memory are read together."""
+        absent = [place for place in wanted if not self._groups.holds(place)]
+        runs = [
+            [place for _, place in run]
+            for _, run in groupby(enumerate(absent), lambda pair: (pair[1][0], pair[1][1] - pair[0]))
         ]
 
-    def _recent_table(self, part: int) -> pa.Table:
-        table = self._recent.get(part)
-        if table is None:
-            table = self._read(part, "samples", [*SAMPLES.names, "shard"])
-            self._recent.put(part, table)
-        return table
+        def read(run: list[tuple[int, int]]) -> dict[tuple[int, int], pa.Table]:
+            part = run[0][0]
+            if len(run) == 1:
+                return {run[0]: self._group(run[0], footers[part])}
+            tables = dict(zip(run, self._read_groups(footers[part], run), strict=True))
+            for place, table in tables.items():
+                self._groups.put(place, table)
+            return tables
+
+        found = {place: table for tables in self._in_threads(read, runs) for place, table in tables.items()}
+        return found | {place: self._group(place, footers[place[0]]) for place in wanted if place not in found}
+
+    def _group(self, place: tuple[int, int], footer: Footer) -> pa.Table:
+        """A row group, from memory if it is there."""
+        return self._groups.get(place, lambda: self._read_groups(footer, [place])[0])
+
+    def _read_groups(self, footer: Footer, run: Sequence[tuple[int, int]]) -> list[pa.Table]:
+        """Neighbouring row groups of a part, with all columns and `shard`."""
+        part = run[0][0]
+        file = self._commits.file(part, "samples")
+        assert file is not None
+        shard = self._commits.shard_of(part)
+        return [
+            table.replace_schema_metadata(None).append_column(SHARD, pa.array([shard] * len(table), pa.string()))
+            for table in read_groups(self._store, file.name, footer, run[0][1], run[-1][1] + 1)
+        ]
+
+    def _footer(self, part: int) -> Footer:
+        return self._footers.get(part, lambda: self._read_footer(part))
+
+    def _read_footer(self, part: int) -> Footer:
+        file, record = self._commits.file(part, "samples"), self._commits.footer(part)
+        assert file is not None
+        uri = self._store.uri_of(file.name)
+        data = self._store.read_range(file.name, file.size - record.size, record.size)
+        if checksum(data) != record.checksum:
+            raise ObjectDamaged(uri, "its footer is not the one that was committed")
+        footer = parse_footer(data, uri)
+        if footer.first_row[-1] != self.counts[part]:
+            raise ObjectDamaged(uri, f"has {footer.first_row[-1]} rows, its commit record says {self.counts[part]}")
+        return footer
+
+    def _parts_of(self, shard: str | None, kind: FileKind) -> list[int]:
+        among = range(len(self._commits)) if shard is None else self._commits.places_of(shard)
+        counts = self.counts if kind == "samples" else self._commits.column("quarantined")
+        return [part for part in among if counts[part]]
 
     def _read(self, part: int, kind: FileKind, columns: Sequence[str]) -> pa.Table:
         return read_part_table(self._store, self._commits[part], kind, columns)
 
-    def _in_threads(self, function: Callable[[int], Any], parts: Sequence[int]) -> list[Any]:
-        if len(parts) < 2:
-            return [function(part) for part in parts]
-        with ThreadPoolExecutor(min(self._threads, len(parts))) as pool:
-            return list(pool.map(function, parts))
+    def _in_threads(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        if len(items) < 2:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(min(self._threads, len(items))) as pool:
+            return list(pool.map(function, items))
 
 
-class _RecentTables:
-    """The tables that were used last, up to `RECENT_BYTES`, and always the last one."""
+def _schema(kind: FileKind) -> pa.Schema:
+    return pa.schema([*_SCHEMAS[kind], pa.field("shard", pa.string())])
 
-    def __init__(self) -> None:
-        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
 
-    def get(self, part: int) -> pa.Table | None:
-        with self._lock:
-            if part in self._tables:
-                self._tables.move_to_end(part)
-            return self._tables.get(part)
-
-    def put(self, part: int, table: pa.Table) -> None:
-        with self._lock:
-            if part in self._tables:  # another thread has read it too
-                return
-            self._tables[part] = table
-            self._bytes += table.nbytes
-            while self._bytes > RECENT_BYTES and len(self._tables) > 1:
-                self._bytes -= self._tables.popitem(last=False)[1].nbytes
+def row_by_row(tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
+    """The rows of tables, one after the other; few are there at one time."""
+    for table in tables:
+        for batch in table.to_batches(256):
+            yield from batch.to_pylist()

@@ -19,7 +19,8 @@ import torch
 from trio_ray.cache.arena import Arena, Block
 from trio_ray.cache.fetched import Fetched, Row, StoredBytes, Wanted, fetch
 from trio_ray.cache.identity import codec_of, method_of
-from trio_ray.cache.part_tables import PartTables
+from trio_ray.cache.key_lookup import KeyLookup, Place
+from trio_ray.cache.part_tables import PartTables, row_by_row
 from trio_ray.cache.ranges import Member, coalesce_ranges
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
 from trio_ray.config import ModelConfig, S3Config
@@ -35,12 +36,12 @@ from trio_ray.method.method import Method
 from trio_ray.model.image_scope import Scope
 from trio_ray.model.loading import model_fingerprint, pinned
 from trio_ray.ordered import ordered_map
-from trio_ray.store.commits import CommitRecord, read_commits
+from trio_ray.store.commit_table import CommitTable, read_commits
 from trio_ray.store.dataset import differences, load_dataset
 from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
-from trio_ray.store.tables import MemberKind, place_columns
+from trio_ray.store.tables import MEMBER_KINDS, PLACE_COLUMNS, MemberKind, place_columns
 
 THREADS = 16
 BATCH = 32
@@ -52,8 +53,6 @@ BATCH_BYTES = 512 << 20
 """Upper bound on the stored bytes of samples that are restored together; one larger sample goes alone."""
 
 OnBad = Literal["error", "skip"]
-
-_TABLE_BATCH = 256
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,9 +98,9 @@ class PrunedCache:
 
     There is one way out: rows, `fetch` (stored bytes), `restore` (keys and values on a device); `prefix`, `restored`
     and `stream` go it. Committed parts alone are seen, as they were when the cache was opened. Every byte is compared
-    with its checksum when it is read. Opening reads the commit records, which say how many samples each part has; a
-    part's table is read when a row of it is wanted. A cache can be pickled: what was read stays behind, and credentials
-    were never in it.
+    with its checksum when it is read. Opening reads the commit records, from the catalog where it has them; they say
+    how many samples each part has. Of a part's table the few rows around a wanted one are read. A cache can be pickled:
+    what was read stays behind, and credentials were never in it.
 
     Args:
         uri: a local folder or `s3://bucket/prefix`.
@@ -124,12 +123,13 @@ class PrunedCache:
         self.dataset = load_dataset(self._store)
         wanted = None if shards is None else set(shards)
         possible = None if wanted is None else {shard for shard in wanted if is_shard_name(shard)}
-        self.commits: list[CommitRecord] = read_commits(self._store, THREADS, possible)
-        for commit in self.commits:
-            if commit.identity_hash != self.dataset.identity_hash:
-                name = self._store.uri_of(commit_name(commit.shard.name, commit.part))
-                raise ObjectDamaged(name, "is the record of another cache; restore it from a copy")
-        missing = (wanted or set()) - {commit.shard.name for commit in self.commits}
+        self.commits: CommitTable = read_commits(self._store, THREADS, possible)
+        strange = self.commits.first_other("identity_hash", self.dataset.identity_hash)
+        if strange is not None:
+            record = self.commits[strange]
+            name = self._store.uri_of(commit_name(record.shard.name, record.part))
+            raise ObjectDamaged(name, "is the record of another cache; restore it from a copy")
+        missing = (wanted or set()).difference(self.commits.shards)
         if missing:
             raise UnknownShard(
                 uri, f"nothing is committed of shard {', '.join(sorted(missing))}; see `trio-ray inspect`"
@@ -149,7 +149,7 @@ class PrunedCache:
     def __repr__(self) -> str:
         cache = self.dataset.identity.get("cache", {})
         codec = (cache.get("codec") or {}).get("name")
-        shards = len({commit.shard.name for commit in self.commits})
+        shards = len(self.commits.shards)
         return (
             f"PrunedCache({self.uri!r}: {len(self):,} samples in {len(self.commits):,} parts of {shards:,} shards, "
             f"level {cache.get('level')}" + (f", codec {codec})" if codec else ")")
@@ -157,7 +157,7 @@ class PrunedCache:
 
     def __len__(self) -> int:
         """Number of stored samples."""
-        return sum(commit.stored for commit in self.commits)
+        return self.commits.total("stored")
 
     @property
     def level(self) -> str:
@@ -197,6 +197,10 @@ class PrunedCache:
         return PartTables(self._store, self.commits, THREADS)
 
     @cached_property
+    def _lookup(self) -> KeyLookup:
+        return KeyLookup(self._store, self.commits, THREADS)
+
+    @cached_property
     def table(self) -> pa.Table:
         """All rows of all parts (schemas/samples.table.json) and their `shard`. For a large cache see `read_table`."""
         return self.read_table()
@@ -219,6 +223,10 @@ class PrunedCache:
         """
         return self.parts.read("samples", columns, shard)
 
+    def scan(self, columns: Iterable[str] | None = None, shard: str | None = None) -> Generator[pa.Table, None, None]:
+        """`read_table` part by part, in order, so that it takes the same memory for any number of parts."""
+        return self.parts.scan("samples", columns, shard)
+
     def keys(self) -> list[str]:
         """Keys of all stored samples, by shard, part and position."""
         return self.read_table(["key"]).column("key").to_pylist()
@@ -233,25 +241,44 @@ class PrunedCache:
         return self.parts.rows(numbers, columns)
 
     def row(self, key: str, shard: str | None = None) -> dict[str, Any]:
-        """A sample's row. A key is unique within its shard; `shard` decides where several have it.
-
-        The first search within a shard reads this shard's tables, the first one without a shard reads all.
+        """A sample's row, by some small reads. A key is unique within its shard; `shard` decides where several have it.
 
         Raises:
             UnknownKey, AmbiguousKey: no such sample, or more than one.
             ObjectDamaged, StoreError: see `read_table`.
         """
-        rows = self.rows_at(self.parts.find(key, shard))
-        rows = [row for row in rows if row["key"] == key and shard in (None, row["shard"])]
-        if not rows:
+        place = self._place(key, shard)
+        (row,) = self.rows_at([int(self.parts.first[place.part]) + place.row])
+        if row["key"] != key:
+            where = self.commits.file(place.part, "samples")
+            assert where is not None
+            raise ObjectDamaged(self._store.uri_of(where.name), f"row {place.row} is not the one of {key!r}")
+        return row
+
+    def locate(self, key: str, shard: str | None = None) -> Row:
+        """Key, shard and place columns of a sample's row: all that `fetch` needs, by one small read at most where the
+        catalog has the key. Raises as `row` does.
+        """
+        place = self._place(key, shard)
+        row: Row = {"key": key, "shard": self.commits.shard_of(place.part), **dict.fromkeys(PLACE_COLUMNS)}
+        tar = self.commits.file(place.part, "tar")
+        for kind in MEMBER_KINDS:
+            if tar is not None and kind == self.level:
+                where = (tar.name, place.offset, place.length, place.checksum)
+                row |= dict(zip(place_columns(kind), where, strict=True))
+        return row
+
+    def _place(self, key: str, shard: str | None) -> Place:
+        places = self._lookup.find(key, shard)
+        if not places:
             raise UnknownKey(key, self.uri, "no committed sample has this key")
-        if len(rows) > 1:
-            shards = ", ".join(row["shard"] for row in rows)
+        if len(places) > 1:
+            shards = ", ".join(self.commits.shard_of(place.part) for place in places)
             raise AmbiguousKey(key, self.uri, f"several shards have it, so name one of {shards}")
-        return rows[0]
+        return places[0]
 
     def prefix(self, sample: str | Row, shard: str | None = None, device: torch.device | str = "cpu") -> Prefix:
-        """A sample's prefix, by one range read.
+        """A sample's prefix: by one range read, behind one small one that finds the key.
 
         Args:
             sample: its key, or its row.
@@ -264,7 +291,7 @@ class PrunedCache:
             PrefixError: the stored bytes are not the ones that were written; names key and object.
             StoreError: the object is missing or the store failed.
         """
-        row = self.row(sample, shard) if isinstance(sample, str) else sample
+        row = self.locate(sample, shard) if isinstance(sample, str) else sample
         (outcome,) = self.restore(self.fetch([row]), device)
         if isinstance(outcome, UnreadablePrefix):
             raise outcome
@@ -272,7 +299,7 @@ class PrunedCache:
 
     def embeds(self, sample: str | Row, shard: str | None = None) -> Embeds:
         """A sample's retained input embeddings, by one range read; of a cache of level embeds. See `prefix`."""
-        row = self.row(sample, shard) if isinstance(sample, str) else sample
+        row = self.locate(sample, shard) if isinstance(sample, str) else sample
         (stored,) = fetch(self._store, self._wanted([row], "embeds"), None)
         if isinstance(stored, UnreadablePrefix):
             raise stored
@@ -450,8 +477,8 @@ class PrunedCache:
             raise IdentityMismatch(self.uri, found, reading=True)
 
     def _all_rows(self) -> Iterator[Row]:
-        for first in range(0, len(self), _TABLE_BATCH):
-            yield from self.rows_at(range(first, min(first + _TABLE_BATCH, len(self))))
+        with closing(self.scan()) as tables:
+            yield from row_by_row(tables)
 
     def _wanted(self, rows: Sequence[Row], kind: MemberKind = "kv") -> Wanted:
         """The requests that the members of these rows take."""

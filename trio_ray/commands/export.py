@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,6 @@ from trio_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from trio_ray.cache.pruned_cache import PrunedCache
-
-ROWS_AT_ONCE = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rows(cache: PrunedCache, keys: list[str] | None) -> Iterator[dict[str, Any]]:
     if keys is not None:
-        shards = {commit.shard.name for commit in cache.commits}
+        shards = set(cache.commits.shards)
         yield from (cache.row(*key_and_shard(key, shards)) for key in keys)
         return
-    for first in range(0, len(cache), ROWS_AT_ONCE):
-        yield from cache.rows_at(range(first, min(first + ROWS_AT_ONCE, len(cache))))
+    from trio_ray.cache.part_tables import row_by_row
+
+    with closing(cache.scan()) as tables:
+        yield from row_by_row(tables)

@@ -72,10 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     config = cache.model_that_made_it(model_config(arguments))
     if arguments.keys:
-        shards = {commit.shard.name for commit in cache.commits}
+        shards = set(cache.commits.shards)
         rows = [cache.row(*key_and_shard(key, shards)) for key in arguments.keys]
     else:
-        rows = cache.table.slice(0, arguments.limit).to_pylist()
+        rows = cache.rows_at(range(min(arguments.limit, len(cache))))
     prompt = PromptConfig.model_validate(identity["prompt"])
     cache.check_model(check_checkpoint(config, prompt).folder, config.dtype)
     replica = Replica.load(config, prompt)

@@ -8,22 +8,41 @@ from __future__ import annotations
 
 import argparse
 
-from trio_ray.commands._options import add_s3_options, s3_config, whole
+from trio_ray.commands._options import SHARE, add_s3_options, s3_config, whole
 from trio_ray.store.findings import FindingKind
 from trio_ray.store.opening import open_store
-from trio_ray.store.verify import verify
+from trio_ray.store.verify import Extent, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("cache", metavar="CACHE", help="a folder or s3://bucket/prefix")
     parser.add_argument("--threads", type=whole(1), default=8, metavar="N", help="shards checked at once (default 8)")
+    parser.add_argument(
+        "--shards",
+        type=_share,
+        default=(1, 1),
+        metavar="I/N",
+        help="of N shares of the shards read the I-th: N machines, or N nights, check the whole cache",
+    )
+    parser.add_argument(
+        "--sample", type=SHARE, default=1.0, metavar="P", help="read this share of the shards, always the same ones"
+    )
     add_s3_options(parser)
+
+
+def _share(text: str) -> tuple[int, int]:
+    share, _, of = text.partition("/")
+    if not (share.isdigit() and of.isdigit() and 1 <= int(share) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
+    return int(share), int(of)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; 1 if anything is damaged, or a shard was given up."""
-    report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads)
+    share, of = arguments.shards
+    extent = Extent(share, of, arguments.sample)
+    report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads, extent)
     for finding in report.findings:
         key = f" key {finding.key!r}" if finding.key else ""
         print(f"{finding.kind}: {finding.object}{key}: {finding.detail}")

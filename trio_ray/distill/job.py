@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import xxhash
-
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.distill.config import DistillConfig
@@ -17,7 +15,6 @@ from trio_ray.errors import ConfigError, StoreError
 from trio_ray.model.checkpoint import check_checkpoint
 from trio_ray.model.loading import model_fingerprint
 from trio_ray.store.opening import open_store
-from trio_ray.store.record import canonical_json
 
 METRICS = "metrics.json"
 
@@ -102,10 +99,9 @@ def _identity(
 ) -> dict[str, Any]:
     """What two runs must share for one to go on from the other's checkpoint."""
     free = {"checkpoint_every", "log_every", "read_threads"}
-    samples = [[commit.shard.name, commit.part, commit.stored] for commit in cache.commits]
     return {
         "cache": cache.dataset.identity_hash,
-        "samples": xxhash.xxh3_128_hexdigest(canonical_json(samples)),
+        "samples": cache.commits.digest,
         "prefixes": None if prefixes is None else prefixes.dataset.identity_hash,
         "teacher": teacher,
         "student": config.student.model_dump(mode="json"),

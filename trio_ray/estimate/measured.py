@@ -34,7 +34,7 @@ from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.shard_run import ShardRunner
 from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
 from trio_ray.precompute.token_budget import as_of_new_images
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
 from trio_ray.store.inputs import StoreOpener
 from trio_ray.store.opening import open_store

@@ -18,8 +18,10 @@ from trio_ray.store.commits import CommitRecord, ShardInput
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
 from trio_ray.store.layout import commit_name
 from trio_ray.store.local import LocalStore
+from trio_ray.store.locators import LOCATOR
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.parts import PartWriter
+from trio_ray.store.row_groups import write_row_groups
 from trio_ray.store.tar_members import END
 
 QUARANTINE_TABLE_BYTES = 3_000
@@ -34,7 +36,7 @@ class PartShares:
     """Bytes beside the samples' members.
 
     Attributes:
-        row: a sample's row in its part's table.
+        row: a sample's row in its part's table, and its locator.
         part: all that a part has once: the table's frame, the tar's end, the commit record.
     """
 
@@ -50,10 +52,10 @@ def part_shares(store: ObjectStore, commit: CommitRecord) -> PartShares:
     half = table.num_rows // 2
     if half == 0:
         return PartShares(0.0, table_file.size + record + len(END))
-    sink = io.BytesIO()
-    pq.write_table(table.slice(0, half), sink, compression="zstd")
-    row = (table_file.size - sink.tell()) / (table.num_rows - half)
-    return PartShares(row, table_file.size - row * table.num_rows + record + len(END))
+    smaller, _ = write_row_groups(table.slice(0, half))
+    row = (table_file.size - len(smaller)) / (table.num_rows - half)
+    fixed = table_file.size - row * table.num_rows + record + len(END)
+    return PartShares(row + LOCATOR.itemsize, fixed)
 
 
 def probe_shares(model: SizeModel, size: MemberSize) -> PartShares:

@@ -29,7 +29,7 @@ from trio_ray.precompute.shard_writer import PartReport
 from trio_ray.precompute.summary import JobSummary
 from trio_ray.precompute.verdict import all_bad_so_far, judge
 from trio_ray.source.sample import Shard
-from trio_ray.store.commit_index import update_index
+from trio_ray.store.catalog_writer import CatalogWriter, complete_catalog
 from trio_ray.store.commits import (
     FailureRecord,
     RunRecord,
@@ -95,8 +95,8 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             session.enter_context(ray_session(replicas.max * replicas.cpus))
             progress.begin(Phase("loading the model on replicas"))
             _Work(config, plan, run, summary, progress, observer).do(started)
-        with _logged("there is no index of the commit records"):
-            update_index(plan.store, LISTING_THREADS)
+        with _logged("the catalog lacks parts, whose records are read one by one"):
+            complete_catalog(plan.store, LISTING_THREADS)
         summary.seconds = time.monotonic() - started
         _judge(config, plan, summary, progress)
     return summary
@@ -150,9 +150,12 @@ class _Work:
         turn = int(plan.run_id, 16) % len(plan.tasks)
         done: set[str] = set()
         metrics = JobMetrics(config.output, len(plan.tasks), len(plan.lost))
-        with metrics, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
+        catalog = CatalogWriter(plan.store, LISTING_THREADS)
+        with metrics, catalog, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
             for event in events:
                 metrics.update(event)
+                if isinstance(event, Report) and isinstance(part := event.content, PartReport) and part.committed:
+                    catalog.committed((part.shard, part.part))
                 if isinstance(event, WorkDone):
                     done.add(event.work.shard.name)
                 self._account(event)
@@ -173,7 +176,7 @@ class _Work:
         elif isinstance(event, WorkDone | WorkFailed):
             outlook.ended(event.work.shard.name)
         if isinstance(event, Report) and isinstance(part := event.content, PartReport):
-            summary.parts += bool(part.stored + part.quarantined)
+            summary.parts += part.committed
             summary.stored += part.stored
             summary.quarantined += part.quarantined
             summary.passed_over += part.passed_over

@@ -28,7 +28,8 @@ from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
-from trio_ray.store.commits import ShardProgress, delete_commits, shard_progress
+from trio_ray.store.commit_table import ShardProgress, read_commits
+from trio_ray.store.commits import delete_commits
 from trio_ray.store.dataset import Dataset, create_or_check
 from trio_ray.store.input_version import is_copy
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
@@ -204,7 +205,7 @@ def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[t
 
 
 def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: JobConfig) -> None:
-    progress = shard_progress(plan.store, LISTING_THREADS)
+    progress = read_commits(plan.store, LISTING_THREADS).progress()
     # By file, because the rows of a file that has changed are cut into other shards.
     begun: dict[str, list[ShardProgress]] = {}
     for one in progress.values():

@@ -58,6 +58,11 @@ class PartReport:
         """All samples that this attempt committed."""
         return self.stored + self.quarantined + self.passed_over
 
+    @property
+    def committed(self) -> bool:
+        """Whether this attempt has committed the part, with samples in it."""
+        return bool(self.stored + self.quarantined)
+
 
 @dataclass(frozen=True)
 class StoringSpec:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from trio_ray.errors import JobFailed
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.objects import ObjectStore
 
 SAMPLES_BEFORE_LIMIT = 100
@@ -51,8 +53,10 @@ def judge(store: ObjectStore, shards: Iterable[str], threads: int) -> Verdict:
     """
     commits = read_commits(store, threads)
     wanted = set(shards)
-    damaged = {one.shard.name: one.damage for one in commits if one.damage is not None and one.shard.name in wanted}
-    return Verdict(sum(one.stored for one in commits), sum(one.quarantined for one in commits), damaged)
+    told = commits.rows.select(["shard", "damage"])
+    told = told.filter(pc.is_valid(told.column("damage")))
+    damaged = {row["shard"]: row["damage"] for row in told.to_pylist() if row["shard"] in wanted}
+    return Verdict(commits.total("stored"), commits.total("quarantined"), damaged)
 
 
 def all_bad_so_far(reasons: Mapping[str, int]) -> str | None:

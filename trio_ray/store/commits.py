@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from trio_ray.errors import ObjectDamaged, ObjectMissing
-from trio_ray.store.commit_index import read_commit_bytes
 from trio_ray.store.dataset import SCHEMA_VERSION
 from trio_ray.store.layout import (
-    COMMITS,
     FAILURES,
     FileKind,
     commit_name,
-    commit_prefix,
     failure_name,
-    parse_commit_name,
     parse_failure_name,
 )
 from trio_ray.store.objects import ObjectStore
@@ -57,6 +52,14 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FooterRecord:
+    """The footer of a part's samples table: its last `size` bytes, and their xxh3-128 (hex)."""
+
+    size: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Who made a part, and when (ISO 8601, UTC)."""
 
@@ -90,9 +93,10 @@ class PartStatistics:
 class CommitRecord:
     """A committed part. `last`: the shard ends with it. `stored` and `quarantined` count its samples.
 
-    `files` has `samples` always, `tar` if anything is stored beside their rows, `quarantine` if anything is
-    quarantined. `replica` names the device that computed the part, by its host. `damage` says what was wrong with the
-    shard's file where that is why it ends with this part.
+    `files` has `samples` always, `locators` if anything is stored, `tar` if that is more than rows, `quarantine` if
+    anything is quarantined. `footer` lets some rows of the samples table be read alone. `replica` names the device that
+    computed the part, by its host. `damage` says what was wrong with the shard's file where that is why it ends with
+    this part.
     """
 
     schema_version: int
@@ -105,6 +109,7 @@ class CommitRecord:
     quarantined: int
     statistics: PartStatistics
     files: dict[FileKind, FileRecord]
+    footer: FooterRecord
     run: RunRecord
     replica: str
     damage: str | None = None
@@ -120,16 +125,6 @@ class FailureRecord:
     attempts: int
     error: str
     run: RunRecord
-
-
-@dataclass(frozen=True, slots=True)
-class ShardProgress:
-    """What is committed of a shard, of which version of its input, and how that was damaged, if it was."""
-
-    parts: frozenset[int]
-    complete: bool
-    source: ShardInput
-    damage: str | None
 
 
 def create_commit(store: ObjectStore, record: CommitRecord) -> bool:
@@ -151,41 +146,6 @@ def parse_commit(data: bytes, shard: str, part: int, uri: str) -> CommitRecord:
             uri, f"holds the record of part {record.part} of {record.shard.name}; restore it from a copy"
         )
     return record
-
-
-def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None = None) -> list[CommitRecord]:
-    """All commit records, or those of some shards, by shard and part; of many, those in the index from there.
-
-    Raises `ObjectDamaged` at the first that is not as it was written.
-    """
-    prefixes = [COMMITS] if shards is None else [commit_prefix(shard) for shard in sorted(set(shards))]
-    listed = {
-        parsed: info for prefix in prefixes for info in store.list(prefix) if (parsed := parse_commit_name(info.name))
-    }
-    names = sorted(listed)
-    records = read_commit_bytes(store, [listed[name] for name in names], threads)
-    return [
-        parse_commit(data, *name, store.uri_of(listed[name].name)) for name, data in zip(names, records, strict=True)
-    ]
-
-
-def shard_progress(store: ObjectStore, threads: int) -> dict[str, ShardProgress]:
-    """What every begun shard has committed, by shard name.
-
-    One listing, and one read a shard (of its highest part): resuming a large job takes seconds.
-    """
-    parts: dict[str, set[int]] = {}
-    for info in store.list(COMMITS):
-        parsed = parse_commit_name(info.name)
-        if parsed is not None:
-            parts.setdefault(parsed[0], set()).add(parsed[1])
-
-    def progress(shard: str) -> ShardProgress:
-        record = read_commit(store, shard, max(parts[shard]))
-        return ShardProgress(frozenset(parts[shard]), record.last, record.shard, record.damage)
-
-    with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(parts, pool.map(progress, parts), strict=True))
 
 
 def delete_commits(store: ObjectStore, shard: str, parts: Iterable[int]) -> None:
@@ -245,6 +205,7 @@ def _commit_of(fields: Mapping[str, Any]) -> CommitRecord:
         "shard": _shard_of(fields["shard"]),
         "statistics": PartStatistics(**fields["statistics"]),
         "files": files,
+        "footer": FooterRecord(**fields["footer"]),
         "run": RunRecord(**fields["run"]),
     }
     return CommitRecord(**{**fields, **parts})

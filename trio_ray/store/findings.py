@@ -19,6 +19,7 @@ class FindingKind(StrEnum):
     CHECKSUM = "checksum"  # a committed file has other bytes
     TABLE = "table"  # a Parquet file is not one, or has other columns or rows than it should
     MEMBER = "member"  # a sample's bytes in the tar are not what its row says
+    INDEX = "index"  # locators, or the catalog, do not say what the tables and records say
     GAP = "gap"  # a part is missing between committed ones
     DUPLICATE = "duplicate"  # a key or index is twice in one shard
     FOREIGN = "foreign"  # an object that nothing explains

@@ -6,16 +6,24 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import xxhash
+
 DATASET = "dataset.json"
 COMMITS = "commits/"
-COMMIT_INDEX = "commits.parquet"
+CATALOG = "catalog/"
+CATALOG_VERSIONS = "catalog/version-"
 DATA = "data/"
 FAILURES = "failures/"
 BASES = "codec/"
 
-FileKind = Literal["samples", "tar", "quarantine"]
+FileKind = Literal["samples", "tar", "quarantine", "locators"]
 
-_ENDINGS: dict[FileKind, str] = {"samples": ".parquet", "tar": ".tar", "quarantine": ".quarantine.parquet"}
+_ENDINGS: dict[FileKind, str] = {
+    "samples": ".parquet",
+    "tar": ".tar",
+    "quarantine": ".quarantine.parquet",
+    "locators": ".locators",
+}
 _KINDS = {ending: kind for kind, ending in _ENDINGS.items()}
 
 _SHARD = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}"
@@ -25,7 +33,13 @@ _ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
 _COMMIT_NAME = re.compile(rf"commits/({_SHARD})/({_PART})\.json")
 _BASIS_NAME = re.compile(r"codec/[0-9a-f]{32}\.safetensors")
 _FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
-_DATA_NAME = re.compile(rf"data/({_SHARD})/({_PART})-([A-Za-z0-9]{{1,64}})(\.parquet|\.tar|\.quarantine\.parquet)")
+_VERSION_NAME = re.compile(r"catalog/version-(\d{9})\.json")
+_SEGMENT_NAME = re.compile(r"catalog/segments/[0-9a-f]{32}\.parquet")
+_KEY_INDEX_NAME = re.compile(r"catalog/keys/[0-9a-f]{32}\.index")
+_DATA_NAME = re.compile(
+    rf"data/[0-9a-f]{{2}}/({_SHARD})/({_PART})-([A-Za-z0-9]{{1,64}})"
+    r"(\.parquet|\.tar|\.quarantine\.parquet|\.locators)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +66,31 @@ def data_name(shard: str, part: int, attempt: str, kind: FileKind) -> str:
     """A file of one attempt at a part; readers find it through the commit record alone."""
     if not _ATTEMPT_NAME.fullmatch(attempt):
         raise ValueError(f"attempt {attempt!r} must be 1 to 64 letters and digits")
-    return f"{DATA}{_checked_shard(shard)}/{_part_text(part)}-{attempt}{_ENDINGS[kind]}"
+    return f"{data_folder(shard, part)}{_part_text(part)}-{attempt}{_ENDINGS[kind]}"
+
+
+def data_folder(shard: str, part: int) -> str:
+    """Where the files of all attempts at a part lie.
+
+    Two hexadecimal digits come first: S3 limits the requests a second by key prefix, and these spread over 256.
+    """
+    digits = xxhash.xxh3_64_hexdigest(f"{_checked_shard(shard)}/{_part_text(part)}".encode())[:2]
+    return f"{DATA}{digits}/{shard}/"
+
+
+def catalog_version_name(version: int) -> str:
+    """A version of the catalog; the highest one counts."""
+    return f"{CATALOG_VERSIONS}{version:09d}.json"
+
+
+def segment_name(identifier: str) -> str:
+    """A segment of the catalog, by 32 hexadecimal digits that nothing else has."""
+    return f"{CATALOG}segments/{identifier}.parquet"
+
+
+def key_index_name(identifier: str) -> str:
+    """An index of keys, by 32 hexadecimal digits that nothing else has."""
+    return f"{CATALOG}keys/{identifier}.index"
 
 
 def failure_name(shard: str) -> str:
@@ -86,7 +124,21 @@ def parse_data_name(name: str) -> DataName | None:
     match = _DATA_NAME.fullmatch(name)
     if match is None or _part_text(int(match[2])) != match[2]:
         return None
-    return DataName(match[1], int(match[2]), match[3], _KINDS[match[4]])
+    shard, part = match[1], int(match[2])
+    if not name.startswith(data_folder(shard, part)):
+        return None
+    return DataName(shard, part, match[3], _KINDS[match[4]])
+
+
+def parse_catalog_version(name: str) -> int | None:
+    """The number of a version of the catalog; None for any other name."""
+    match = _VERSION_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_catalog_name(name: str) -> bool:
+    """Whether this is the name of a version, a segment or an index of the catalog."""
+    return any(pattern.fullmatch(name) for pattern in (_VERSION_NAME, _SEGMENT_NAME, _KEY_INDEX_NAME))
 
 
 def parse_failure_name(name: str) -> str | None:

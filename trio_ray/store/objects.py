@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -149,6 +149,11 @@ class ObjectStore(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove an object; no error if there is none."""
+
+    def delete_all(self, names: Iterable[str]) -> None:
+        """Remove many objects, with as few requests as the store allows; no error for those that are not there."""
+        for name in names:
+            self.delete(name)
 
     @abstractmethod
     def list_unfinished(self) -> Iterator[UnfinishedWrite]:

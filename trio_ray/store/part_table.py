@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from trio_ray.errors import ObjectDamaged
+from trio_ray.store.commit_table import CommitTable
 from trio_ray.store.commits import CommitRecord
 from trio_ray.store.layout import FileKind
 from trio_ray.store.objects import ObjectStore
@@ -41,9 +43,8 @@ def read_part_table(store: ObjectStore, commit: CommitRecord, kind: FileKind, co
     return table.append_column(SHARD, pa.array([commit.shard.name] * count, pa.string())).select(list(columns))
 
 
-def quarantine_rows(store: ObjectStore, commits: Sequence[CommitRecord]) -> Iterator[dict[str, str]]:
+def quarantine_rows(store: ObjectStore, commits: CommitTable) -> Iterator[dict[str, str]]:
     """The bad samples of these parts, part by part; each with its shard. Raises as `read_part_table` does."""
-    for commit in commits:
-        if "quarantine" in commit.files:
-            names = ["key", "index", "reason", "detail", SHARD]
-            yield from read_part_table(store, commit, "quarantine", names).to_pylist()
+    names = ["key", "index", "reason", "detail", SHARD]
+    for place in np.flatnonzero(commits.column("quarantined")).tolist():
+        yield from read_part_table(store, commits[place], "quarantine", names).to_pylist()

@@ -1,4 +1,4 @@
-"""Writing one part: members stream into a tar, rows gather in memory, one commit record makes both count."""
+"""Writing one part: members stream into a tar, rows gather in memory, one commit record makes all of it count."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ import pyarrow.parquet as pq
 import xxhash
 
 from trio_ray.errors import StoreError
-from trio_ray.store.commits import CommitRecord, FileRecord, PartStatistics, RunRecord, ShardInput, create_commit
+from trio_ray.store.commits import (
+    CommitRecord,
+    FileRecord,
+    FooterRecord,
+    PartStatistics,
+    RunRecord,
+    ShardInput,
+    create_commit,
+)
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
 from trio_ray.store.hashing import HashingWriter
 from trio_ray.store.layout import FileKind, data_name
+from trio_ray.store.locators import locators_of
 from trio_ray.store.objects import BytesLike, ObjectStore
+from trio_ray.store.row_groups import write_row_groups
 from trio_ray.store.tables import (
     LENGTH_COLUMNS,
     PLACE_COLUMNS,
@@ -142,7 +152,7 @@ class PartWriter:
                 be tried again in either case: if this commit did count, the next attempt loses against it.
         """
         try:
-            files = self._finish_files()
+            files, footer = self._finish_files()
         except BaseException:
             self.abort()
             raise
@@ -157,6 +167,7 @@ class PartWriter:
             quarantined=self.quarantined,
             statistics=self._statistics(),
             files=files,
+            footer=footer,
             run=RunRecord(self._run_id, socket.gethostname(), self._started, utc_now(), package_version()),
             replica=self._replica,
             damage=self.damage,
@@ -191,23 +202,28 @@ class PartWriter:
             reasons=self.reasons,
         )
 
-    def _finish_files(self) -> dict[FileKind, FileRecord]:
-        files: dict[FileKind, FileRecord] = {"samples": self._put_table("samples", SAMPLES, self._rows)}
+    def _finish_files(self) -> tuple[dict[FileKind, FileRecord], FooterRecord]:
+        data, footer_bytes = write_row_groups(self._table(SAMPLES, self._rows))
+        footer = FooterRecord(footer_bytes, xxhash.xxh3_128_hexdigest(data[-footer_bytes:]))
+        files: dict[FileKind, FileRecord] = {"samples": self._put("samples", data)}
+        if self._rows:
+            files["locators"] = self._put("locators", locators_of(self._rows).tobytes())
         if self._bad:
-            files["quarantine"] = self._put_table("quarantine", QUARANTINE, self._bad)
+            sink = pa.BufferOutputStream()
+            pq.write_table(self._table(QUARANTINE, self._bad), sink, compression="zstd")
+            files["quarantine"] = self._put("quarantine", sink.getvalue().to_pybytes())
         if self._tar is not None:
             self._tar.write(END)
             name = self._name("tar")
             self._visible.append(name)
             self._tar.writer.close()
             files["tar"] = FileRecord(name, self._tar.size, self._tar.checksum)
-        return files
+        return files, footer
 
-    def _put_table(self, kind: FileKind, schema: pa.Schema, rows: list[dict[str, Any]]) -> FileRecord:
-        table = pa.Table.from_pylist(rows, stamped(schema, SCHEMA_VERSION, self._dataset.identity_hash))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
+    def _table(self, schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
+        return pa.Table.from_pylist(rows, stamped(schema, SCHEMA_VERSION, self._dataset.identity_hash))
+
+    def _put(self, kind: FileKind, data: bytes) -> FileRecord:
         name = self._name(kind)
         self._visible.append(name)
         self._store.put(name, data)

@@ -11,8 +11,9 @@ import io
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import boto3
@@ -40,6 +41,8 @@ from trio_ray.store.s3_writer import Pieces, S3Writer
 _TOKEN = "trio-ray-creator"
 _READ_BUFFER = 1 << 20
 _CONFLICT_PAUSE_S = 0.2
+_DELETED_AT_ONCE = 1000
+"""What one DeleteObjects request may name."""
 
 
 class S3Store(ObjectStore):
@@ -147,6 +150,16 @@ class S3Store(ObjectStore):
     def delete(self, name: str) -> None:
         with translated(self.uri_of(name)), contextlib.suppress(ObjectMissing):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
+
+    def delete_all(self, names: Iterable[str]) -> None:
+        waiting = iter(names)
+        while some := list(islice(waiting, _DELETED_AT_ONCE)):
+            keys = [{"Key": self._key(name)} for name in some]
+            with translated(self.uri):
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+            for failed in answer.get("Errors", ()):
+                if failed["Code"] not in ("NoSuchKey", "404"):
+                    self.delete(failed["Key"].removeprefix(self._prefix))  # raises what is wrong, in its own words
 
     def list_unfinished(self) -> Iterator[UnfinishedWrite]:
         for entry in self._pages("list_multipart_uploads", "Uploads", self._prefix):

@@ -1,4 +1,4 @@
-"""The columns of a part's two Parquet tables, and of the index of commit records.
+"""The columns of a part's two Parquet tables, and of the catalog's segments.
 
 `schemas/*.table.json` says the same in a language-neutral way.
 """
@@ -149,11 +149,54 @@ QUARANTINE = pa.schema(
     ]
 )
 
-COMMIT_COPIES = pa.schema(
+
+def _file_of(kind: str, nullable: bool = True) -> list[pa.Field]:
+    return [
+        _column(f"{kind}_name", pa.string(), f"Name of the {kind} file, below the cache's root.", nullable),
+        _column(f"{kind}_size", pa.int64(), "Its bytes.", nullable),
+        _column(f"{kind}_checksum", pa.string(), "xxh3-128 (hex) of the whole file.", nullable),
+    ]
+
+
+COMMITS = pa.schema(
     [
-        _column("name", pa.string(), "Name of a commit record, below the cache's root."),
-        _column("etag", pa.string(), "Its change marker as the store listed it when it was copied."),
-        _column("record", pa.string(), "The record: the object's bytes."),
+        _column("shard", pa.string(), "The shard's name in this cache."),
+        _column("part", pa.int32(), "The part's number in its shard."),
+        _column("record_etag", pa.string(), "Change marker of the commit record as the store listed it."),
+        _column("schema_version", pa.int16(), "As the record has it, as all further columns."),
+        _column("identity_hash", pa.string(), "SHA-256 (hex) of the identity's canonical JSON."),
+        _column("attempt", pa.string(), "The attempt whose files these are."),
+        _column("last", pa.bool_(), "Whether the shard ends with this part."),
+        _column("stored", pa.int64(), "Samples in the samples table."),
+        _column("quarantined", pa.int64(), "Samples in the quarantine table."),
+        _column("damage", pa.string(), "What was wrong with the shard's file where it ends with this part.", True),
+        _column("uri", pa.string(), "Where the input file was."),
+        _column("size", pa.int64(), "Its bytes; -1 if it could not be read."),
+        _column("etag", pa.string(), "Its change marker."),
+        _column("first_row", pa.int64(), "First row of a file that was split.", True),
+        _column("beyond_row", pa.int64(), "The row behind its last one.", True),
+        _column("checksum", pa.string(), "xxh3-128 (hex) of a local input file.", True),
+        *_file_of("samples"),
+        _column("footer_size", pa.int64(), "Bytes of the footer, with which the samples file ends."),
+        _column("footer_checksum", pa.string(), "xxh3-128 (hex) of the footer."),
+        *_file_of("tar"),
+        *_file_of("quarantine"),
+        *_file_of("locators"),
+        _column("image_tokens", pa.int64(), "Image tokens of the stored samples before pruning."),
+        _column("held_tokens", pa.float64(), "Of these, how many are held, as the mean over all layers."),
+        _column("member_bytes", pa.int64(), "Bytes stored beside the rows."),
+        _column("device_s", pa.float64(), "Time that the device took for the stored samples, seconds."),
+        _column(
+            "reasons",
+            _list(_struct(reason=pa.string(), count=pa.int64())),
+            "Bad samples by the reason for their quarantine.",
+        ),
+        _column("run_id", pa.string(), "The run that made the part."),
+        _column("host", pa.string(), "The host that made it."),
+        _column("started", pa.string(), "When work on its samples began, ISO 8601 in UTC."),
+        _column("finished", pa.string(), "When it was committed."),
+        _column("package_version", pa.string(), "Version of the package that made it."),
+        _column("replica", pa.string(), "The device that computed it."),
     ]
 )
 

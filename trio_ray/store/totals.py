@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import get_args
 
-from trio_ray.store.commits import CommitRecord
+import pyarrow.compute as pc
+
+from trio_ray.store.commit_table import CommitTable
+from trio_ray.store.layout import FileKind
 
 
 @dataclass
@@ -20,7 +23,7 @@ class Totals:
         reasons: bad samples by reason, the most frequent first.
         image_tokens, held_tokens: of the stored samples before pruning, and held as the mean over all layers.
         member_bytes: stored beside the rows.
-        file_bytes: of all files, tables and tars.
+        file_bytes: of all files.
         device_s: time that devices took, seconds.
         replicas: devices that computed parts.
         started, finished: when the first part began and the last one ended, ISO 8601; None of an empty cache.
@@ -48,28 +51,27 @@ class Totals:
         return self.held_tokens / self.image_tokens if self.image_tokens else 0.0
 
 
-def add_up(commits: Iterable[CommitRecord]) -> Totals:
-    """The sums over these parts."""
-    totals, reasons = Totals(), Counter[str]()
-    shards, replicas = set[str](), set[str]()
-    for commit in commits:
-        sums = commit.statistics
-        shards.add(commit.shard.name)
-        replicas.add(commit.replica)
-        reasons.update(sums.reasons)
-        totals.parts += 1
-        totals.stored += commit.stored
-        totals.quarantined += commit.quarantined
-        totals.complete_shards += commit.last
-        totals.image_tokens += sums.image_tokens
-        totals.held_tokens += sums.held_tokens
-        totals.member_bytes += sums.member_bytes
-        totals.file_bytes += sum(file.size for file in commit.files.values())
-        totals.device_s += sums.device_s
-        totals.started = min(totals.started or commit.run.started, commit.run.started)
-        totals.finished = max(totals.finished or commit.run.finished, commit.run.finished)
-        if commit.damage is not None:
-            totals.damaged[commit.shard.name] = commit.damage
-    totals.shards, totals.replicas = len(shards), frozenset(replicas)
-    totals.reasons = dict(reasons.most_common())
-    return totals
+def add_up(commits: CommitTable) -> Totals:
+    """The sums over all parts."""
+    rows = commits.rows
+    damaged = rows.select(["shard", "damage"]).filter(pc.is_valid(rows.column("damage"))).to_pylist()
+    reasons = Counter[str]()
+    for counted in pc.list_flatten(rows.column("reasons")).to_pylist():
+        reasons[counted["reason"]] += counted["count"]
+    return Totals(
+        parts=len(commits),
+        stored=commits.total("stored"),
+        quarantined=commits.total("quarantined"),
+        shards=len(commits.shards),
+        complete_shards=commits.total("last"),
+        damaged={row["shard"]: row["damage"] for row in damaged},
+        reasons=dict(reasons.most_common()),
+        image_tokens=commits.total("image_tokens"),
+        held_tokens=commits.total("held_tokens"),
+        member_bytes=commits.total("member_bytes"),
+        file_bytes=sum(commits.total(f"{kind}_size") for kind in get_args(FileKind)),
+        device_s=commits.total("device_s"),
+        replicas=frozenset(pc.unique(rows.column("replica")).to_pylist()),
+        started=pc.min(rows.column("started")).as_py(),
+        finished=pc.max(rows.column("finished")).as_py(),
+    )

@@ -4,51 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import xxhash
 
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.bases import read_basis
-from trio_ray.store.commit_index import CommitCopy, is_copied, read_index
-from trio_ray.store.commits import CommitRecord, parse_commit, read_commit, read_failure
+from trio_ray.store.commits import CommitRecord, read_commit, read_failure
 from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
 from trio_ray.store.findings import Finding, FindingKind, VerifyReport, kind_of
 from trio_ray.store.layout import (
-    COMMIT_INDEX,
     DATASET,
     basis_name,
     commit_name,
+    is_catalog_name,
     parse_commit_name,
     parse_data_name,
     parse_failure_name,
 )
 from trio_ray.store.objects import ObjectInfo, ObjectStore
+from trio_ray.store.verify_catalog import CatalogCheck
 from trio_ray.store.verify_part import ShardCheck, check_part
 
 Objects = Mapping[str, ObjectInfo]
 
 
-def verify(store: ObjectStore, threads: int) -> VerifyReport:
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Which shards are read: of `of` shares of them the one of number `share` (from 1), and of that a part `sample`.
+
+    A shard is in the same share, and drawn or not, whenever it is asked; all shares together are the cache.
+    """
+
+    share: int = 1
+    of: int = 1
+    sample: float = 1.0
+
+    def __contains__(self, shard: object) -> bool:
+        number = xxhash.xxh3_64_intdigest(str(shard).encode())
+        return number % self.of == self.share - 1 and number // self.of % 2**32 < self.sample * 2**32
+
+
+def verify(store: ObjectStore, threads: int, extent: Extent | None = None) -> VerifyReport:
     """Read everything in the cache and compare it with its records; shards are checked in `threads` at once.
 
     Memory is bounded by a part's Parquet tables and a few MiB of tar a thread, a shard's keys, and the names
     of all objects. Safe beside a running job: what it has not committed yet shows up as orphans.
 
+    Args:
+        store: of the cache.
+        threads: that check shards.
+        extent: read these shards alone. What the listing shows is looked at for all.
+
     Raises:
         StoreError: the cache cannot be listed at all. Whatever is wrong inside it is a finding instead.
     """
+    extent = extent or Extent()
     findings: list[Finding] = []
     objects = {info.name: info for info in store.list()}
     dataset = _check_dataset(store, findings)
-    copies = _check_index(store, objects, findings)
+    catalog = CatalogCheck.of(store)
+    findings += catalog.findings
     parts: dict[str, list[int]] = {}
+    explained = {DATASET} | catalog.explained
     for name in objects:
         if parsed := parse_commit_name(name):
             parts.setdefault(parsed[0], []).append(parsed[1])
-    shards = sorted(parts)
+        elif (named := parse_data_name(name)) and named.shard not in extent:
+            explained.add(name)  # whether a record lists it is for who reads the record
+    shards = sorted(shard for shard in parts if shard in extent)
+    explained |= {commit_name(shard, part) for shard in parts if shard not in extent for part in parts[shard]}
     with ThreadPoolExecutor(threads) as pool:
         checks = list(
-            pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects, copies), shards)
+            pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects, catalog), shards)
         )
-    explained = {DATASET, COMMIT_INDEX}.union(*(check.explained for check in checks))
+    findings += catalog.compare_indexes(store, {part: sums for check in checks for part, sums in check.located.items()})
+    explained = explained.union(*(check.explained for check in checks))
     findings += _check_basis(store, dataset, explained)
     for check in checks:
         findings += check.findings
@@ -56,7 +87,7 @@ def verify(store: ObjectStore, threads: int) -> VerifyReport:
     findings += _unexplained(objects, explained)
     return VerifyReport(
         findings=findings,
-        parts=sum(map(len, parts.values())),
+        parts=sum(len(parts[shard]) for shard in shards),
         samples=sum(check.samples for check in checks),
         quarantined=sum(check.quarantined for check in checks),
         bytes=sum(check.bytes for check in checks),
@@ -72,15 +103,6 @@ def _check_dataset(store: ObjectStore, findings: list[Finding]) -> Dataset | Non
     except StoreError as error:
         findings.append(Finding(kind_of(error), DATASET, None, str(error)))
     return None
-
-
-def _check_index(store: ObjectStore, objects: Objects, findings: list[Finding]) -> Mapping[str, CommitCopy]:
-    """What the index of commit records holds, if there is one."""
-    try:
-        return read_index(store) if COMMIT_INDEX in objects else {}
-    except StoreError as error:
-        findings.append(Finding(kind_of(error), COMMIT_INDEX, None, str(error)))
-    return {}
 
 
 def _check_basis(store: ObjectStore, dataset: Dataset | None, explained: set[str]) -> Iterator[Finding]:
@@ -104,7 +126,7 @@ def _check_shard(
     shard: str,
     parts: list[int],
     objects: Objects,
-    copies: Mapping[str, CommitCopy],
+    catalog: CatalogCheck,
 ) -> ShardCheck:
     check = ShardCheck()
     expected = 0
@@ -121,18 +143,12 @@ def _check_shard(
             check.explained.update(_files_of_part(objects, shard, part))  # not orphans: we cannot know any more
             check.complete = False
             continue
-        if is_copied(objects[name], copies) and not _is_copy_of(record, copies[name]):
-            check.add(FindingKind.RECORD, COMMIT_INDEX, f"its copy of {name} is not that record; delete it")
+        check.findings += catalog.compare(objects[name], record)
         _check_record(check, dataset, record, is_highest=part == max(parts))
         check_part(store, record, objects, check)
+    check.keys.clear()  # a cache has very many shards
+    check.indices.clear()
     return check
-
-
-def _is_copy_of(record: CommitRecord, copy: CommitCopy) -> bool:
-    try:
-        return parse_commit(copy.record, record.shard.name, record.part, COMMIT_INDEX) == record
-    except ObjectDamaged:
-        return False
 
 
 def _check_record(check: ShardCheck, dataset: Dataset | None, record: CommitRecord, is_highest: bool) -> None:
@@ -173,7 +189,10 @@ def _unexplained(objects: Objects, explained: set[str]) -> Iterator[Finding]:
     for name in objects:
         if name in explained or parse_failure_name(name):
             continue
-        if parse_data_name(name):
+        if is_catalog_name(name):
+            detail = "the catalog no longer names it; gc removes it"
+            yield Finding(FindingKind.ORPHAN, name, None, detail)
+        elif parse_data_name(name):
             detail = "no commit record lists it: left by a killed or beaten attempt; gc removes it"
             yield Finding(FindingKind.ORPHAN, name, None, detail)
         else:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from trio_ray.errors import StoreError
-from trio_ray.store.commits import CommitRecord, FileRecord
+from trio_ray.errors import ObjectDamaged, StoreError
+from trio_ray.store.commit_table import Part
+from trio_ray.store.commits import CommitRecord, FileRecord, FooterRecord
 from trio_ray.store.findings import Finding, FindingKind, kind_of
 from trio_ray.store.layout import DataName, FileKind, commit_name, parse_data_name
+from trio_ray.store.locators import digests, locators_of, read_locators
 from trio_ray.store.objects import ObjectInfo, ObjectStore
+from trio_ray.store.row_groups import parse_footer
 from trio_ray.store.tables import (
     IDENTITY_KEY,
     MEMBER_KINDS,
@@ -49,6 +54,21 @@ class _Member:
     checksum: str
 
 
+@dataclass(frozen=True, slots=True)
+class LocatorSum:
+    """How many locators there are of a part, and the sum of their hashes, whatever the part's number."""
+
+    count: int
+    digest: int
+
+    @classmethod
+    def of(cls, locators: np.ndarray) -> LocatorSum:
+        """Of a part's locators, (n,)."""
+        plain = locators.copy()
+        plain["commit"] = 0
+        return cls(len(plain), int(digests(plain).sum(dtype=np.uint64)))
+
+
 @dataclass(slots=True)
 class ShardCheck:
     """The running account of one shard, over all its parts."""
@@ -61,6 +81,7 @@ class ShardCheck:
     complete: bool = False
     keys: set[str] = field(default_factory=set)
     indices: set[int] = field(default_factory=set)
+    located: dict[Part, LocatorSum] = field(default_factory=dict)
 
     def add(self, kind: FindingKind, name: str, detail: str, key: str | None = None) -> None:
         """Note a finding."""
@@ -70,7 +91,7 @@ class ShardCheck:
 def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> None:
     """Check every file of a committed part, in one pass over its bytes. Never raises `StoreError`."""
     name = commit_name(record.shard.name, record.part)
-    wanted = {"samples", *["quarantine"] * bool(record.quarantined)}
+    wanted = {"samples", *["locators"] * bool(record.stored), *["quarantine"] * bool(record.quarantined)}
     if set(record.files) - {"tar"} != wanted:
         check.add(FindingKind.RECORD, name, f"lists files {sorted(record.files)}, should have {sorted(wanted)}")
     for kind, file in record.files.items():
@@ -90,6 +111,8 @@ def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, O
         check.add(FindingKind.RECORD, name, f"{listed} tar, and its rows place {len(members)} members")
     if "tar" in intact:
         _check_tar(store, intact["tar"], members, check)
+    if rows and "locators" in intact:
+        _check_locators(store, record, rows, intact["locators"], check)
 
 
 def _has_size(store: ObjectStore, file: FileRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> bool:
@@ -128,11 +151,46 @@ def _checked_table(
         rows, fault = _read_table(data, schema, kind, record)
     except (pa.ArrowException, OSError, ValueError) as error:
         rows, fault = None, f"cannot be read as Parquet: {error}"
+    if fault is None and kind == "samples":
+        fault = _footer_fault(data, record.footer)
     if fault is None and rows is not None and len(rows) != count:
         fault = f"has {len(rows)} rows, its commit record says {count}"
     if fault is not None:
         check.add(FindingKind.TABLE, file.name, fault)
     return rows
+
+
+def _footer_fault(data: bytes, footer: FooterRecord) -> str | None:
+    """What is wrong with a samples table's footer, or with the row groups by what it says of them."""
+    end = data[-footer.size :]
+    if xxhash.xxh3_128_hexdigest(end) != footer.checksum:
+        return "its footer is not the one that its commit record describes"
+    try:
+        found = parse_footer(end, "")
+    except ObjectDamaged as error:
+        return str(error)
+    groups = [data[first:beyond] for first, beyond in pairwise(found.first_byte.tolist())]
+    if tuple(map(xxhash.xxh3_128_hexdigest, groups)) != found.checksums:
+        return "its row groups are not those that its footer describes"
+    return None
+
+
+def _check_locators(
+    store: ObjectStore, record: CommitRecord, rows: list[Row], file: FileRecord, check: ShardCheck
+) -> None:
+    try:
+        locators = read_locators(store, file.name, file.checksum, len(rows))
+    except StoreError as error:
+        kind = FindingKind.CHECKSUM if isinstance(error, ObjectDamaged) else kind_of(error)
+        check.add(kind, file.name, str(error))
+        return
+    try:
+        expected = locators_of(rows)
+    except (ValueError, TypeError, OverflowError):
+        return  # the rows' places are no places, which is a finding of its own
+    if locators.tobytes() != expected.tobytes():
+        check.add(FindingKind.INDEX, file.name, "its locators are not those of the samples table")
+    check.located[record.shard.name, record.part] = LocatorSum.of(locators)
 
 
 def _read_table(

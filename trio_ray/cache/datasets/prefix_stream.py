@@ -20,7 +20,6 @@ from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import THREADS, OnBad, PrunedCache
 from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.errors import ConfigError
-from trio_ray.store.record import canonical_json
 
 
 class PrefixStream(IterableDataset[Batch]):
@@ -66,7 +65,7 @@ class PrefixStream(IterableDataset[Batch]):
         self._rank, self._world_size = _place_in_the_job(rank, world_size)
         self._cache = ProcessCache(cache)
         self._counts = cache.parts.counts
-        self._samples = _digest(cache)
+        self._samples = xxhash.xxh3_128_hexdigest(f"{cache.dataset.identity_hash} {cache.commits.digest}".encode())
         self._batch_size = batch_size
         self._shuffle, self._seed, self._window = shuffle, seed, window
         self._restore, self._on_bad, self._threads = restore, on_bad, threads
@@ -157,9 +156,3 @@ def _place_in_the_job(rank: int | None, world_size: int | None) -> tuple[int, in
     if not 0 <= rank < world_size:
         raise ConfigError("rank", f"{rank} is none of the {world_size} ranks 0 to {world_size - 1}")
     return rank, world_size
-
-
-def _digest(cache: PrunedCache) -> str:
-    """What tells the cache's samples from others: identity, parts and counts, hashed."""
-    parts = [[commit.shard.name, commit.part, commit.stored] for commit in cache.commits]
-    return xxhash.xxh3_128_hexdigest(canonical_json([cache.dataset.identity_hash, parts]))

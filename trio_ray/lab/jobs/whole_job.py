@@ -16,7 +16,7 @@ from trio_ray.lab.jobs.corpus import write_corpus
 from trio_ray.lab.jobs.own_process import in_own_process
 from trio_ray.lab.jobs.watch import JobWatch
 from trio_ray.precompute.job import run_job
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.opening import open_store
 
 BARE_SAMPLES = 384
@@ -150,7 +150,7 @@ class _Jobs:
             commits = read_commits(open_store(config.output, config.s3), READ_THREADS)
         finally:
             _empty(config)
-        return {**watch.summary(run.replicas), "samples": sum(commit.stored for commit in commits)}
+        return {**watch.summary(run.replicas), "samples": commits.total("stored")}
 
 
 def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:

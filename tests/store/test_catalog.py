@@ -1,0 +1,315 @@
+"""Opening a cache of many parts reads a few objects, and the catalog never changes what is read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.store.caches import IDENTITY, shard, write_part
+from trio_ray.cache.pruned_cache import AmbiguousKey, PrunedCache, UnknownKey
+from trio_ray.errors import ObjectDamaged
+from trio_ray.lab.scale.requests import counted_requests
+from trio_ray.store import catalog as catalogs
+from trio_ray.store import catalog_writer, commit_table
+from trio_ray.store.catalog import read_catalog
+from trio_ray.store.catalog_writer import CatalogWriter, append_parts, complete_catalog
+from trio_ray.store.commit_table import read_commits, record_of, row_of
+from trio_ray.store.commits import CommitRecord, create_commit, delete_commits
+from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.findings import FindingKind
+from trio_ray.store.gc import collect_garbage
+from trio_ray.store.layout import CATALOG, commit_name
+from trio_ray.store.local import LocalStore
+from trio_ray.store.objects import ObjectStore
+from trio_ray.store.verify import verify
+
+PARTS = [("a", part) for part in range(3)] + [("b", part) for part in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_writer, "WORTH_IT", 4)
+    monkeypatch.setattr(commit_table, "WORTH_IT", 4)
+    monkeypatch.setattr(catalog_writer, "SEGMENT_PARTS", 3)
+
+
+def commit(store: ObjectStore, dataset: Dataset, name: str, part: int, last: bool = False) -> CommitRecord:
+    keys = [f"{name}.{part}.{number}" for number in range(3)] + ["same"] * (part == 0)
+    record = write_part(store, dataset, part, keys, last, shard(name), bad=part % 2)
+    assert record is not None
+    return record
+
+
+@pytest.fixture
+def dataset(store: ObjectStore) -> Dataset:
+    """A new cache in that store, which says what it holds of a sample."""
+    return create_or_check(store, {**IDENTITY, "cache": {"level": "kv"}}, 4)
+
+
+@pytest.fixture
+def records(store: ObjectStore, dataset: Dataset) -> list[CommitRecord]:
+    return [commit(store, dataset, name, part, (name, part) in (("a", 2), ("b", 3))) for name, part in PARTS]
+
+
+@pytest.fixture
+def catalogued(store: ObjectStore, records: list[CommitRecord]) -> ObjectStore:
+    """A store whose catalog has all its records."""
+    assert complete_catalog(store, 2) == len(records)
+    return store
+
+
+def opened(store: ObjectStore) -> PrunedCache:
+    return PrunedCache(store.uri, getattr(store, "_config", None))
+
+
+def test_a_record_is_the_same_behind_its_row(records: list[CommitRecord]) -> None:
+    split = replace(records[0], shard=replace(records[0].shard, rows=(3, 9), checksum="ab" * 16), damage="cut off")
+    for record in [*records, split]:
+        assert record_of(commit_table.table_of([row_of(record, "e")]).to_pylist()[0]) == record
+
+
+def test_all_records_come_from_the_catalog(catalogued: ObjectStore, records: list[CommitRecord]) -> None:
+    with counted_requests() as requests:
+        assert read_commits(catalogued, 2) == records
+    assert all(name.startswith(CATALOG) for name in requests.names)
+    assert requests.gets == 1 + len(read_catalog(catalogued).segments) == 4
+
+
+def test_of_few_records_there_is_no_catalog_and_it_is_not_asked_for(store: ObjectStore, dataset: Dataset) -> None:
+    few = [commit(store, dataset, "a", part) for part in range(3)]
+    assert complete_catalog(store, 2) == 0
+    with counted_requests() as requests:
+        assert read_commits(store, 2) == few
+    assert not any(name.startswith(CATALOG) for name in [*requests.names, *(info.name for info in store.list())])
+
+
+def test_what_was_committed_since_is_read_where_it_lies_and_appended_alone(
+    catalogued: ObjectStore, dataset: Dataset, records: list[CommitRecord]
+) -> None:
+    late = commit(catalogued, dataset, "0", 0)
+    with counted_requests() as requests:
+        commits = read_commits(catalogued, 2)
+        assert commits == [late, *records]
+    assert commit_name("0", 0) in requests.names
+    before = read_catalog(catalogued).segments
+    assert complete_catalog(catalogued, 2) == 1
+    assert read_catalog(catalogued).segments[: len(before) - 1] == before[:-1]
+    assert complete_catalog(catalogued, 2) == 0
+
+
+def test_appending_costs_what_is_new(catalogued: ObjectStore, dataset: Dataset) -> None:
+    """However many parts there are, nothing else is listed, and no full segment is read."""
+    commit(catalogued, dataset, "c", 0)
+    with counted_requests() as requests:
+        append_parts(catalogued, [("c", 0), ("c", 1)], 2)
+    assert requests.lists == 2
+    assert sum(name.startswith("commits/") for name in requests.names) == 1
+    assert read_catalog(catalogued).parts == len(PARTS) + 1
+
+
+def test_records_win_over_the_catalog(catalogued: ObjectStore, dataset: Dataset, records: list[CommitRecord]) -> None:
+    """One that was made anew is read from where it lies; one that is gone stays away, its keys too."""
+    delete_commits(catalogued, "a", [1])
+    delete_commits(catalogued, "b", [3])
+    time.sleep(0.01)
+    anew = write_part(catalogued, dataset, 1, ["a.1.0", "new"], False, shard("a"))
+    cache = opened(catalogued)
+    assert cache.commits == [records[0], anew, *records[2:-1]]
+    assert cache.row("a.1.0")["kv_object"] == anew.files["tar"].name
+    assert cache.row("new")["index"] == 1001
+    for gone in ("a.1.1", "b.3.0"):
+        with pytest.raises(UnknownKey):
+            cache.row(gone)
+    assert complete_catalog(catalogued, 2) == len(cache.commits), "nothing of the last segment counts any more"
+    assert opened(catalogued).row("new")["index"] == 1001
+    assert [finding.kind for finding in verify(catalogued, 2).findings if finding.is_damage] == []
+
+
+@pytest.mark.parametrize("kind", ["version", "segments"])
+def test_without_it_or_with_a_damaged_one_the_records_are_read_one_by_one(
+    catalogued: ObjectStore, records: list[CommitRecord], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (name, *_) = [info.name for info in catalogued.list(CATALOG) if kind in info.name][::-1]
+    intact = catalogued.read(name)
+    where = random.Random(0)
+    place = where.randrange(len(intact))
+    flipped = intact[:place] + bytes([intact[place] ^ 1 << where.randrange(8)]) + intact[place + 1 :]
+    for data in (b"", intact[:-5], flipped):
+        catalogued.put(name, data)
+        assert read_commits(catalogued, 2) == records
+        assert any(name in finding.object or name in finding.detail for finding in verify(catalogued, 2).findings)
+    assert "one by one" in caplog.text
+    assert complete_catalog(catalogued, 2) > 0, "it is made anew"
+    with counted_requests() as requests:
+        assert read_commits(catalogued, 2) == records
+    assert not any(read.startswith("commits/") for read in requests.names)
+    assert verify(catalogued, 2).ok
+    for info in catalogued.list(CATALOG):
+        catalogued.delete(info.name)
+    assert read_commits(catalogued, 2) == records
+
+
+def test_every_key_is_found_with_the_catalog_and_without(catalogued: ObjectStore, records: list[CommitRecord]) -> None:
+    """A lookup reads a small range of each index, and none a second time; prefixes are found without their tables."""
+    cache = opened(catalogued)
+    with counted_requests() as requests:
+        for record in records:
+            for number in range(3):
+                key = f"{record.shard.name}.{record.part}.{number}"
+                row = cache.row(key)
+                assert (row["key"], row["shard"]) == (key, record.shard.name)
+                located = cache.locate(key)
+                assert located == {name: row[name] for name in located}
+    assert sum(name.startswith(CATALOG) for name in requests.names) == len(cache.commits.catalog.indexes)
+    assert sum(name.endswith(".tar") for name in requests.names) == 0
+    with pytest.raises(AmbiguousKey, match="name one of a, b"):
+        cache.row("same")
+    assert cache.row("same", "b")["shard"] == "b"
+    catalogued.delete(catalogs.catalog_version_name(read_catalog(catalogued).version))
+
+
+def test_a_pickled_cache_is_small_and_the_same(catalogued: ObjectStore, dataset: Dataset) -> None:
+    commit(catalogued, dataset, "c", 0)
+    cache = opened(catalogued)
+    data = pickle.dumps(cache)
+    commit(catalogued, dataset, "c", 1)
+    again = pickle.loads(data)
+    assert (again.commits == cache.commits, again.keys()) == (True, cache.keys())
+    with_all_rows = pickle.dumps(cache.commits.rows)
+    assert len(pickle.dumps(cache.commits)) < len(with_all_rows)
+
+
+def test_a_run_appends_as_it_commits(store: ObjectStore, dataset: Dataset) -> None:
+    """So a job that is killed leaves the catalog of all but the last parts."""
+    with CatalogWriter(store, 2) as writer:
+        for part in range(7):
+            commit(store, dataset, "a", part)
+            writer.committed(("a", part))
+            while writer._appending is not None and not writer._appending.done():
+                time.sleep(0.01)
+        assert read_catalog(store).parts == 6
+    assert complete_catalog(store, 2) == 1
+
+
+def test_two_writers_lose_nothing(catalogued: ObjectStore, dataset: Dataset) -> None:
+    late = [("c", part) for part in range(6)]
+    for name, part in late:
+        commit(catalogued, dataset, name, part)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda parts: append_parts(catalogued, parts, 2), [late[:4], late[2:]]))
+    cache = opened(catalogued)
+    assert cache.commits.tail.num_rows == 0
+    assert [(one.shard.name, one.part) for one in cache.commits] == [*PARTS, *late]
+    assert cache.row("c.3.1")["index"] == 3001
+    assert verify(catalogued, 2).ok
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process at a write."""
+
+
+@pytest.mark.parametrize("write", range(4))
+def test_a_kill_at_any_write_leaves_a_whole_cache(
+    store: ObjectStore, records: list[CommitRecord], write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Index, merged index, segment and version are written one behind the other; the last makes the others count."""
+    done = 0
+
+    def killing(plain):  # type: ignore[no-untyped-def]
+        def one(self: ObjectStore, name: str, *arguments: object) -> object:
+            nonlocal done
+            if name.startswith(CATALOG):
+                if done == 3 + write:
+                    raise _Killed
+                done += 1
+            return plain(self, name, *arguments)
+
+        return one
+
+    with monkeypatch.context() as patch:
+        for name in ("put", "create", "writer"):
+            patch.setattr(type(store), name, killing(getattr(type(store), name)))
+        with pytest.raises(_Killed):
+            complete_catalog(store, 2)
+    assert read_commits(store, 2) == records
+    assert opened(store).row("b.3.2")["index"] == 3002
+    report = verify(store, 2)
+    assert report.ok
+    assert all(finding.kind is FindingKind.ORPHAN for finding in report.findings)
+    complete_catalog(store, 2)
+    assert read_commits(store, 2).tail.num_rows == 0
+    time.sleep(1.1)  # S3 counts whole seconds
+    collect_garbage(store, 0.0, dry_run=False)
+    assert verify(store, 2).findings == []
+    assert opened(store).row("a.0.0")["index"] == 0
+
+
+_APPENDING = """
+import sys
+from trio_ray.store import catalog_writer, commit_table
+from trio_ray.store.local import LocalStore
+catalog_writer.WORTH_IT = commit_table.WORTH_IT = catalog_writer.SEGMENT_PARTS = 1
+print("go", flush=True)
+catalog_writer.complete_catalog(LocalStore(sys.argv[1]), 2)
+"""
+
+
+@pytest.mark.slow
+def test_real_kills_while_the_catalog_is_written_harm_no_reader(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    dataset = create_or_check(store, IDENTITY, 4)
+    made = [commit(store, dataset, "a", part) for part in range(12)]
+    command = [sys.executable, "-c", _APPENDING, str(tmp_path)]
+    for delay in (0.01, 0.05):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ))
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert read_commits(store, 2) == made
+        assert opened(store).row("a.7.1")["index"] == 7001
+        assert verify(store, 2).ok
+    complete_catalog(store, 2)
+    assert read_catalog(store).parts == 12
+
+
+def test_verify_holds_copies_and_indexes_against_records(
+    catalogued: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> list[str]:
+        return [finding.detail for finding in verify(catalogued, 2).findings if finding.kind is FindingKind.INDEX]
+
+    assert found() == []
+    index = read_catalog(catalogued).indexes[0]
+    intact = catalogued.read(index.name)
+    catalogued.put(index.name, intact[:100] + bytes([intact[100] ^ 1]) + intact[101:])
+    assert ["bucket" in detail for detail in found()] == [True]
+    with pytest.raises(ObjectDamaged, match="bucket"):
+        opened(catalogued).row("a.0.0")
+    catalogued.put(index.name, intact)
+    read = catalogs.read_segment
+    first = read_catalog(catalogued).segments[0]
+    wrong = read(catalogued, first).to_pylist()
+    wrong[0]["stored"] += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "trio_ray.store.verify_catalog.read_segment",
+            lambda store, ref: commit_table.table_of(wrong) if ref == first else read(store, ref),
+        )
+        assert any("its copy of" in detail for detail in found())
+    record = read_commits(catalogued, 2)[1]
+    delete_commits(catalogued, record.shard.name, [record.part])
+    assert create_commit(catalogued, record)
+    assert found() == []
