@@ -112,6 +112,12 @@ class MethodConfig(Section):
         gt=0.0,
         description="Instead of retention: a fixed budget, the mean number of image tokens a layer holds for a sample.",
     )
+    schedule: Literal["given", "auto"] = Field(
+        "given",
+        description="auto: a new cache gets the prune points, weights, positions and selector settings under which the "
+        "model's answers to samples of the input move least; a search finds them, and whatever is set here stays. "
+        "given: what is set here, else the selector's defaults.",
+    )
     prune_points: tuple[int, ...] | None = Field(
         None,
         description="Layers before which tokens are dropped, ascending. Default: the selector's, scaled to the model's "
@@ -175,6 +181,9 @@ class MethodConfig(Section):
         given = [name for name in ("retention", "tokens", "keep") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"method.{given[1]}", f"{' and '.join(given)} are both given; choose one")
+        chosen = next((name for name in ("prune_points", "weights", "keep") if getattr(self, name) is not None), None)
+        if self.schedule == "auto" and (chosen or self.encoder):
+            raise ConfigError(f"method.{chosen or 'encoder'}", "is given, and method.schedule: auto would choose it")
         if self.keep is not None and self.prune_points is None:
             raise ConfigError("method.keep", "needs method.prune_points")
         if self.keep is not None and self.weights is not None:
@@ -199,7 +208,9 @@ class MethodConfig(Section):
         """The method that these settings mean for a decoder of `layers` layers; see `Method.build`."""
         from trio_ray.method.method import Method  # imports torch, which takes seconds
 
-        return Method.build(layers, **{name: getattr(self, name) for name in type(self).model_fields})
+        return Method.build(
+            layers, **{name: getattr(self, name) for name in type(self).model_fields if name != "schedule"}
+        )
 
 
 class CacheConfig(Section):

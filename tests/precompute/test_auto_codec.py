@@ -20,8 +20,9 @@ from trio_ray.kv.codecs.registry import full_spec
 from trio_ray.model.replica import Replica
 from trio_ray.precompute import calibration_task
 from trio_ray.precompute.calibration_task import calibrate_on_ray
-from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
+from trio_ray.precompute.codec_choice import CodecChoice
 from trio_ray.precompute.job import run_job
+from trio_ray.precompute.open_settings import CODEC, SCHEDULE, CalibrationSpec, Chosen
 from trio_ray.precompute.plan import plan_job
 from trio_ray.store.bases import store_basis
 from trio_ray.store.local import LocalStore
@@ -43,7 +44,7 @@ def auto_job(model: Path, corpus: Path, output: Path | str, **settings: object) 
     return job_config(model, f"{corpus}/*.tar", output, cache__codec="auto", **{"cache__part_samples": 100, **settings})
 
 
-def never(order: CalibrationSpec) -> CodecChoice:
+def never(order: CalibrationSpec) -> Chosen:
     raise AssertionError("nothing is to be calibrated")
 
 
@@ -73,10 +74,9 @@ def test_the_cache_is_smaller_and_its_choice_is_said_in_one_line(
     made: Path, tiny_model: Path, corpus: Path, llama: Replica, tmp_path: Path
 ) -> None:
     plan = plan_job(auto_job(tiny_model, corpus, tmp_path / "again"), with_gpu=False)
-    assert plan.codec_choice is not None
-    assert plan.codec_choice.startswith("transform, ")
-    assert "held-out samples" in plan.codec_choice
-    assert "\n" not in plan.codec_choice
+    assert plan.chosen[CODEC].startswith("transform, ")
+    assert "held-out samples" in plan.chosen[CODEC]
+    assert "\n" not in plan.chosen[CODEC]
     run_here(job_config(tiny_model, f"{corpus}/*.tar", tmp_path / "raw", cache__part_samples=100), llama)
     sizes = [sum(PrunedCache(str(name)).table.column("kv_length").to_pylist()) for name in (made, tmp_path / "raw")]
     assert sizes[0] < sizes[1] / 3
@@ -86,7 +86,7 @@ def test_a_second_run_joins_whatever_the_codec_is_and_calibrates_nothing(
     made: Path, tiny_model: Path, corpus: Path, llama: Replica, tmp_path: Path
 ) -> None:
     again = plan_job(auto_job(tiny_model, corpus, made), with_gpu=False, calibrate=never)
-    assert (len(again.complete), again.codec_choice) == (3, None)
+    assert (len(again.complete), again.chosen) == (3, {})
     plan_job(job_config(tiny_model, f"{corpus}/*.tar", tmp_path / "int4", cache__codec="int4"), with_gpu=False)
     joined = plan_job(auto_job(tiny_model, corpus, tmp_path / "int4"), with_gpu=False, calibrate=never)
     assert joined.dataset.identity["cache"]["codec"] == full_spec("int4")
@@ -115,9 +115,8 @@ def test_too_few_samples_make_a_raw_cache_and_the_reason_is_said(
     write_tar(tmp_path / "few.tar", samples(63))
     config = auto_job(tiny_model, tmp_path, tmp_path / "cache")
     plan = plan_job(config, with_gpu=False)
-    assert plan.codec_choice is not None
-    assert plan.codec_choice.startswith("raw, because 63 samples")
-    assert "64" in plan.codec_choice
+    assert plan.chosen[CODEC].startswith("raw, because 63 samples")
+    assert "64" in plan.chosen[CODEC]
     run_here(config, llama)
     assert PrunedCache(str(tmp_path / "cache")).dataset.identity["cache"]["codec"] == full_spec("raw")
 
@@ -125,8 +124,7 @@ def test_too_few_samples_make_a_raw_cache_and_the_reason_is_said(
 def test_a_cache_of_images_is_raw_without_a_calibration(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     config = auto_job(tiny_model, corpus, tmp_path, cache__scope="image")
     plan = plan_job(config, with_gpu=False, calibrate=never)
-    assert plan.codec_choice is not None
-    assert plan.codec_choice.startswith("raw, because")
+    assert plan.chosen[CODEC].startswith("raw, because")
     assert plan.dataset.identity["cache"]["codec"] == full_spec("raw")
 
 
@@ -145,7 +143,7 @@ def test_a_part_holds_as_many_more_samples_as_calibration_makes_them_smaller(
         plan_job(
             auto_job(tiny_model, corpus, tmp_path / str(times), cache__part_samples=None, cache__part_bytes=1 << 20),
             with_gpu=False,
-            calibrate=lambda _, times=times: CodecChoice(full_spec("raw"), "", times),
+            calibrate=lambda _, times=times: Chosen(CodecChoice(full_spec("raw"), "", times)),
         ).dataset.part_samples
         for times in (1.0, 10.0)
     ]
@@ -157,15 +155,17 @@ def test_of_two_racing_runs_the_second_takes_the_codec_of_the_first(
 ) -> None:
     """The other run makes the cache while this one calibrates."""
 
-    def late(order: CalibrationSpec) -> CodecChoice:
-        first = plan_job(order.config, with_gpu=False, calibrate=lambda _: CodecChoice(full_spec("int8"), "first"))
-        assert first.codec_choice == "first"
+    def late(order: CalibrationSpec) -> Chosen:
+        first = plan_job(
+            order.config, with_gpu=False, calibrate=lambda _: Chosen(CodecChoice(full_spec("int8"), "first"))
+        )
+        assert first.chosen == {CODEC: "first"}
         store_basis(open_store(order.config.output, order.config.s3), b"a basis of its own")
-        return CodecChoice(full_spec({"name": "transform", "basis": "0" * 32}), "second")
+        return Chosen(CodecChoice(full_spec({"name": "transform", "basis": "0" * 32}), "second"))
 
     plan = plan_job(auto_job(tiny_model, corpus, tmp_path), with_gpu=False, calibrate=late)
     assert plan.dataset.identity["cache"]["codec"] == full_spec("int8")
-    assert plan.codec_choice is None
+    assert plan.chosen == {}
 
 
 def test_a_job_in_8_bit_products_is_calibrated_in_those_of_its_dtype(
@@ -175,9 +175,9 @@ def test_a_job_in_8_bit_products_is_calibrated_in_those_of_its_dtype(
     monkeypatch.setenv("RAY_ADDRESS", "a-cluster:6379")  # whose nodes have GPUs; this machine needs none
     orders = []
 
-    def keep(order: CalibrationSpec) -> CodecChoice:
+    def keep(order: CalibrationSpec) -> Chosen:
         orders.append(order)
-        return CodecChoice(full_spec("raw"), "")
+        return Chosen(CodecChoice(full_spec("raw"), ""))
 
     config = auto_job(tiny_model, corpus, tmp_path, model__matmul="fp8", model__dtype="auto")
     identity = plan_job(config, with_gpu=True, calibrate=keep).dataset.identity
@@ -208,12 +208,13 @@ def test_a_job_calibrates_in_a_task_of_ray_and_says_what_it_chose(
         def say(self, line: str) -> None:
             said.append(line)
 
-    summary = run_job(auto_job(tiny_model, corpus, tmp_path / "cache"), Listener())
+    summary = run_job(auto_job(tiny_model, corpus, tmp_path / "cache", method__schedule="auto"), Listener())
     assert list(summary.failed) == [str(corpus / "c.tar")]  # which is no tar
     assert summary.stored == 90
-    assert summary.codec is not None
-    assert f"codec: {summary.codec}" in str(summary)
-    assert any(line.endswith(summary.codec) for line in said)
+    assert list(summary.chosen) == [SCHEDULE, CODEC]
+    for name, why in summary.chosen.items():
+        assert f"{name}: {why}" in str(summary)
+        assert f"{name} auto: {why}" in said
     codecs = [PrunedCache(str(name)).dataset.identity["cache"]["codec"] for name in (made, tmp_path / "cache")]
     assert codecs[0]["name"] == codecs[1]["name"] == "transform"
 

@@ -29,7 +29,7 @@ GENERIC_QUESTIONS = (
     "Describe the objects in the image and where they are.",
     "What text is written in the image?",
 )
-"""Asked of every image where a cache is made before the questions are known, beside the corpus's own."""
+"""Asked of an image where a cache is made before the questions are known, and the corpus has none about it."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def reference_batches(
 
     Args:
         replica: the model.
-        samples: for scope image prepared under an instruction, of which one for each image is taken; its own questions
-            and the generic ones follow the prefix.
+        samples: for scope image prepared under an instruction; one prefix an image is then made, which all questions
+            about it follow: the corpus's own, or generic ones where it has none.
         scope: of the cache that is to be made.
         batch_rows: rows of a batch.
     """
@@ -115,10 +115,13 @@ def _own_questions(replica: Replica, samples: Sequence[PreparedSample]) -> dict[
         assert sample.image_part is not None
         prompt, turns = sample.image_part.prompt, sample.image_part.turns
         known = questions.setdefault(sample.images[0].hash, [])
-        if not known:
-            known += [tuple(replica.question_tokens(prompt, question)) for question in GENERIC_QUESTIONS]
         if turns and turns[-1].role == "user" and turns[-1].text.strip():
             known.append(tuple(replica.question_tokens(prompt, turns)))
+    for sample in samples:
+        part = sample.image_part
+        if part is not None and not questions[sample.images[0].hash]:
+            generic = [tuple(replica.question_tokens(part.prompt, question)) for question in GENERIC_QUESTIONS]
+            questions[sample.images[0].hash] = generic
     return questions
 
 

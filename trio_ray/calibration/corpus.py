@@ -101,7 +101,7 @@ def _evenly(items: list[T], most: int) -> list[T]:
 
 
 def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> Iterator[PreparedSample]:
-    preparer = replica.preparer(config.source.max_pixels)
+    preparer = replica.preparer(config.source.max_pixels, config.cache.selected_under)
     with contextlib.suppress(StoreError):
         for first in range(STRIDE):
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -162,6 +163,7 @@ class _Space:
         built = config.build(self.depth)
         return config.model_copy(
             update={
+                "schedule": "given",
                 "prune_points": built.schedule.prune_points,
                 "weights": built.schedule.weights,
                 "positions": built.positions,
@@ -260,7 +262,7 @@ class _Climb:
 
     def run(self, candidates: int) -> Iterator[int]:
         """Try so many; yields how many were tried."""
-        for start in self.space.starts():
+        for start in islice(self.space.starts(), candidates):
             self._try(start)
             yield self.tried
         misses = 0

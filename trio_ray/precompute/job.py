@@ -18,8 +18,8 @@ from trio_ray.cluster.session import cluster_given, gpus_per_replica, ray_sessio
 from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed, StoreError
 from trio_ray.precompute.calibration_task import CalibrationStep, calibrate_on_ray
-from trio_ray.precompute.codec_choice import CalibrationSpec, CodecChoice
 from trio_ray.precompute.metrics import JobMetrics
+from trio_ray.precompute.open_settings import CalibrationSpec, Chosen
 from trio_ray.precompute.outlook import Outlook, ShardAdvanced
 from trio_ray.precompute.plan import LISTING_THREADS, JobPlan, Task, plan_job
 from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaSpec
@@ -69,22 +69,22 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
         if cluster_given():
             session.enter_context(ray_session(replicas.max * replicas.cpus))
 
-        def calibrate(spec: CalibrationSpec) -> CodecChoice:
+        def calibrate(spec: CalibrationSpec) -> Chosen:
             progress.begin(Phase("starting Ray"))
             session.enter_context(ray_session(replicas.max * replicas.cpus))
-            progress.begin(Phase("cache.codec auto: loading the model"))
+            progress.begin(Phase("choosing what the settings leave open: loading the model"))
 
             def show(step: CalibrationStep) -> None:
                 if step.done == 0:
-                    progress.begin(Phase(f"cache.codec auto: {step.what}", "samples", step.total))
-                progress.update({"samples": step.done})
+                    progress.begin(Phase(step.what, step.unit, step.total))
+                progress.update({step.unit: step.done})
 
             return calibrate_on_ray(spec, gpus_per_replica(replicas.gpus), show)
 
         plan = plan_job(config, gpus_per_replica(replicas.gpus) > 0, calibrate)
-        summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete), codec=plan.codec_choice)
-        if plan.codec_choice is not None:
-            progress.say(f"cache.codec auto: {plan.codec_choice}")
+        summary = JobSummary(config.output, plan.run_id, plan.shards, len(plan.complete), chosen=plan.chosen)
+        for name, why in plan.chosen.items():
+            progress.say(f"{name} auto: {why}")
         run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
         _clear_mended_failures(plan)
         for shard, reason in plan.lost:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from trio_ray.cache.identity import build_identity
+from trio_ray.cache.identity import build_identity, method_of
 from trio_ray.cluster.replica_memory import replica_memory
 from trio_ray.cluster.session import cluster_given, gpus_per_replica
 from trio_ray.config import JobConfig, ModelConfig, settings_given
@@ -23,7 +23,7 @@ from trio_ray.model.device_memory import DeviceMemory, device_memory
 from trio_ray.model.loading import pinned, resolve_dtype
 from trio_ray.precompute.calibration_task import calibrate_here
 from trio_ray.precompute.codec_basis import named_codec
-from trio_ray.precompute.codec_choice import CalibrationSpec, Calibrator, make_or_join
+from trio_ray.precompute.open_settings import CalibrationSpec, Calibrator, Chosen, has_open_settings, make_or_join
 from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
@@ -58,7 +58,7 @@ class JobPlan:
 
     Attributes:
         model: the job's model, with the commit and the arithmetic that every replica takes.
-        codec_choice: why a new cache has the codec that it has, in one line, where the settings left it open.
+        chosen: by setting that was left open, what a new cache got and why, in one line.
         tasks: shards with work left.
         complete: shards that need none.
         lost: shards that cannot be processed, each with the reason: files that cannot be read, or have changed since a
@@ -70,7 +70,7 @@ class JobPlan:
     dataset: Dataset
     method: Method
     model: ModelConfig
-    codec_choice: str | None = None
+    chosen: dict[str, str] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
     complete: list[Shard] = field(default_factory=list)
     lost: list[tuple[Shard, str]] = field(default_factory=list)
@@ -87,12 +87,12 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     Args:
         config: the job.
         with_gpu: whether the replicas will have a GPU; decides what `dtype: auto` means.
-        calibrate: makes the codec of a new cache with `cache.codec: auto`.
+        calibrate: chooses what the settings of a new cache leave open.
 
     Raises:
         ConfigError: model, method, input or output cannot work; names the field. Nothing was written then.
         IdentityMismatch: the output holds a cache of other settings.
-        JobFailed: the codec of a new cache could not be calibrated.
+        JobFailed: what the settings leave open could not be chosen.
     """
     if not config.input:
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
@@ -111,17 +111,23 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     _check_apart(config.output, (shard.uri for shard, _ in units))
     named = named_codec(config, checkpoint.folder, method.schedule, text)
     identity = build_identity(config, checkpoint.folder, dtype, method, named.codec.spec if named else None)
-    size = PartSize(config, method.schedule, checkpoint.config, dtype)
-    why = None
-    if config.cache.chooses_codec:
+
+    def part_samples(chosen: Chosen) -> int:
+        schedule = chosen.method(config, text.num_hidden_layers).schedule
+        size = PartSize(config, schedule, checkpoint.config, dtype)
+        if chosen.codec is not None:
+            return size.samples_made_smaller(chosen.codec.times_smaller)
+        return size.samples(named.codec if named else None)
+
+    chosen: dict[str, str] = {}
+    if has_open_settings(config):
         spec = _calibration_spec(config, identity, dtype)
-        dataset, why = make_or_join(store, identity, size.samples_made_smaller, spec, calibrate, given)
+        dataset, chosen = make_or_join(store, identity, part_samples, spec, calibrate, given)
     else:
-        samples = size.samples(named.codec if named else None)
-        dataset = create_or_check(store, identity, samples, config.model.label, given)
+        dataset = create_or_check(store, identity, part_samples(Chosen()), config.model.label, given)
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
-    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, why)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method_of(dataset.identity), config.model, chosen)
     _find_work(plan, units, config)
     return plan
 

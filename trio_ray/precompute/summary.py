@@ -13,11 +13,11 @@ FAILED_SHOWN = 20
 class JobSummary:
     """What a run did, and what is in its cache now.
 
-    `codec` says why the cache has its codec, where this run has chosen it. `failed` maps input that is not in the cache
-    (a URI, and rows of a split file) to the reason. `reasons` counts the bad samples of this run, `passed_over` the
-    rows without images that the user does not want (`source.text_only: skip`), and `without_targets` the stored samples
-    whose answer got no targets. `cache_stored` and `cache_quarantined` count the samples of the whole cache at the end
-    of the run; they are None until then.
+    `chosen` says what this run chose where the settings left it open, and why. `failed` maps input that is not in the
+    cache (a URI, and rows of a split file) to the reason. `reasons` counts the bad samples of this run, `passed_over`
+    the rows without images that the user does not want (`source.text_only: skip`), and `without_targets` the stored
+    samples whose answer got no targets. `cache_stored` and `cache_quarantined` count the samples of the whole cache
+    at the end of the run; they are None until then.
     """
 
     output: str
@@ -30,7 +30,7 @@ class JobSummary:
     bytes: int = 0
     without_targets: int = 0
     seconds: float = 0.0
-    codec: str | None = None
+    chosen: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     passed_over: int = 0
@@ -61,8 +61,7 @@ class JobSummary:
                 f"no targets for {self.without_targets} samples with an answer: the model's context is too short for "
                 "prompt and answer, or its template cannot write the answer behind the prompt"
             )
-        if self.codec is not None:
-            lines.append(f"codec: {self.codec}")
+        lines += [f"{name}: {why}" for name, why in self.chosen.items()]
         if self.shards == self.shards_before:
             lines.append("nothing was left to do")
         if self.cache_stored == 0:

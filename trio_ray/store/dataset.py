@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -33,7 +33,8 @@ class Dataset:
     `identity` is nested JSON: all that decides what is stored. `identity_hash` is the SHA-256 (hex) of its
     canonical JSON. `part_samples` consecutive samples of a shard make one part. `created` is ISO 8601 in UTC.
     `model` is the name that the model had, of a hub model with its commit (`owner/model@commit`), of a folder its
-    whole path: the identity holds contents alone.
+    whole path: the identity holds contents alone. `chosen` says of each setting that was left open (auto) what was
+    chosen on samples of the input, with what was measured.
     """
 
     identity: dict[str, Any]
@@ -43,6 +44,7 @@ class Dataset:
     package_version: str
     schema_version: int
     model: str = ""
+    chosen: dict[str, str] = field(default_factory=dict)
 
     @property
     def model_name(self) -> str:
@@ -91,6 +93,7 @@ def create_or_check(
     part_samples: int,
     model: str = "",
     given: Collection[str] = (),
+    chosen: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Make the cache, or join one that has the same identity, whose `part_samples` and `model` hold.
 
@@ -99,13 +102,23 @@ def create_or_check(
         identity: all that decides what is stored.
         part_samples, model: of a new cache; see `Dataset`.
         given: dotted names of the settings that the user gave, which a refusal names first.
+        chosen: of a new cache; see `Dataset`.
 
     Raises:
         IdentityMismatch: the cache was made with another identity or schema version; names what differs.
         ObjectDamaged: its `dataset.json` is not as it was written.
     """
     plain = json.loads(canonical_json(identity))
-    dataset = Dataset(plain, hash_identity(plain), part_samples, utc_now(), package_version(), SCHEMA_VERSION, model)
+    dataset = Dataset(
+        plain,
+        hash_identity(plain),
+        part_samples,
+        utc_now(),
+        package_version(),
+        SCHEMA_VERSION,
+        model,
+        dict(chosen or {}),
+    )
     try:
         existing = load_dataset(store)
     except NotACacheError:
@@ -136,7 +149,7 @@ def load_dataset(store: ObjectStore) -> Dataset:
         ) from None
     if record.get("schema_version") != SCHEMA_VERSION:
         raise IdentityMismatch(store.uri, [("schema_version", record.get("schema_version"), SCHEMA_VERSION)])
-    if set(record) != {field.name for field in fields(Dataset)} or not isinstance(record["identity"], dict):
+    if set(record) != {entry.name for entry in fields(Dataset)} or not isinstance(record["identity"], dict):
         raise ObjectDamaged(uri, "has not the fields of a dataset record; restore it from a copy")
     dataset = Dataset(**record)
     if dataset.identity_hash != hash_identity(dataset.identity):
