@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from trio_ray.calibration import schedule_search
 from trio_ray.cli import main
+from trio_ray.config import JobConfig, load_section
 from trio_ray.kv.codecs.transform_basis import read_basis
 from trio_ray.lab.scenes.corpus import write_corpus
 from trio_ray.model.loading import model_fingerprint
+
+DEFAULTS = schedule_search.search_schedule.__kwdefaults__
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,20 @@ def test_the_same_samples_give_the_same_basis(corpus: str, tiny_model: Path, tmp
     for name in ("one", "two"):
         assert calibrate(corpus, tiny_model, tmp_path / name, "--divergence", "0.1") == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_searched_schedule_is_written_as_settings_of_a_job(
+    corpus: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule_search, "CANDIDATES", 4)
+    monkeypatch.setattr(schedule_search.search_schedule, "__kwdefaults__", {**DEFAULTS, "candidates": 4})
+    found = tmp_path / "schedule.yaml"
+    options = ["calibrate", "--input", corpus, "--model", str(tiny_model), "--retention", "0.5", "--samples", "16"]
+    assert main([*options, "--set", "model.dtype=float32", "--schedule", str(found)]) == 0
+    config = load_section(JobConfig, str(found))
+    assert config.method.retention == 0.5
+    assert config.method.prune_points is not None
+    assert f"prune points {list(config.method.prune_points)}" in capsys.readouterr().out
 
 
 def test_a_ratio_is_met(corpus: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,12 @@ a cache and its codec is left open (auto); a basis made here can serve many cach
   cache:
     codec: {name: transform, basis: basis.safetensors}
 
-example:
+With --schedule no basis is fitted. Instead a schedule is searched as a job with method.schedule: auto does it, and its
+settings are written as YAML, to be put into the configuration of many jobs.
+
+examples:
   trio-ray calibrate --config job.yaml --samples 256 --out basis.safetensors
+  trio-ray calibrate --config job.yaml --samples 200 --schedule schedule.yaml
 """
 
 from __future__ import annotations
@@ -57,11 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most layers transformed together (default: by their channels)",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the basis")
+    made = parser.add_mutually_exclusive_group(required=True)
+    made.add_argument("--out", metavar="FILE", help="the basis")
+    made.add_argument("--schedule", metavar="FILE", help="search a schedule, and write its settings (YAML) here")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, report, write."""
+    if arguments.schedule:
+        return _search(arguments)
     from trio_ray.calibration.calibrate import DEFAULT_RANK
     from trio_ray.calibration.choice import HELD_OUT, fit
     from trio_ray.calibration.corpus import draw_samples, prefixes_of
@@ -97,6 +105,34 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--out", f"{arguments.out} cannot be written: {error.strerror}") from None
     size, digest = len(chosen.basis), chosen.codec.settings.basis
     print(f"written: {arguments.out}, {size:,} bytes, {digest}; {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    """Search a schedule, and write the settings that it comes to."""
+    import yaml
+
+    from trio_ray.calibration.corpus import draw_samples
+    from trio_ray.calibration.schedule_search import CANDIDATES, search_schedule
+    from trio_ray.model.replica import Replica
+
+    check_file("--schedule", arguments.schedule)
+    config = job_config(arguments)
+    replica = Replica.load(config.model, config.prompt)
+    samples = draw_samples(config, replica, arguments.samples)
+    with shown_count("schedules", CANDIDATES) as show:
+        found = search_schedule(
+            replica, samples, config.method,
+            scope=config.cache.scope, batch_rows=config.pipeline.batch_rows, on_candidate=show,
+        )  # fmt: skip
+    print(found)
+    settings = found.method.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    text = f"# {found}\n{yaml.safe_dump({'method': settings}, sort_keys=False)}"
+    try:
+        Path(arguments.schedule).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("--schedule", f"{arguments.schedule} cannot be written: {error.strerror}") from None
+    print(f"written: {arguments.schedule}")
     return 0
 
 

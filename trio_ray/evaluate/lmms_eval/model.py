@@ -115,6 +115,8 @@ class TrioRay(lmms):
             raise ConfigError(next(iter(method)), "says how to prune, but the cache's prefixes are pruned already")
         self._cache = PrunedCache(cache) if cache is not None else None
         self._method = load_section(MethodConfig, values=method)
+        if self._method.schedule == "auto":
+            raise ConfigError("schedule", "auto is for caches, which choose it once; give prune_points and weights")
         self._token_budget = token_budget
         self._keys_of_splits: dict[tuple[str, str], DocumentKeys] = {}
         named = {"name": pretrained} if pretrained is not None else {}
