@@ -53,9 +53,13 @@ def test_a_reader_that_goes_away_ends_it_quietly(lines: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+    ("number", "code", "word", "with_ray"),
+    [
+        (signal.SIGINT, 130, "interrupted", False),
+        (signal.SIGTERM, 143, "ended by SIGTERM", False),
+        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM", True, marks=pytest.mark.slow, id="in Ray's session"),
+    ],
 )
-@pytest.mark.parametrize("with_ray", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "in Ray's session"])
 def test_a_signal_ends_a_command_with_a_sentence_and_what_is_open_is_closed(
     number: signal.Signals, code: int, word: str, with_ray: bool
 ) -> None:

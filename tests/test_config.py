@@ -161,3 +161,17 @@ def test_an_override_of_a_text_is_that_text_whatever_yaml_would_make_of_it(
     override: str, section: str, name: str, value: str | None
 ) -> None:
     assert getattr(getattr(load_config(overrides=[override]), section), name) == value
+
+
+def test_settings_for_other_processes_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process on a cluster works in a folder of its own, where a relative path would name something else."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    here = {"input": ["in/{a..b}/*.tar", "s3://bucket/in"], "output": "out", "model.name": "model"}
+    found = load_config(values={**here, "source.image_root": "images"}).absolute()
+    assert found.input == (f"{tmp_path}/in/{{a..b}}/*.tar", "s3://bucket/in")
+    assert found.output == f"{tmp_path}/out"
+    assert found.model.name == f"{tmp_path}/model"
+    assert found.source.image_root == f"{tmp_path}/images"
+    elsewhere = load_config(values={"output": "s3://bucket/out", "model.name": "owner/model"})
+    assert elsewhere.absolute() == elsewhere

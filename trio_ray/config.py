@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,6 +35,9 @@ DEFAULT_TOKEN_BUDGET = 65536
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+LOCATION = "location"
+"""Marks a setting that may name local files or folders."""
+
 
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors, values never change after validation."""
@@ -45,6 +48,21 @@ class Section(BaseModel):
     @classmethod
     def _commented_out_means_the_defaults(cls, values: object) -> object:
         return {} if values is None else values  # YAML gives None for a section without a single line
+
+    def absolute(self) -> Self:
+        """The same settings with absolute local paths. Actors of a cluster work in other folders than their job."""
+        changed: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                changed[name] = value.absolute()
+            elif LOCATION in field.metadata and value:
+                changed[name] = _absolute(value) if isinstance(value, str) else tuple(map(_absolute, value))
+        return self.model_copy(update=changed)
+
+
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
 S = TypeVar("S", bound=Section)
@@ -70,6 +88,11 @@ class ModelConfig(Section):
         description="Matrix products of the decoder layers: in `dtype`, or in 8 bit floats scaled by rows (H100 and "
         "later), which is faster and changes what is stored a little (docs/measured/agreement.md).",
     )
+
+    def absolute(self) -> ModelConfig:
+        """See `Section`; the name of a hub model stays as it is."""
+        is_folder = self.name != BUNDLED_MODEL and Path(self.name).expanduser().is_dir()
+        return self.model_copy(update={"name": _absolute(self.name)}) if is_folder else self
 
     @property
     def label(self) -> str:
@@ -314,7 +337,7 @@ class SourceConfig(Section):
         description="Name of the image file, made from other fields, such as `{imageId}.jpg` or "
         "`COCO_val2014_{image_id:012d}.jpg`; it takes the place of image_column.",
     )
-    image_root: str | None = Field(
+    image_root: Annotated[str | None, LOCATION] = Field(
         None, description="Folder of the images that records name; by default the file's own."
     )
     allow_any_path: bool = Field(
@@ -517,10 +540,10 @@ class PipelineConfig(Section):
 class JobConfig(Section):
     """A precompute job."""
 
-    input: tuple[str, ...] = Field(
+    input: Annotated[tuple[str, ...], LOCATION] = Field(
         (), description="Input shards: local paths or s3:// URIs, with globs and {a..b} brace ranges."
     )
-    output: str = Field("", description="The cache: a local folder or s3://bucket/prefix.")
+    output: Annotated[str, LOCATION] = Field("", description="The cache: a local folder or s3://bucket/prefix.")
     model: ModelConfig = ModelConfig()
     prompt: PromptConfig = PromptConfig()
     method: MethodConfig = Field(default_factory=MethodConfig)  # its checks import torch, which takes seconds

@@ -9,15 +9,22 @@ import pytest
 import torch
 from transformers import LlavaNextProcessor
 
+from jobs.tiny import stream
 from jobs.tiny.architecture import PAD, build_model, build_processor
 from jobs.tiny.checkpoint import MAX_FILE_BYTES, load_checkpoint, save_checkpoint
 from jobs.tiny.examples import FIELDS, WEIGHTS, empty_examples, write_example
 from jobs.tiny.network import SharedImageTraining
-from jobs.tiny.stream import CHUNK, SceneWindow, batch_shares, fixed_batches, render_examples
+from jobs.tiny.stream import SceneWindow, batch_shares, fixed_batches, render_examples
 from jobs.tiny.training import Training, TrainingConfig, learning_rate, scenes_shown
 from trio_ray.lab.scenes import Rendering, make_questions, render_scene
 
-BATCH = 24
+BATCH, CHUNK = 24, 96
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer scenes are rendered at once than in a real training; they suffice for a batch."""
+    monkeypatch.setattr(stream, "CHUNK", CHUNK)
 
 
 def batch_renderings() -> list[Rendering]:
@@ -73,6 +80,7 @@ def test_patch_labels_name_what_the_tiles_show() -> None:
     assert len(seen) == len(rendering.scene.objects) + len(rendering.scene.tags)
 
 
+@pytest.mark.usefixtures("small_chunks")
 def test_the_window_shows_the_same_scenes_however_it_was_reached() -> None:
     """A resumed run must draw from the scenes that an uninterrupted one would have."""
     going, resumed = (SceneWindow(CHUNK, 2, torch.device("cpu"), shown) for shown in (0, CHUNK))
@@ -137,6 +145,7 @@ def test_the_window_slides_on_with_the_steps() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Vision alone, then all of it, in two runs; the last step is followed by a report of every type."""
     config = TrainingConfig(
@@ -146,7 +155,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         warmup_steps=1,
         window=CHUNK,
         workers=2,
-        validation_scenes=60,
+        validation_scenes=40,
         report_every=1,
         vision_scenes_per_step=0,
         scenes_per_step=0,

@@ -39,10 +39,12 @@ def test_the_demo_renders_prunes_verifies_answers_and_draws(tmp_path: Path) -> N
         with Image.open(picture) as image:
             assert len(image.convert("RGB").getcolors(1 << 20) or [0] * 999) > 100
 
-    again = run([*command, "--pictures", "0"], tmp_path, environment)
+    (tmp_path / "ray").mkdir()
+    again = run([*command, "--pictures", "0"], tmp_path, {**environment, "RAY_TMPDIR": str(tmp_path / "ray")})
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing was left to do" in again.stdout
     assert "rendering" not in again.stdout
+    assert list((tmp_path / "ray").iterdir()) == [], "Ray was started for nothing"
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -116,36 +116,44 @@ def test_two_workers_take_the_steps_that_one_takes(cluster: SmallCluster, job: J
         torch.testing.assert_close(found[name], expected[name], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("attempts", [1, 2])
 def test_a_dead_worker_ends_the_attempt_and_the_next_one_goes_on_from_the_checkpoint(
-    cluster: SmallCluster, job: JobConfig, s3_server: S3Server, attempts: int
+    cluster: SmallCluster, job: JobConfig, s3_server: S3Server
 ) -> None:
-    """Whoever of the two dies, the other does not wait for ever. The next attempt is the job's own, or the same command
-    again.
+    """Whoever of the two dies, the other does not wait for ever. The first death costs an attempt of the job, and the
+    second ends it; then the same command goes on.
     """
     cluster.wait_until_idle()
     training = {"steps": 400, "batch_size": COUNT, "checkpoint_every": 5}
-    replicas = {"max": 2, "attempts": attempts}
+    replicas = {"max": 2, "attempts": 2}
     config = parse_section(DistillConfig, settings_of(job, s3_server.fresh_uri(), replicas=replicas, training=training))
-    killed: list[int] = []
 
-    class KillOne(NoProgress):
+    class KillTwo(NoProgress):
+        """Kills the last worker, and in the next attempt the first one, each some steps behind a checkpoint."""
+
+        def __init__(self) -> None:
+            self.killed_at: list[int] = []
+            self.said: list[str] = []
+
         def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
-            if not killed and counts["steps"] > 10:
+            if len(self.killed_at) < 2 and counts["steps"] > 10 + sum(self.killed_at):
                 alive = [("class_name", "=", "WorkerActor"), ("state", "=", "ALIVE")]
-                killed.append(list_actors(address=cluster.dashboard, filters=alive)[-1].pid)
-                os.kill(killed[0], signal.SIGKILL)
+                workers = sorted(list_actors(address=cluster.dashboard, filters=alive), key=lambda actor: actor.pid)
+                self.killed_at.append(counts["steps"])
+                os.kill(workers[len(self.killed_at) - 2].pid, signal.SIGKILL)
 
-    if attempts == 1:
-        with pytest.raises(JobFailed, match="the same command goes on from the last checkpoint"):
-            run_distillation(config, KillOne())
-        cluster.wait_until_idle()
-        metrics = run_distillation(config)
-    else:
-        metrics = run_distillation(config, KillOne())
-    assert killed
+        def say(self, line: str) -> None:
+            self.said.append(line)
+
+    progress = KillTwo()
+    with pytest.raises(JobFailed, match="attempt 2, the same command goes on from the last checkpoint"):
+        run_distillation(config, progress)
+    assert [word for word in progress.said if "start again from the last checkpoint" in word] == progress.said
+    first, second = progress.killed_at
+    assert second > first, "the second attempt went on behind the first one's checkpoint"
+    cluster.wait_until_idle()
+    metrics = run_distillation(config)
     assert metrics["steps"]["all"] == 400
-    assert metrics["steps"]["this_run"] <= 390
+    assert metrics["steps"]["this_run"] <= 400 - (second - 5)
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,10 @@ def metrics(uri: str, config: JobConfig) -> dict[str, Any]:
     return found
 
 
-def in_process(config: JobConfig, replica: Replica) -> dict[str, tuple[str, str | None]]:
+@pytest.fixture(scope="module")
+def expected(job: JobConfig, bundled: Replica) -> dict[str, tuple[str, str | None]]:
     """Key -> answer and truth of every good sample of the job's input, pruned and answered one by one: no cache."""
+    config, replica = job, bundled
     prepare = replica.preparer(config.source.max_pixels).prepare
     method = config.method.build(replica.decoder.depth)
     opener = StoreOpener(config.s3)
@@ -97,7 +99,11 @@ def test_the_shipped_configuration_is_valid() -> None:
 
 
 def test_a_submitted_job_answers_from_s3_as_the_pruned_run_in_one_process_does(
-    cluster: SmallCluster, job: JobConfig, bundled: Replica, s3_server: S3Server, tmp_path: Path
+    cluster: SmallCluster,
+    job: JobConfig,
+    expected: dict[str, tuple[str, str | None]],
+    s3_server: S3Server,
+    tmp_path: Path,
 ) -> None:
     """Question by question; the broken samples are counted by kind, and the scores follow from the answers."""
     output = s3_server.fresh_uri()
@@ -110,7 +116,6 @@ def test_a_submitted_job_answers_from_s3_as_the_pruned_run_in_one_process_does(
     submitted = cluster.submit("evaluate.py", "--config", str(tmp_path / "evaluate.yaml"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
 
-    expected = in_process(job, bundled)
     answers = lines(output, job, "answers.jsonl")
     assert {line["question_id"]: line["text"] for line in answers} == {key: said for key, (said, _) in expected.items()}
     assert len(answers) == len(expected) >= 4 * SCENES
@@ -146,7 +151,7 @@ def options(config: EvaluateConfig) -> list[str]:
 
 
 def test_a_dead_replicas_questions_are_answered_by_another(
-    cluster: SmallCluster, job: JobConfig, bundled: Replica, s3_server: S3Server
+    cluster: SmallCluster, job: JobConfig, expected: dict[str, tuple[str, str | None]], s3_server: S3Server
 ) -> None:
     """Without question files all stored samples are asked, and the answers stand in the cache's order."""
     killed: list[int] = []
@@ -167,7 +172,6 @@ def test_a_dead_replicas_questions_are_answered_by_another(
     cache = PrunedCache(job.output, job.s3)
     answers = lines(output, job, "answers.jsonl")
     assert [line["question_id"] for line in answers] == cache.keys()
-    expected = in_process(job, bundled)
     assert [line["text"] for line in answers] == [expected[key][0] for key in cache.keys()]  # noqa: SIM118
     assert found == metrics(output, job)
     assert found["unanswered"] == {}

@@ -26,7 +26,7 @@ from trio_ray.source.sample import Shard
 
 pytestmark = pytest.mark.slow
 
-REPORT_INTERVAL_S = 3
+REPORT_INTERVAL_S = 1
 PATIENCE_S = 40.0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trio_ray.config import ActorConfig, ModelConfig, S3Config, Section
+from trio_ray.config import LOCATION, ActorConfig, ModelConfig, S3Config, Section
 
 
 class StudentConfig(Section):
@@ -62,7 +62,7 @@ class TrainingConfig(Section):
 class HeldOutConfig(Section):
     """How the student's answers are measured when it is trained."""
 
-    cache: str | None = Field(
+    cache: Annotated[str | None, LOCATION] = Field(
         None, description="An embeds cache of held-out samples with true answers; without it nothing is measured."
     )
     max_new_tokens: int = Field(32, ge=1, description="Longest answer, in tokens.")
@@ -80,13 +80,15 @@ class GangConfig(ActorConfig):
 class DistillConfig(Section):
     """A distillation job."""
 
-    cache: str = Field("", description="The samples: a cache of level embeds, a folder or s3://bucket/prefix.")
-    prefixes: str | None = Field(
+    cache: Annotated[str, LOCATION] = Field(
+        "", description="The samples: a cache of level embeds, a folder or s3://bucket/prefix."
+    )
+    prefixes: Annotated[str | None, LOCATION] = Field(
         None,
         description="A kv cache of the same samples: the teacher's distributions are computed from its prefixes. By "
         "default they are those stored in `cache` (cache.targets: top_k).",
     )
-    output: str = Field(
+    output: Annotated[str, LOCATION] = Field(
         "", description="Where the student, its checkpoint and metrics go: a folder or s3://bucket/prefix."
     )
     teacher: ModelConfig = ModelConfig()

@@ -69,7 +69,7 @@ def plan_distillation(config: DistillConfig) -> WorkerSpec:
         open_store(config.output, config.s3).check_writable()
     except StoreError as error:
         raise ConfigError("output", str(error)) from None
-    return WorkerSpec(config, _identity(config, cache, prefixes, model_fingerprint(folder)))
+    return WorkerSpec(config.absolute(), _identity(config, cache, prefixes, model_fingerprint(folder)))
 
 
 def _embeds_cache(config: DistillConfig, field: str, uri: str) -> PrunedCache:

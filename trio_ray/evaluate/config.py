@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from trio_ray.config import ModelConfig, ReplicasConfig, S3Config, Section
+from trio_ray.config import LOCATION, ModelConfig, ReplicasConfig, S3Config, Section
 from trio_ray.evaluate.scoring.scorers import ScorerName
 
 
@@ -63,7 +63,7 @@ class AnsweringConfig(Section):
 class EvaluateConfig(Section):
     """An evaluation job."""
 
-    cache: str = Field("", description="The cache: a local folder or s3://bucket/prefix.")
+    cache: Annotated[str, LOCATION] = Field("", description="The cache: a local folder or s3://bucket/prefix.")
     input: tuple[str, ...] = Field(
         (),
         description="Question files: paths or s3:// URIs, with globs and {a..b} ranges. None: all that the cache has.",

@@ -124,7 +124,7 @@ def _answer(
     chunks = [
         Chunk(number, tuple(tasks[start : start + size])) for number, start in enumerate(range(0, len(tasks), size))
     ]
-    pool = ActorPool[Chunk](ActorFactory(AnswerActor, (config,)), config.replicas)
+    pool = ActorPool[Chunk](ActorFactory(AnswerActor, (config.absolute(),)), config.replicas)
     done = 0
     progress.begin(Phase("answering", "questions", len(tasks), rate_of="questions"))
     with closing(pool.run(chunks)) as events:

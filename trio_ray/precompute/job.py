@@ -143,7 +143,7 @@ class _Work:
     def do(self, started: float) -> None:
         """Until all of them are done or given up."""
         config, plan, summary = self.config, self.plan, self.summary
-        spec = ReplicaSpec(config.model_copy(update={"model": plan.model}), plan.dataset, plan.run_id)
+        spec = ReplicaSpec(config.model_copy(update={"model": plan.model}).absolute(), plan.dataset, plan.run_id)
         factory = ActorFactory(ReplicaActor, (spec,), calls_at_once=SHARDS_AT_ONCE)
         pool = ActorPool[Task](factory, config.replicas, overlap=SHARDS_AT_ONCE)
         # Two runs on one cache begin at different shards, so that they rarely do the same work.

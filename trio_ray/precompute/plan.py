@@ -136,7 +136,7 @@ def _calibration_spec(config: JobConfig, identity: dict[str, Any], dtype: torch.
     arithmetic = {"dtype": str(dtype).removeprefix("torch."), "matmul": "dtype"}  # gradients are needed
     model = config.model.model_copy(update=arithmetic)
     fingerprint = {name: value for name, value in identity["model"].items() if name not in arithmetic}
-    return CalibrationSpec(config.model_copy(update={"model": model}), fingerprint)
+    return CalibrationSpec(config.model_copy(update={"model": model}).absolute(), fingerprint)
 
 
 def _check_model(config: JobConfig, with_gpu: bool) -> tuple[Checkpoint, torch.dtype]:

@@ -3,7 +3,7 @@ set -euo pipefail
 out=${1:-example_output}
 scenes=${SCENES:-40}
 mkdir -p "$out"
-python -c "from trio_ray.lab.scenes.corpus import write_corpus; write_corpus('$out/questions', $scenes, samples_per_shard=40)"
-trio-ray precompute --input "$out/questions/*.tar" --output "$out/cache" --set cache.codec=int4
-trio-ray evaluate --cache "$out/cache" --input "$out/questions/*.tar" --output "$out/results" --set answering.max_new_tokens=16
+[ -d "$out/corpus" ] || python -c "from trio_ray.lab.scenes.corpus import write_corpus; write_corpus('$out/corpus', $scenes, samples_per_shard=40)"
+trio-ray precompute --input "$out/corpus/*.tar" --output "$out/cache" --set cache.codec=int4
+trio-ray evaluate --cache "$out/cache" --input "$out/corpus/*.tar" --output "$out/results" --set answering.max_new_tokens=16
 cat "$out/results/metrics.json"

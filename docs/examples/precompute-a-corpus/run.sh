@@ -3,7 +3,7 @@ set -euo pipefail
 out=${1:-example_output}
 scenes=${SCENES:-40}
 mkdir -p "$out"
-python -c "from trio_ray.lab.scenes.corpus import write_corpus; write_corpus('$out/corpus', $scenes, samples_per_shard=40)"
+[ -d "$out/corpus" ] || python -c "from trio_ray.lab.scenes.corpus import write_corpus; write_corpus('$out/corpus', $scenes, samples_per_shard=40)"
 trio-ray precompute --input "$out/corpus/*.tar" --output "$out/cache" --model bundled --retention 0.111 \
     --set cache.codec=int4
 trio-ray verify "$out/cache"

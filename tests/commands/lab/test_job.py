@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from trio_ray.cli import main
 from trio_ray.lab.jobs import corpus as job_corpus
@@ -16,17 +18,26 @@ from trio_ray.lab.jobs import whole_job
 SHARDS, PER_SHARD, PARTS = 2, 6, 3
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for all runs, which they join."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer images and samples than on a GPU, and a Ray of our own."""
+    """Fewer images and samples than on a GPU."""
     monkeypatch.setattr(whole_job, "BARE_SAMPLES", 3)
     monkeypatch.setattr(job_corpus, "IMAGES", 2)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "cluster")
 def test_a_job_is_run_counted_and_held_against_the_bare_replica(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
