@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -17,11 +16,9 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Opener, Shard
-from trio_ray.source.shards import split_file
+from trio_ray.source.shards import evenly, split_file
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.tensors import in_fitting_parts
-
-T = TypeVar("T")
 
 STRIDE = 8
 """Of a shard every so-manieth sample is drawn first, then those behind them: questions about one image follow each
@@ -54,10 +51,10 @@ def draw_samples(config: JobConfig, replica: Replica, count: int) -> list[Prepar
     if not config.input:
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
     opener = StoreOpener(config.s3)
-    files = _evenly([file for file in expand_inputs(config.input, config.s3) if file.readable], count)
+    files = evenly([file for file in expand_inputs(config.input, config.s3) if file.readable], count)
     shards = [shard for file in files for shard in _shards_of(file, config, opener)]
     # Round after round over the shards, so that both ends of the list come from all of them.
-    open_ones = [_draw(shard, config, replica, opener) for shard in _evenly(shards, count)]
+    open_ones = [_draw(shard, config, replica, opener) for shard in evenly(shards, count)]
     samples: list[PreparedSample] = []
     while open_ones and len(samples) < count:
         drawn = [(source, next(source, None)) for source in open_ones]
@@ -94,10 +91,6 @@ def _shards_of(file: InputFile, config: JobConfig, opener: Opener) -> list[Shard
         return split_file(file.uri, file.size, file.etag, config.source, opener)
     except StoreError:
         return []
-
-
-def _evenly(items: list[T], most: int) -> list[T]:
-    return items if len(items) <= most else [items[number * len(items) // most] for number in range(most)]
 
 
 def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> Iterator[PreparedSample]:

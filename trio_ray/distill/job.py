@@ -11,10 +11,10 @@ from trio_ray.distill.config import DistillConfig
 from trio_ray.distill.group import run_group
 from trio_ray.distill.student import layer_numbers
 from trio_ray.distill.worker import WorkerSpec
-from trio_ray.errors import ConfigError, StoreError
+from trio_ray.errors import ConfigError
 from trio_ray.model.checkpoint import check_checkpoint
 from trio_ray.model.loading import model_fingerprint
-from trio_ray.store.opening import open_store
+from trio_ray.store.opening import open_output, open_store
 
 METRICS = "metrics.json"
 
@@ -65,10 +65,7 @@ def plan_distillation(config: DistillConfig) -> WorkerSpec:
         prefixes.check_model(folder, prefixes.dataset.identity["model"]["dtype"])
     if config.test.cache is not None:
         _embeds_cache(config, "test.cache", config.test.cache)
-    try:
-        open_store(config.output, config.s3).check_writable()
-    except StoreError as error:
-        raise ConfigError("output", str(error)) from None
+    open_output(config.output, config.s3)
     return WorkerSpec(config.absolute(), _identity(config, cache, prefixes, model_fingerprint(folder)))
 
 

@@ -15,16 +15,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from trio_ray.config import JobConfig, SourceConfig
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.precompute.plan import find_units
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Opener, Sample, Shard
+from trio_ray.source.shards import evenly
 from trio_ray.store.inputs import StoreOpener
-
-T = TypeVar("T")
 
 RUN_SAMPLES = 16
 """Consecutive samples of a run, before the images are left out that it has not all questions about."""
@@ -98,11 +97,6 @@ def draw_corpus(config: JobConfig, count: int) -> DrawnCorpus:
     rows = all(shard.rows is not None for shard in shards)
     exact = whole if not rows else config.source.turns == "first"
     return DrawnCorpus(tuple(shards), len(units) - len(shards), tuple(runs), tuple(items), exact)
-
-
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """Up to `most` of the items, at equal distances."""
-    return list(items) if len(items) <= most else [items[number * len(items) // most] for number in range(most)]
 
 
 class _Enough(Exception):

@@ -15,7 +15,7 @@ import torch
 from trio_ray.cluster.host_share import cpus_to_count_on
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
-from trio_ray.estimate.draw import DrawnCorpus, Item, evenly
+from trio_ray.estimate.draw import DrawnCorpus, Item
 from trio_ray.estimate.parts import PartShares, part_shares
 from trio_ray.estimate.sizes import SAMPLE_HASH, MemberSize, encoded_size
 from trio_ray.estimate.times import SampleTimes
@@ -34,6 +34,7 @@ from trio_ray.precompute.model_stage import ModelStage
 from trio_ray.precompute.shard_run import ShardRunner
 from trio_ray.precompute.shard_writer import PartReport, ShardWriter, StoringSpec
 from trio_ray.precompute.token_budget import as_of_new_images
+from trio_ray.source.shards import evenly
 from trio_ray.store.commit_table import read_commits
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
 from trio_ray.store.inputs import StoreOpener

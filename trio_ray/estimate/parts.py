@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from trio_ray.estimate.draw import evenly
 from trio_ray.estimate.sizes import SAMPLE_HASH, MemberSize, SizeModel
 from trio_ray.kv.encode import CodedPrefix
 from trio_ray.precompute.rows import good_sample, sample_row
 from trio_ray.precompute.stored_batch import StoredSample
+from trio_ray.source.shards import evenly
 from trio_ray.store.commits import CommitRecord, ShardInput
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, package_version, utc_now
 from trio_ray.store.layout import commit_name

@@ -12,7 +12,6 @@ import torch
 from transformers import LlavaNextConfig
 
 from trio_ray.config import JobConfig
-from trio_ray.estimate.draw import evenly
 from trio_ray.estimate.frames import frame_of_sample
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.estimate.times import retained_rows
@@ -22,6 +21,7 @@ from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedPrefix, code_batch
 from trio_ray.method.method import Method
+from trio_ray.source.shards import evenly
 from trio_ray.store.tar_members import member_header, padding
 
 Level = Literal["kv", "embeds", "indices"]

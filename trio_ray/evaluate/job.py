@@ -18,7 +18,7 @@ from trio_ray.cluster.pool import ActorPool
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
 from trio_ray.config import PromptConfig
-from trio_ray.errors import ConfigError, JobFailed, StoreError
+from trio_ray.errors import ConfigError, JobFailed
 from trio_ray.evaluate.actor import AnswerActor, Chunk
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
 from trio_ray.evaluate.config import EvaluateConfig
@@ -30,8 +30,7 @@ from trio_ray.evaluate.scoring.scorers import scorer_named
 from trio_ray.evaluate.scoring.summary import ScoredAnswer, summarise
 from trio_ray.evaluate.stored_level import require_prefixes
 from trio_ray.model.checkpoint import check_checkpoint
-from trio_ray.store.objects import ObjectStore
-from trio_ray.store.opening import open_store
+from trio_ray.store.opening import open_output
 
 ANSWERS, UNANSWERED, METRICS = "answers.jsonl", "unanswered.jsonl", "metrics.json"
 
@@ -77,7 +76,7 @@ def run_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> 
         raise ConfigError("input", "holds no question")
     if unanswered and config.on_missing == "error":
         raise NoAnswer(unanswered[0], len(unanswered) - 1)
-    output = _open_output(config)
+    output = open_output(config.output, config.s3)
     totals = _Totals()
     session = ray_session(config.replicas.max * config.replicas.cpus) if found else nullcontext()
     with session, output.writer(ANSWERS) as file:
@@ -100,15 +99,6 @@ def _open_cache(config: EvaluateConfig) -> tuple[EvaluateConfig, PrunedCache]:
     checkpoint = check_checkpoint(model, PromptConfig.model_validate(cache.dataset.identity["prompt"]))
     cache.check_model(checkpoint.folder, model.dtype)
     return config.model_copy(update={"model": model}), cache
-
-
-def _open_output(config: EvaluateConfig) -> ObjectStore:
-    try:
-        store = open_store(config.output, config.s3)
-        store.check_writable()
-    except StoreError as error:
-        raise ConfigError("output", str(error)) from None
-    return store
 
 
 def _answer(

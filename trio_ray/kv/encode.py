@@ -138,17 +138,7 @@ def code_batch(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None
     for number, segment in enumerate(batch.segments):
         plain = codec.encode(segment)
         coded.append(plain if maker is None else plain.framed(maker, str(number)))
-    return CodedBatch(
-        lengths=batch.lengths,
-        shapes=tuple(tuple(SegmentShape.of(segment)) for segment in batch.segments),
-        segments=tuple(coded),
-        positions=tuple(segment.position for segment in batch.segments),
-        texts=tuple(segment.text for segment in batch.segments),
-        kept=batch.kept,
-        kept_counts=batch.kept_counts,
-        top_ids=batch.top_ids,
-        top_logprobs=batch.top_logprobs,
-    )
+    return replace(frame_of(batch), segments=tuple(coded))
 
 
 def frame_of(batch: PrefixBatch) -> CodedBatch:

@@ -34,7 +34,7 @@ from trio_ray.store.dataset import Dataset, create_or_check
 from trio_ray.store.input_version import is_copy
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.opening import S3_SCHEME, local_path, open_store
+from trio_ray.store.opening import S3_SCHEME, local_path, open_output
 
 LISTING_THREADS = 32
 
@@ -107,7 +107,7 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     text = checkpoint.config.get_text_config()
     method = config.method.build(text.num_hidden_layers)
     units = find_units(config)
-    store = _open_output(config)
+    store = open_output(config.output, config.s3)
     _check_apart(config.output, (shard.uri for shard, _ in units))
     named = named_codec(config, checkpoint.folder, method.schedule, text)
     identity = build_identity(config, checkpoint.folder, dtype, method, named.codec.spec if named else None)
@@ -181,15 +181,6 @@ def _check_apart(output: str, inputs: Iterable[str]) -> None:
     inside = next((uri for uri in inputs if uri.startswith(folder)), None)
     if inside is not None:
         raise ConfigError("output", f"{output} holds the input {inside}; give a folder or prefix without input in it")
-
-
-def _open_output(config: JobConfig) -> ObjectStore:
-    try:
-        store = open_store(config.output, config.s3)
-        store.check_writable()
-    except StoreError as error:
-        raise ConfigError("output", str(error)) from None
-    return store
 
 
 def find_units(config: JobConfig) -> list[tuple[Shard, str | None]]:

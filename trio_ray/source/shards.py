@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import BinaryIO, Literal
+from collections.abc import Sequence
+from typing import BinaryIO, Literal, TypeVar
 
 import xxhash
 
@@ -17,6 +18,8 @@ from trio_ray.source.record import parse_record
 from trio_ray.source.rejection import Rejected, ShardDamaged, listed
 from trio_ray.source.sample import Opener, Shard
 from trio_ray.source.text_lines import MAX_RECORD_BYTES, lines
+
+T = TypeVar("T")
 
 Format = Literal["webdataset", "parquet", "jsonl", "json"]
 
@@ -42,6 +45,11 @@ _CURES = {
 """Endings of files that corpora come in and that are not read, and what to do with them."""
 
 _GZIP = b"\x1f\x8b"
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of the items, at equal distances."""
+    return list(items) if len(items) <= count else [items[number * len(items) // count] for number in range(count)]
 
 
 def split_file(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trio_ray.config import S3Config
-from trio_ray.errors import StoreError
+from trio_ray.errors import ConfigError, StoreError
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import ObjectStore
 
@@ -25,6 +25,20 @@ def open_store(uri: str, s3: S3Config) -> ObjectStore:
         bucket, prefix = split_s3_uri(uri)
         return S3Store(bucket, prefix, s3)
     return LocalStore(local_path(uri))
+
+
+def open_output(uri: str, s3: S3Config) -> ObjectStore:
+    """The store of a job's output, to which something can be written.
+
+    Raises:
+        ConfigError: nothing can be written there; names `output`.
+    """
+    try:
+        store = open_store(uri, s3)
+        store.check_writable()
+    except StoreError as error:
+        raise ConfigError("output", str(error)) from None
+    return store
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:

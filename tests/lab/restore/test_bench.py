@@ -61,11 +61,21 @@ def test_decoding_and_answering_are_measured_from_a_cache(
     monkeypatch.setattr("trio_ray.lab.restore.answers.ANSWER_TOKENS", (1, 3))
     monkeypatch.setattr("trio_ray.lab.restore.answers.UNPRUNED_BATCHES", (2,))
     monkeypatch.setattr("trio_ray.lab.restore.decode.UNPRUNED_BATCHES", (2,))
+    monkeypatch.setattr("trio_ray.lab.restore.decode.CPU_SIZES", (1, 3))
+    monkeypatch.setattr("trio_ray.lab.restore.decode.CPU_STEPS", 64)
     monkeypatch.setattr("trio_ray.lab.restore.bench.find_server", lambda: None)
     options = ["--shapes", "bundled", "--samples", "2", "--rounds", "1", "--codecs", "int4", "--store-mb", "1"]
     assert main(["lab", "restore", *options, "--out", str(tmp_path), "--parts", "decode", "answers"]) == 0
     results = json.loads((tmp_path / "restore.json").read_text())["shapes"]["bundled"]
-    assert [times["batch"] for times in results["decode"]["generate"]] == [2]
+    decode = results["decode"]
+    assert [times["batch"] for times in decode["generate"]] == [2]
+    one, three = decode["steps"]
+    assert (one["sequences"], three["sequences"]) == (1, 3)
+    for row in (one, three):
+        assert row["steps"] == 64
+        assert 0 < row["first_limit_ms"] < row["last_limit_ms"], "keys and values grow"
+        assert min(row["first_ms"], row["last_ms"]) > 0
+    assert three["first_limit_ms"] > one["first_limit_ms"]
     assert set(results["answers"]["answer_tokens"]["3"]) == {"cache in a folder", "pruned anew", "unpruned"}
     assert len(results["answers"]["questions"]) == 2
     assert "answers/s" in capsys.readouterr().out

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from trio_ray.lab.decode.steps import measure_steps
 from trio_ray.lab.prefill.unpruned import Unpruned
+from trio_ray.lab.restore.steps import measure_steps
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.tensors import attempt, measure
 
-SIZES = (1, 8, 64, 256)
-STEPS = 1000
+SIZES, CPU_SIZES = (1, 8, 64, 256), (1, 8)
+"""Sequences that decode at a time."""
+STEPS, CPU_STEPS = 1000, 100
 UNPRUNED_BATCHES = (8, 16, 32)
 FEW, MANY = 4, 24
 """Tokens of two runs of generate; what the longer one takes more is steps alone."""
@@ -93,7 +94,7 @@ def measure_decode(
 ) -> dict[str, Any]:
     """The engine's steps (see `measure_steps`) and, under `generate`, transformers' own by batch size."""
     on_gpu = replica.device.type == "cuda"
-    sizes, steps = (SIZES, STEPS) if on_gpu else (SIZES[:2], 100)
+    sizes, steps = (SIZES, STEPS) if on_gpu else (CPU_SIZES, CPU_STEPS)
     found = measure_steps(replica, shapes, sizes, steps, on_step)
     found["generate"] = []
     for batch in UNPRUNED_BATCHES:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from trio_ray.lab.decode.steps import markdown as step_table
 from trio_ray.study import Columns, Study, shown, table
 
 Record = dict[str, Any]
@@ -77,6 +76,18 @@ def _store(found: Record) -> list[str]:
     ]
 
 
+STEP_COLUMNS: Columns[Record] = {
+    "sequences": lambda one: one["sequences"],
+    "first steps, ms": lambda one: shown(one["first_ms"], ".2f"),
+    "limit, ms": lambda one: shown(one["first_limit_ms"], ".2f"),
+    "times the limit": lambda one: shown(one["first_ms"] / one["first_limit_ms"], ".2f"),
+    "tokens/s": lambda one: shown(one["sequences"] / one["first_ms"], ",.0f", times=1e3),
+    "at step": lambda one: one["steps"],
+    "last steps, ms": lambda one: shown(one["last_ms"], ".2f"),
+    "their limit, ms": lambda one: shown(one["last_limit_ms"], ".2f"),
+    "times their limit": lambda one: shown(one["last_ms"] / one["last_limit_ms"], ".2f"),
+}
+
 GENERATE_COLUMNS: Columns[Record] = {
     "prompts": lambda one: one["batch"],
     "first token, ms": lambda one: shown(one["first_ms"], ",.0f"),
@@ -87,7 +98,8 @@ GENERATE_COLUMNS: Columns[Record] = {
 
 def _decode(found: Record) -> list[str]:
     return [
-        step_table(found),
+        f"A copy moves {found['copy_bytes_per_s'] / 1e12:.2f} TB/s; the limit is that of the bytes a step reads.",
+        table(found["steps"], STEP_COLUMNS),
         "transformers' generate on unpruned prompts, without cuDNN's attention:",
         table(found["generate"], GENERATE_COLUMNS),
     ]

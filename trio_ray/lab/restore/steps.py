@@ -11,7 +11,6 @@ import torch
 
 from trio_ray.estimate.made_up_states import GEOMETRIES, prefix_batch
 from trio_ray.kv.prefix import Prefix
-from trio_ray.lab.machine import describe_machine, describe_versions
 from trio_ray.model.decode.engine import Engine, Request
 from trio_ray.model.decoder import Decoder
 from trio_ray.model.replica import Replica
@@ -63,13 +62,7 @@ def measure_steps(
         times.append(_measure(replica.decoder, chosen, steps, bandwidth))
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return {
-        "shapes": shapes,
-        "machine": describe_machine(device),
-        "versions": describe_versions(),
-        "copy_bytes_per_s": bandwidth,
-        "steps": [asdict(one) for one in times],
-    }
+    return {"copy_bytes_per_s": bandwidth, "steps": [asdict(one) for one in times]}
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -128,22 +121,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The record as a table."""
-    lines = [
-        f"{record['shapes']} on {record['machine']['device']}; a copy moves "
-        f"{record['copy_bytes_per_s'] / 1e12:.2f} TB/s.",
-        "",
-        "| sequences | first steps, ms | limit, ms | times the limit | tokens/s | at step | ms | limit, ms | times |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in record["steps"]:
-        first, last = row["first_ms"], row["last_ms"]
-        lines.append(
-            f"| {row['sequences']} | {first:.2f} | {row['first_limit_ms']:.2f} | "
-            f"{first / row['first_limit_ms']:.2f} | {1e3 * row['sequences'] / first:,.0f} | {row['steps']} | "
-            f"{last:.2f} | {row['last_limit_ms']:.2f} | {last / row['last_limit_ms']:.2f} |"
-        )
-    return "\n".join(lines)
