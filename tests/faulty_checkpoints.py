@@ -227,6 +227,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "stop_token_string": (file("generation_config.json", '{"eos_token_id": "</s>"}'), "eos_token_id must be"),
     "generation_config_list": (file("generation_config.json", "[]"), "generation_config.json must hold a mapping"),
+    "pinpoints_of_config_are_numbers": (config(image_grid_pinpoints=[28, 56]), "holds settings that|config.json"),
     "pinpoints_differ": (config(image_grid_pinpoints=[[28, 56], [56, 28]]), "disagree about image_grid_pinpoints"),
     "pinpoints_empty": (
         both(

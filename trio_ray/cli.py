@@ -20,6 +20,8 @@ from trio_ray import commands
 from trio_ray.commands._frame import EXIT_CODES, run_in_frame
 from trio_ray.errors import TrioRayError
 
+SHELLS = ("bash", "zsh", "tcsh")
+
 
 class WrongUsage(TrioRayError):
     """The command line names no command, or gives an option that the command does not take."""
@@ -48,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_in_frame(run)
 
 
-def make_parser(given: Sequence[str]) -> Parser:
-    """The parser of a command line. It knows the names of all commands, and the options of the one that is given."""
+def make_parser(given: Sequence[str] | None) -> Parser:
+    """The parser of a command line. It knows the names of all commands, and the options of the one that is given; with
+    None those of all, which takes as long as to import them.
+    """
     parser = Parser(
         prog="trio-ray",
         description="Pruned visual prefixes of LLaVA-NeXT, computed once on a Ray cluster and stored for good.",
@@ -57,11 +61,17 @@ def make_parser(given: Sequence[str]) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_ShowVersion, help="show the version and exit")
+    parser.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=SHELLS,
+        help="print a script that completes this program's command lines in a shell, and exit; for bash: "
+        "trio-ray --print-completion bash > ~/.local/share/bash-completion/completions/trio-ray",
+    )  # fmt: skip
     _add_commands(parser, commands.__name__, list(commands.__path__), given)
     return parser
 
 
-def _add_commands(parser: argparse.ArgumentParser, package: str, path: list[str], given: Sequence[str]) -> None:
+def _add_commands(parser: argparse.ArgumentParser, package: str, path: list[str], given: Sequence[str] | None) -> None:
+    """Add the commands of a package; with their options where one is `given`, or all are wanted (None)."""
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for found in pkgutil.iter_modules(path):
         if found.name.startswith("_"):  # what commands share
@@ -72,11 +82,11 @@ def _add_commands(parser: argparse.ArgumentParser, package: str, path: list[str]
             name, help=description.partition("\n")[0], description=description, epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        if given[:1] != [name]:
+        if given is not None and given[:1] != [name]:
             continue
         imported = import_module(module)
         if found.ispkg:
-            _add_commands(command, module, list(imported.__path__), given[1:])
+            _add_commands(command, module, list(imported.__path__), None if given is None else given[1:])
         else:
             imported.add_arguments(command)
             command.set_defaults(run=imported.run)
@@ -87,6 +97,16 @@ def _docstring(module: str) -> str:
     spec = find_spec(module)
     source = spec.loader.get_source(module) if spec and spec.loader else ""  # type: ignore[attr-defined]
     return ast.get_docstring(ast.parse(source)) or ""
+
+
+class _PrintCompletion(argparse.Action):
+    """Needs the options of all commands, which the parser of a command line does not have."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, shell: object, *_: object) -> None:
+        import shtab
+
+        print(shtab.complete(make_parser(None), str(shell)))
+        parser.exit()
 
 
 class _ShowVersion(argparse.Action):

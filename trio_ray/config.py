@@ -8,6 +8,7 @@ others may differ between runs that add to one cache.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -517,6 +518,12 @@ class PipelineConfig(Section):
         "them. Judged at the end, from 100 samples on, so that the order of the input does not matter. 1 accepts any "
         "share.",
     )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="A trial (`--limit`): up to so many samples, from shards all over the input, go into a cache of "
+        "their own beside the output, which stays as it is.",
+    )
     redo_damaged: bool = Field(
         False,
         description="Input files that were damaged when they were read and have changed since replace what was "
@@ -557,6 +564,16 @@ class JobConfig(Section):
     @classmethod
     def _one_uri_is_a_list_too(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @property
+    def as_run(self) -> JobConfig:
+        """The job as it is run: a trial has an output of its own, which its settings name."""
+        limit = self.pipeline.limit
+        if limit is None or not self.output:
+            return self
+        decides = self.model_dump_json(include={"input", "model", "prompt", "method", "cache", "source"})
+        digest = hashlib.sha256(decides.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        return self.model_copy(update={"output": f"{self.output.rstrip('/')}-trial-{limit}-{digest}"})
 
     @model_validator(mode="after")
     def _whether_text_is_needed(self) -> JobConfig:

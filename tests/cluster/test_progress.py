@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from trio_ray.cluster.progress import LogProgress, NoProgress, Phase, Progress, Tally, TerminalProgress
+from trio_ray.cluster.progress import (
+    LogProgress,
+    NoProgress,
+    Phase,
+    Progress,
+    Tally,
+    TerminalProgress,
+    progress_display,
+    size_text,
+)
+from trio_ray.errors import JobFailed
 
 RUNNING = Phase("running", "shards", total=12, before=2, rate_of="samples")
 LINE = re.compile(
@@ -78,3 +90,41 @@ def test_the_time_left_is_unknown_until_something_is_done() -> None:
 def test_nothing_is_shown_where_nobody_wants_to_see(capsys: pytest.CaptureFixture[str]) -> None:
     play(NoProgress())
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_file_gets_the_lines_with_times_and_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.log"
+
+    def job() -> None:
+        with progress_display(str(file)) as progress:
+            play(progress)
+            logging.getLogger("trio_ray.store").warning("the store is slow")
+            raise JobFailed("no replica could be started")
+
+    with pytest.raises(JobFailed):
+        job()
+    text = file.read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO running$", text, re.MULTILINE)
+    assert "WARNING the store is slow" in text
+    assert "INFO ended: no replica could be started" in text
+    assert "Traceback" not in text
+    shown = capsys.readouterr().err
+    assert "the store is slow" in shown, "a warning is still shown on the screen"
+    assert "replica 0 lost: killed by [signal] 9" in shown
+
+    with pytest.raises(ZeroDivisionError), progress_display(str(file)):
+        _ = 1 / 0
+    assert "Traceback" in file.read_text(), "what no sentence exists for keeps its traceback, in the file"
+    assert file.read_text().startswith(text), "a second run is appended"
+
+
+def test_a_share_tells_the_time_left_where_the_count_does_not() -> None:
+    tally = Tally(RUNNING, share=0.25, began=time.monotonic() - 10)
+    assert str(tally).endswith("0:00:10, about 0:00:30 left")
+    assert str(Tally(Phase("loading"), share=0.0)).endswith("? left")
+
+
+def test_bytes_are_shown_in_units_of_a_thousand() -> None:
+    assert [size_text(size) for size in (12, 1500, 2_340_000, 5e9, 7.25e12)] == [
+        "12 bytes", "1.5 kB", "2.3 MB", "5.0 GB", "7.25 TB",
+    ]  # fmt: skip

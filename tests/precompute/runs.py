@@ -68,7 +68,9 @@ def run_here(config: JobConfig, replica: Replica, /, **changed: Any) -> list[Par
     """Plan and run all that is left to do; `changed` replaces attributes of the runner."""
     plan = plan_job(config, with_gpu=False)
     runner = replace(make_runner(config, replica, plan), **changed)
-    return [report for task in plan.tasks for report in part_reports(runner.run(task.shard, task.committed))]
+    return [
+        report for task in plan.tasks for report in part_reports(runner.run(task.shard, task.committed, task.limit))
+    ]
 
 
 def part_reports(reports: Iterator[PartReport | InputRead]) -> Iterator[PartReport]:

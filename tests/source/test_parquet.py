@@ -240,3 +240,12 @@ def test_where_images_are_not_read_their_column_need_not_be_there(tmp_path: Path
     assert shard.rows == (0, 3)
     with pytest.raises(ConfigError, match=r"source\.text_column"):
         split_file(str(path), 1, "e", SourceConfig(text_column="ask"), LocalOpener(), images=False)
+
+
+def test_a_column_that_is_there_twice_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    cells = [pa.array([b"x"]), pa.array(["a"]), pa.array(["b"]), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.table(cells, names=["image", "question", "question", "note", "note"]), file)
+    with pytest.raises(ConfigError, match=r"has 2 columns 'question'; rename all but one") as caught:
+        split_file(str(file), 1, "", SourceConfig(), LocalOpener())
+    assert caught.value.field == "input"

@@ -24,9 +24,9 @@ from botocore.compat import HTTPHeaders
 
 from tests.seaweed import S3Server
 from tests.store.breaking_proxy import breaking_proxy
+from trio_ray import reachable
 from trio_ray.config import S3Config
 from trio_ray.errors import AccessRefused, ObjectDamaged, ObjectMissing, StoreError
-from trio_ray.store import s3_reachable
 from trio_ray.store.objects import TEMPORARY_PREFIX, ObjectStore
 from trio_ray.store.opening import open_store, split_s3_uri
 from trio_ray.store.s3 import S3Store
@@ -67,7 +67,7 @@ def test_an_endpoint_where_nothing_listens_is_told_in_seconds(
     s3_store: ObjectStore, endpoint: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a store that would try each request eight times."""
-    monkeypatch.setattr(s3_reachable, "PAUSE_S", 0.1)
+    monkeypatch.setattr(reachable, "PAUSE_S", 0.1)
     started = time.monotonic()
     with pytest.raises(StoreError, match=re.escape(words)):
         behind(s3_store, endpoint).read("any")

@@ -5,10 +5,11 @@ A command goes through phases. Within a phase it reports counts, such as samples
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,7 +19,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from trio_ray.errors import TrioRayError
+
 LOG_EVERY_S = 30.0
+
+LOG = logging.getLogger("trio_ray")
+"""What the whole package logs."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,12 @@ class TerminalProgress:
 
 
 class LogProgress:
-    """Lines on standard error: one when a phase begins, and one every `every_s` seconds while it lasts."""
+    """Lines on standard error, or wherever `show` puts them: one when a phase begins, and one every `every_s` seconds
+    while it lasts.
+    """
 
-    def __init__(self, every_s: float = LOG_EVERY_S) -> None:
+    def __init__(self, every_s: float = LOG_EVERY_S, show: Callable[[str], None] | None = None) -> None:
+        self._show = show
         self._tally: Tally | None = None
         self._every_s = every_s
         self._closed = threading.Event()
@@ -163,7 +172,10 @@ class LogProgress:
 
     def say(self, line: str) -> None:
         """See `Progress`."""
-        print(line, file=sys.stderr, flush=True)
+        if self._show is not None:
+            self._show(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Write the last state, if there are counts in it, and end."""
@@ -178,15 +190,71 @@ class LogProgress:
                 self.say(str(self._tally))
 
 
+class Both:
+    """Shows the same in two displays."""
+
+    def __init__(self, first: Progress, second: Progress) -> None:
+        self._displays = (first, second)
+
+    def begin(self, phase: Phase) -> None:
+        """See `Progress`."""
+        for display in self._displays:
+            display.begin(phase)
+
+    def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
+        """See `Progress`."""
+        for display in self._displays:
+            display.update(counts, note, share)
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        for display in self._displays:
+            display.say(line)
+
+
 @contextmanager
-def progress_display() -> Iterator[Progress]:
-    """A bar where standard error is a terminal, lines where it is not."""
+def progress_display(log_file: str | None = None) -> Iterator[Progress]:
+    """A bar where standard error is a terminal, lines where it is not; the lines go into `log_file` as well."""
     console = Console(stderr=True)
     display = TerminalProgress(console) if console.is_terminal else LogProgress()
     try:
-        yield display
+        if log_file is None:
+            yield display
+        else:
+            with _lines_to(log_file) as lines:
+                yield Both(display, lines)
     finally:
         display.close()
+
+
+@contextmanager
+def _lines_to(path: str) -> Iterator[Progress]:
+    """A display that appends its lines to a file with the time of each, beside what the package logs, and at the end
+    what stopped it.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    screen = logging.StreamHandler()  # what Python does by itself only as long as there is no handler
+    screen.setLevel(logging.WARNING)
+    level = LOG.level
+    for one in (handler, screen):
+        LOG.addHandler(one)
+    LOG.setLevel(logging.INFO)
+    lines = LogProgress(show=LOG.info)
+    try:
+        yield lines
+    except TrioRayError as error:
+        LOG.info("ended: %s", error)
+        raise
+    except BaseException as error:
+        LOG.info("ended by %s", type(error).__name__, exc_info=not isinstance(error, KeyboardInterrupt))
+        raise
+    finally:
+        lines.close()
+        LOG.setLevel(level)
+        for one in (handler, screen):
+            LOG.removeHandler(one)
+        handler.close()
 
 
 def size_text(size: float) -> str:

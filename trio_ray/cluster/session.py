@@ -9,13 +9,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
 from trio_ray.errors import ConfigError, JobFailed
+from trio_ray.reachable import why_unreachable
 
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+"""What Ray warns of is about Ray; lost actors and nodes are told by the pool."""
 
 
 def cluster_given() -> bool:
@@ -53,6 +56,8 @@ def _start(cpus: int) -> None:
     try:
         with _own_sigterm():
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+    except AuthenticationError as error:
+        raise _no_token(error) from None
     except Exception as error:  # Ray raises plain exceptions where one of its processes does not come up in time
         raise JobFailed(
             f"Ray could not be started on this machine: {' '.join(str(error).split())}; look at its logs under "
@@ -60,10 +65,42 @@ def _start(cpus: int) -> None:
         ) from None
 
 
+def _no_token(error: AuthenticationError) -> ConfigError:
+    return ConfigError(
+        "RAY_AUTH_MODE",
+        f"the cluster wants a token ({in_one_line(error)}); give it by RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or make "
+        "one for a Ray of your own by `ray get-auth-token --generate`",
+    )
+
+
+def _check_listens(address: str) -> None:
+    """Ray tries for minutes to join an address from which nobody answers.
+
+    Raises:
+        ConfigError: nobody answers; names RAY_ADDRESS.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return  # Ray says what is wrong with it
+    if host is None or port is None:  # `auto`, or another word that Ray knows
+        return
+    why = why_unreachable(host, port)
+    if why is not None:
+        raise ConfigError(
+            "RAY_ADDRESS",
+            f"nothing answers at {address!r} ({why}); give a running cluster's address, or unset it to start Ray here",
+        )
+
+
 def _join(address: str) -> None:
+    _check_listens(address)
     try:
         with _own_sigterm():
             ray.init(**_QUIET)
+    except AuthenticationError as error:
+        raise _no_token(error) from None
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:  # of other versions, a wrong token
         raise ConfigError(
             "RAY_ADDRESS",

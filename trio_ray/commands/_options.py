@@ -95,8 +95,33 @@ def job_config(arguments: argparse.Namespace) -> JobConfig:
         "model": "model.name",
         "retention": "method.retention",
         "redo_damaged": "pipeline.redo_damaged",
+        "limit": "pipeline.limit",
     }
     return settings(JobConfig, arguments, options)
+
+
+def add_log_file_option(parser: argparse.ArgumentParser) -> None:
+    """`--log-file` of jobs."""
+    parser.add_argument(
+        "--log-file", metavar="FILE", help="append what is shown, warnings and the end to this file, with times"
+    )
+
+
+def check_log_file(arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` if there cannot be such a file."""
+    if arguments.log_file:
+        check_file("--log-file", arguments.log_file)
+
+
+def with_pinned_model(config: JobConfig) -> JobConfig:
+    """The same job, whose hub model is named by its commit: a branch may move while the command runs.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    from trio_ray.model.loading import pinned  # imports torch, which takes seconds
+
+    return config.model_copy(update={"model": pinned(config.model)})
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

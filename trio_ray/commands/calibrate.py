@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trio_ray.commands._options import add_job_options, check_file, job_config, number, whole
+from trio_ray.commands._options import add_job_options, check_file, job_config, number, whole, with_pinned_model
 from trio_ray.commands._progress import shown_count
 from trio_ray.errors import ConfigError
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.model.replica import Replica
 
     check_file("--out", arguments.out)
-    config = job_config(arguments)
+    config = with_pinned_model(job_config(arguments))
     if config.cache.level != "kv" or config.cache.scope != "prompt":
         raise ConfigError("cache", "a basis is calibrated for level kv and scope prompt")
     if config.model.matmul != "dtype":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from trio_ray.commands._options import add_settings_options, settings
+from trio_ray.commands._options import add_log_file_option, add_settings_options, check_log_file, settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="URI", help="the samples: an embeds cache, a folder or s3://bucket/prefix")
     parser.add_argument("--output", metavar="URI", help="where the student and its metrics go")
     add_settings_options(parser, "student.layers=4")
+    add_log_file_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,8 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.distill.job import run_distillation
     from trio_ray.distill.report import report
 
+    check_log_file(arguments)
     config = settings(DistillConfig, arguments, ("cache", "output"))
-    with progress_display() as progress:
+    with progress_display(arguments.log_file) as progress:
         metrics = run_distillation(config, progress)
     print(report(metrics))
     return 0

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trio_ray.commands._options import SHARE, add_job_options, check_file, job_config, number, whole
+from trio_ray.commands._options import SHARE, add_job_options, check_file, job_config, number, whole, with_pinned_model
 from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import ConfigError
 
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Estimate and report."""
     config = job_config(arguments)
     _check(arguments)
+    config = with_pinned_model(config)
     codecs = _codecs(arguments.codecs)
     from trio_ray.estimate.estimate import EstimateSettings, make_estimate
     from trio_ray.estimate.prices import Prices

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from trio_ray.commands._options import add_settings_options, settings
+from trio_ray.commands._options import add_log_file_option, add_settings_options, check_log_file, settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="URI", nargs="+", help="question files; without any, all that the cache has")
     parser.add_argument("--output", metavar="URI", help="where answers and metrics go")
     add_settings_options(parser, "scorer=pope")
+    add_log_file_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,8 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.evaluate.job import run_evaluation
     from trio_ray.evaluate.report import report
 
+    check_log_file(arguments)
     config = settings(EvaluateConfig, arguments, ("cache", "input", "output"))
-    with progress_display() as progress:
+    with progress_display(arguments.log_file) as progress:
         metrics = run_evaluation(config, progress)
     print(report(metrics))
     return 0

@@ -11,9 +11,13 @@ example:
 from __future__ import annotations
 
 import argparse
+import logging
 
-from trio_ray.commands._options import add_job_options, job_config
+from trio_ray.commands._options import add_job_options, add_log_file_option, check_log_file, job_config, whole
+from trio_ray.config import JobConfig
 from trio_ray.errors import JobFailed
+
+log = logging.getLogger("trio_ray")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +29,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what was committed of them goes",
     )  # fmt: skip
 
+    parser.add_argument(
+        "--limit", type=whole(1), metavar="N",
+        help="a trial: store up to N samples, from all over the input, in a cache of their own beside the output",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="say what would be done, and how many hours and bytes that would take; write nothing",
+    )  # fmt: skip
+    add_log_file_option(parser)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the job; 0 if all input is in the cache or in quarantine, 4 if not."""
+    check_log_file(arguments)
     config = job_config(arguments)
+    if arguments.dry_run:
+        return _say_what_would_be_done(config)
     from trio_ray.cluster.progress import progress_display
     from trio_ray.precompute.job import run_job
 
-    with progress_display() as progress:
+    with progress_display(arguments.log_file) as progress:
         summary = run_job(config, progress)
+        log.info("%s", summary)
     print(summary)
+    if config.pipeline.limit is not None:
+        print(f"this was a trial (--limit); {config.output} is as it was")
     return 0 if summary.ok else JobFailed.exit_code
+
+
+def _say_what_would_be_done(config: JobConfig) -> int:
+    from trio_ray.cluster.progress import progress_display
+    from trio_ray.estimate.preview import preview
+
+    with progress_display() as progress:
+        found = preview(config.as_run, progress)
+    print(found)
+    return 0

@@ -116,6 +116,11 @@ def check_checkpoint(config: ModelConfig, prompt: PromptConfig | None = None) ->
         ConfigError: it cannot be run; names `model.name` or `prompt.template` and says what is wrong.
     """
     folder = model_folder(config)
+    with as_sentence(f"{folder} holds settings that the libraries which read it cannot take"):
+        return _check_folder(folder, prompt)
+
+
+def _check_folder(folder: Path, prompt: PromptConfig | None) -> Checkpoint:
     model_config = read_model_config(folder)
     files = stored_files(folder)
     model = _empty_model(folder, model_config)

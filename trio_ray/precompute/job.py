@@ -61,6 +61,7 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             committed stays.
     """
     started = time.monotonic()
+    config = config.as_run
     progress = progress or NoProgress()
     replicas = config.replicas
     with ExitStack() as session:

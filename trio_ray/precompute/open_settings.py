@@ -123,13 +123,19 @@ def _with_chosen(identity: Mapping[str, Any], config: JobConfig, chosen: Chosen)
 
 def _join(store: ObjectStore, identity: Mapping[str, Any], config: JobConfig, given: Collection[str]) -> Dataset:
     existing = load_dataset(store)
+    wanted = with_existing(identity, config, existing)
+    return create_or_check(store, wanted, existing.part_samples, given=given)
+
+
+def with_existing(identity: Mapping[str, Any], config: JobConfig, existing: Dataset) -> dict[str, Any]:
+    """The identity of a job that joins a cache: what its settings leave open is what the cache has."""
     wanted = dict(identity)
     if config.cache.chooses_codec:
         # None stands for a cache of another level, which is then what is refused.
         wanted = with_codec(wanted, (existing.identity.get("cache") or {}).get("codec"))
     if config.method.schedule == "auto":
         wanted["method"] = _method_as(existing.identity.get("method") or {}, identity["method"], config)
-    return create_or_check(store, wanted, existing.part_samples, given=given)
+    return wanted
 
 
 def _method_as(existing: Mapping[str, Any], wanted: Mapping[str, Any], config: JobConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,28 +15,38 @@ import torch
 from trio_ray.cache.identity import build_identity, method_of
 from trio_ray.cluster.replica_memory import replica_memory
 from trio_ray.cluster.session import cluster_given, gpus_per_replica
-from trio_ray.config import JobConfig, ModelConfig, settings_given
+from trio_ray.config import JobConfig, ModelConfig, S3Config, settings_given
 from trio_ray.errors import ConfigError, StoreError
 from trio_ray.method.method import Method
 from trio_ray.model.checkpoint import Checkpoint, check_checkpoint
 from trio_ray.model.device_memory import DeviceMemory, device_memory
 from trio_ray.model.loading import pinned, resolve_dtype
 from trio_ray.precompute.calibration_task import calibrate_here
-from trio_ray.precompute.codec_basis import named_codec
-from trio_ray.precompute.open_settings import CalibrationSpec, Calibrator, Chosen, has_open_settings, make_or_join
+from trio_ray.precompute.codec_basis import NamedCodec, named_codec
+from trio_ray.precompute.open_settings import (
+    CalibrationSpec,
+    Calibrator,
+    Chosen,
+    has_open_settings,
+    make_or_join,
+    with_existing,
+)
 from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
 from trio_ray.store.commit_table import ShardProgress, read_commits
 from trio_ray.store.commits import delete_commits
-from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.dataset import Dataset, check_same, create_or_check, existing_dataset, new_dataset
 from trio_ray.store.input_version import is_copy
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.opening import S3_SCHEME, local_path, open_output
+from trio_ray.store.opening import S3_SCHEME, local_path, open_output, open_store
 
 LISTING_THREADS = 32
+
+TRIAL_SHARDS_A_REPLICA = 4
+"""A trial takes samples of so many shards for each replica: of more, most of its time would be opening files."""
 
 FITS_ANYWHERE_BYTES = 4 << 30
 """A model that needs less fits on any device, so that the cluster need not be asked, which takes it seconds."""
@@ -46,10 +56,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """A shard that still has work in it, and the parts of it that are committed."""
+    """A shard that still has work in it, and the parts of it that are committed. `limit` ends it early, in a trial."""
 
     shard: Shard
     committed: frozenset[int]
+    limit: int | None = None
 
 
 @dataclass
@@ -81,6 +92,28 @@ class JobPlan:
         return len(self.tasks) + len(self.complete) + len(self.lost)
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A configuration that can be run, as far as that can be known before anything is written."""
+
+    config: JobConfig
+    given: set[str]
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    units: list[tuple[Shard, str | None]]
+    store: ObjectStore
+    named: NamedCodec | None
+    identity: dict[str, Any]
+
+    def part_samples(self, chosen: Chosen) -> int:
+        """Samples of a part of a new cache, given what was chosen for it."""
+        layers = self.checkpoint.config.get_text_config().num_hidden_layers
+        size = PartSize(self.config, chosen.method(self.config, layers).schedule, self.checkpoint.config, self.dtype)
+        if chosen.codec is not None:
+            return size.samples_made_smaller(chosen.codec.times_smaller)
+        return size.samples(self.named.codec if self.named else None)
+
+
 def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrate_here) -> JobPlan:
     """Check a configuration against the world, create or join its cache, and find what is left to do.
 
@@ -94,6 +127,43 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         IdentityMismatch: the output holds a cache of other settings.
         JobFailed: what the settings leave open could not be chosen.
     """
+    checked = _check(config, with_gpu, open_output)
+    config, store, identity, named = checked.config, checked.store, checked.identity, checked.named
+    chosen: dict[str, str] = {}
+    if has_open_settings(config):
+        spec = _calibration_spec(config, identity, checked.dtype)
+        dataset, chosen = make_or_join(store, identity, checked.part_samples, spec, calibrate, checked.given)
+    else:
+        samples = checked.part_samples(Chosen())
+        dataset = create_or_check(store, identity, samples, config.model.label, checked.given)
+    if named is not None and named.basis is not None:
+        store_basis(store, named.basis)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method_of(dataset.identity), config.model, chosen)
+    _find_work(plan, checked.units, config, config.pipeline.redo_damaged)
+    return plan
+
+
+def preview_job(config: JobConfig, with_gpu: bool) -> tuple[JobPlan, bool]:
+    """What `plan_job` would find, and whether it would make a new cache. Nothing is written, deleted or calibrated.
+
+    Raises:
+        ConfigError: as `plan_job`, but whether the output can be written is not tried.
+        IdentityMismatch: the output holds a cache of other settings.
+    """
+    checked = _check(config, with_gpu, open_store)
+    config, store, identity = checked.config, checked.store, checked.identity
+    dataset = existing_dataset(store)
+    is_new = dataset is None
+    if dataset is None:
+        dataset = new_dataset(identity, 1, config.model.label)
+    else:
+        check_same(store, dataset, with_existing(identity, config, dataset), checked.given)
+    plan = JobPlan("preview", store, dataset, method_of(dataset.identity), config.model)
+    _find_work(plan, checked.units, config, redo_damaged=False)
+    return plan, is_new
+
+
+def _check(config: JobConfig, with_gpu: bool, open_store_to: Callable[[str, S3Config], ObjectStore]) -> _Checked:
     if not config.input:
         raise ConfigError("input", "names no shards; give paths or s3:// URIs")
     if not config.output:
@@ -107,29 +177,11 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     text = checkpoint.config.get_text_config()
     method = config.method.build(text.num_hidden_layers)
     units = find_units(config)
-    store = open_output(config.output, config.s3)
+    store = open_store_to(config.output, config.s3)
     _check_apart(config.output, (shard.uri for shard, _ in units))
     named = named_codec(config, checkpoint.folder, method.schedule, text)
     identity = build_identity(config, checkpoint.folder, dtype, method, named.codec.spec if named else None)
-
-    def part_samples(chosen: Chosen) -> int:
-        schedule = chosen.method(config, text.num_hidden_layers).schedule
-        size = PartSize(config, schedule, checkpoint.config, dtype)
-        if chosen.codec is not None:
-            return size.samples_made_smaller(chosen.codec.times_smaller)
-        return size.samples(named.codec if named else None)
-
-    chosen: dict[str, str] = {}
-    if has_open_settings(config):
-        spec = _calibration_spec(config, identity, dtype)
-        dataset, chosen = make_or_join(store, identity, part_samples, spec, calibrate, given)
-    else:
-        dataset = create_or_check(store, identity, part_samples(Chosen()), config.model.label, given)
-    if named is not None and named.basis is not None:
-        store_basis(store, named.basis)
-    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method_of(dataset.identity), config.model, chosen)
-    _find_work(plan, units, config)
-    return plan
+    return _Checked(config, given, checkpoint, dtype, units, store, named, identity)
 
 
 def _calibration_spec(config: JobConfig, identity: dict[str, Any], dtype: torch.dtype) -> CalibrationSpec:
@@ -201,7 +253,8 @@ def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[t
         return [(whole, str(error))]
 
 
-def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: JobConfig) -> None:
+def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: JobConfig, redo_damaged: bool) -> None:
+    limits = _limits(units, config)
     progress = read_commits(plan.store, LISTING_THREADS).progress()
     # By file, because the rows of a file that has changed are cut into other shards.
     begun: dict[str, list[ShardProgress]] = {}
@@ -209,12 +262,12 @@ def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: Job
         begun.setdefault(one.source.uri, []).append(one)
     replaced: set[str] = set()
     changed = _changed_files([shard for shard, reason in units if reason is None], begun, StoreOpener(config.s3))
-    for shard, reason in units:
+    for shard, reason in units if limits is None else [unit for unit in units if unit[0].name in limits]:
         if reason is None and shard.uri in changed and shard.uri not in replaced:
             damage = next((one.damage for one in begun[shard.uri] if one.damage), None)
             if damage is None:
                 reason = "has changed since parts of it were committed; write this version to another output"
-            elif config.pipeline.redo_damaged:
+            elif redo_damaged:
                 _take_out(plan.store, begun[shard.uri])
                 replaced.add(shard.uri)
             else:
@@ -225,7 +278,18 @@ def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: Job
         if reason is not None:
             plan.lost.append((shard, reason))
         else:
-            _sort_in(plan, shard, None if shard.uri in replaced else progress.get(shard.name))
+            limit = None if limits is None else limits[shard.name]
+            _sort_in(plan, shard, None if shard.uri in replaced else progress.get(shard.name), limit)
+
+
+def _limits(units: list[tuple[Shard, str | None]], config: JobConfig) -> dict[str, int] | None:
+    """Of a trial the shards that it takes, all over the input, each with the number of its samples; else None."""
+    limit = config.pipeline.limit
+    if limit is None:
+        return None
+    most = min(len(units), limit, TRIAL_SHARDS_A_REPLICA * config.replicas.max)
+    chosen = [units[number * len(units) // most][0] for number in range(most)]
+    return {shard.name: (limit + place) // most for place, shard in enumerate(chosen)}
 
 
 def _changed_files(shards: list[Shard], begun: dict[str, list[ShardProgress]], opener: StoreOpener) -> set[str]:
@@ -251,10 +315,10 @@ def _take_out(store: ObjectStore, begun: list[ShardProgress]) -> None:
         delete_commits(store, one.source.name, one.parts)
 
 
-def _sort_in(plan: JobPlan, shard: Shard, progress: ShardProgress | None) -> None:
+def _sort_in(plan: JobPlan, shard: Shard, progress: ShardProgress | None, limit: int | None) -> None:
     if progress is None:
-        plan.tasks.append(Task(shard, frozenset()))
+        plan.tasks.append(Task(shard, frozenset(), limit))
     elif progress.complete and len(progress.parts) == max(progress.parts) + 1:
         plan.complete.append(shard)
     else:
-        plan.tasks.append(Task(shard, progress.parts))
+        plan.tasks.append(Task(shard, progress.parts, limit))

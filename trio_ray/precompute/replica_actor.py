@@ -94,7 +94,7 @@ class ReplicaActor(PooledActor[Task]):
             self._finds_budget = False
         started = time.monotonic()
         # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
-        for report in self._runner.run(work.shard, work.committed):
+        for report in self._runner.run(work.shard, work.committed, work.limit):
             if isinstance(report, PartReport):
                 self._metrics.part_done(time.monotonic() - started)
                 started = time.monotonic()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import ObjectMissing
@@ -68,8 +69,13 @@ class ShardRunner:
     decode_threads: int
     open_sink: Callable[[Shard], ShardSink]
 
-    def run(self, shard: Shard, committed: frozenset[int]) -> Iterator[RunnerNews]:
+    def run(self, shard: Shard, committed: frozenset[int], limit: int | None = None) -> Iterator[RunnerNews]:
         """Process what is not committed yet and yield a report as each part is done, and how far it is now and then.
+
+        Args:
+            shard: to process.
+            committed: its parts that need no work.
+            limit: the number of its samples at which a trial takes it for ended.
 
         Raises:
             StoreError: the input could not be read or the output not be written; committed parts stay.
@@ -78,6 +84,8 @@ class ShardRunner:
         done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
         reading = ReadingPosition(shard, self.opener)
         items = reading.followed(read_shard(shard, self.config.source, reading, skip=done.holds))
+        if limit is not None:
+            items = takewhile(lambda item: item.index < limit, items)
         yield from self.run_items(items, shard, lambda: done.highest, lambda: reading.share)
 
     def run_items(

@@ -107,9 +107,18 @@ def _columns(uri: str, table: pq.ParquetFile, config: SourceConfig, images: bool
         )
     keys = KEY_FIELDS if config.key_column is None else (config.key_column,)
     named = template_fields(config.image_name or "")
+    _refuse_twins(uri, present, [*prompts, *keys, *answer_fields(config), *named])
     others = [name for name in (*keys, *answer_fields(config), *named) if name in present]
     pictures = [] if config.image_name else matching(present, config.image_column)
+    _refuse_twins(uri, present, pictures)
     return _Columns(pictures, list(dict.fromkeys(prompts + others)))
+
+
+def _refuse_twins(uri: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `ConfigError` if a column that is read is there twice: nobody knows which of them is meant."""
+    twin = next((name for name in wanted if present.count(name) > 1), None)
+    if twin is not None:
+        raise ConfigError("input", f"{uri} has {present.count(twin)} columns {twin!r}; rename all but one of them")
 
 
 class _ForwardCells:

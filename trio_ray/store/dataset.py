@@ -108,8 +108,22 @@ def create_or_check(
         IdentityMismatch: the cache was made with another identity or schema version; names what differs.
         ObjectDamaged: its `dataset.json` is not as it was written.
     """
+    existing = existing_dataset(store)
+    if existing is None:
+        dataset = new_dataset(identity, part_samples, model, chosen)
+        if store.create(DATASET, dump_record(asdict(dataset))):
+            return dataset
+        existing = load_dataset(store)  # another run was faster
+    check_same(store, existing, identity, given)
+    return existing
+
+
+def new_dataset(
+    identity: Mapping[str, Any], part_samples: int, model: str, chosen: Mapping[str, str] | None = None
+) -> Dataset:
+    """The manifest of a cache that is made now."""
     plain = json.loads(canonical_json(identity))
-    dataset = Dataset(
+    return Dataset(
         plain,
         hash_identity(plain),
         part_samples,
@@ -119,17 +133,22 @@ def create_or_check(
         model,
         dict(chosen or {}),
     )
+
+
+def existing_dataset(store: ObjectStore) -> Dataset | None:
+    """The manifest of the cache in `store`, None if there is none; raises what else `load_dataset` raises."""
     try:
-        existing = load_dataset(store)
+        return load_dataset(store)
     except NotACacheError:
-        if store.create(DATASET, dump_record(asdict(dataset))):
-            return dataset
-        existing = load_dataset(store)  # another run was faster
-    found = list(differences(existing.identity, plain))
+        return None
+
+
+def check_same(store: ObjectStore, existing: Dataset, identity: Mapping[str, Any], given: Collection[str] = ()) -> None:
+    """Raise `IdentityMismatch` if the cache in `store` was made with another identity; see `create_or_check`."""
+    found = list(differences(existing.identity, json.loads(canonical_json(identity))))
     if found:
         users = {name for name, _, _ in found if any(f"{name}.".startswith(f"{setting}.") for setting in given)}
         raise IdentityMismatch(store.uri, sorted(found, key=lambda one: one[0] not in users))
-    return existing
 
 
 def load_dataset(store: ObjectStore) -> Dataset:

@@ -1,21 +1,12 @@
-"""Whether anything listens at an S3 endpoint of one's own, asked once before the first request.
-
-Requests are tried again for minutes, which is right for a server that is overloaded or starting anew. An address that
-nobody has ever answered from should be said in seconds.
-"""
+"""Whether anything listens at an S3 endpoint of one's own."""
 
 from __future__ import annotations
 
-import socket
-import time
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from trio_ray.errors import StoreError
-
-TRIES = 4
-PAUSE_S = 1.0
-CONNECT_S = 5.0
+from trio_ray.reachable import why_unreachable
 
 
 def check_reachable(uri: str, endpoint: str) -> None:
@@ -37,14 +28,6 @@ def check_reachable(uri: str, endpoint: str) -> None:
         raise StoreError(uri, f"the S3 endpoint {endpoint!r} is no URL such as http://host:9000; check s3.endpoint_url")
     if getproxies().get(parts.scheme) and not proxy_bypass(host):
         return
-    why = ""
-    for attempt in range(TRIES):
-        try:
-            socket.create_connection((host, port), CONNECT_S).close()
-        except OSError as error:  # also a name without an address
-            why = error.strerror or str(error)
-        else:
-            return
-        if attempt + 1 < TRIES:
-            time.sleep(PAUSE_S)
-    raise StoreError(uri, f"the S3 endpoint {endpoint} cannot be reached ({why}); check s3.endpoint_url and the server")
+    why = why_unreachable(host, port)
+    if why is not None:
+        raise StoreError(uri, f"the S3 endpoint {endpoint} cannot be reached ({why}); check s3.endpoint_url")
