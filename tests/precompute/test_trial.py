@@ -14,7 +14,7 @@ from trio_ray.errors import IdentityMismatch
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import preview_job
-from trio_ray.store.commits import read_commits
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.local import LocalStore
 
 
