@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces, pack, unpack_narrow, unpack_wide
+from trio_ray.kv.codecs.transform_bands import BANDS, ZERO, PackedPlaces, pack, unpack_narrow, unpack_wide
 
 
 def unpack(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    return torch.cat([unpack_wide(packed[0]), unpack_narrow(packed[1:], counts[1:]).float()], 1)
+    return torch.cat([unpack_wide(packed[0]), unpack_narrow(packed[1:], counts[1:]).float() - ZERO], 1)
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 5, 11), (0, 0, 0, 1), (1, 0, 1, 0), (0, 4, 2, 5), (0, 0, 0, 0)])

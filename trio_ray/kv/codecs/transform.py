@@ -33,7 +33,14 @@ from trio_ray.kv.codecs.transform_basis import (
 )
 from trio_ray.kv.codecs.transform_basis import read_basis as parse_basis
 from trio_ray.kv.codecs.transform_integers import Chunk, TorchRowCoder
-from trio_ray.kv.codecs.transform_inverse import ByteInverse, GroupInverse, Turn, has_exact_bytes, put_rows
+from trio_ray.kv.codecs.transform_inverse import (
+    RESTORED_ROWS,
+    ByteInverse,
+    GroupInverse,
+    Turn,
+    has_exact_bytes,
+    put_rows,
+)
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 from trio_ray.method.rows import select_rows
@@ -46,10 +53,8 @@ CHUNK, GPU_CHUNK = 1 << 23, 1 << 26
 """Rows times channels of the widest group that are compressed at once, which bounds the memory of their integers. A GPU
 wants few and large pieces of work.
 """
-RESTORED_AT_ONCE, RESTORED_ROWS = 1 << 19, 256
-"""The same where torch restores, whose floats then stay in a CPU's cache from one step to the next; and rows at least,
-for a product first arranges its matrix.
-"""
+RESTORED_AT_ONCE = 1 << 19
+"""The same where torch restores, whose floats then stay in a CPU's cache from one step to the next."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Band:
 BANDS = (Band("wide", 32767, 0), Band("byte", 127, 1), Band("nibble", 7, 2), Band("trit", 1, 5))
 
 
+ZERO = 128
+"""The byte that stands for 0 where symbols of either sign are multiplied as bytes without one."""
+
+
 @dataclass(frozen=True)
 class PackedPlaces:
     """Where the packed symbols of n rows and of one group are stored; other groups' lie beside them.
@@ -75,13 +79,14 @@ def unpack_wide(packed: Tensor) -> Tensor:
 
 
 def unpack_narrow(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Undo `pack` in the other bands: (n, components) int8, side by side. Any byte stands for some symbols; 255 in the
-    band of whole bytes, which `pack` never writes, for -128.
+    """Undo `pack` in the other bands: (n, components) uint8, side by side, each `ZERO` above its symbol.
+
+    Any byte stands for some symbols; 255 in the band of whole bytes, which `pack` never writes, for -128.
     """
-    symbols = torch.empty((len(packed[0]), sum(counts)), dtype=torch.int8, device=packed[0].device)
+    symbols = torch.empty((len(packed[0]), sum(counts)), dtype=torch.uint8, device=packed[0].device)
     for part, out, band in zip(packed, symbols.split(list(counts), 1), BANDS[1:], strict=True):
         if band.per_byte == 1:
-            torch.sub(part, band.limit, out=out.view(torch.uint8))
+            torch.add(part, ZERO - band.limit, out=out)
         elif out.numel():
             out.copy_(_symbols_of_bytes(band, part)[:, : out.shape[1]])
     return symbols
@@ -101,16 +106,16 @@ def _pack(symbols: Tensor, band: Band) -> Tensor:
 
 
 def _symbols_of_bytes(band: Band, packed: Tensor) -> Tensor:
-    """(n, bytes) uint8 -> (n, bytes * per_byte) int8, looked up: a division of integers costs a CPU far more."""
+    """(n, bytes) uint8 -> (n, bytes * per_byte) uint8, looked up: a division of integers costs a CPU far more."""
     index = packed.reshape(-1).int()
-    return _table(band, packed.device).index_select(0, index).view(torch.int8).view(len(packed), -1)
+    return _table(band, packed.device).index_select(0, index).view(torch.uint8).view(len(packed), -1)
 
 
 @functools.cache
 def _table(band: Band, device: torch.device) -> Tensor:
-    """The symbols that each byte holds: (256, per_byte) int8, or (256,) int16 that are two of them."""
+    """What `unpack_narrow` makes of each byte: (256, per_byte) uint8, or (256,) int16 that are two of them."""
     digits = torch.arange(256, dtype=torch.int16)[:, None] // _places(band, torch.device("cpu")) % band.base
-    table = (digits - band.limit).to(torch.int8)
+    table = (digits - band.limit + ZERO).to(torch.uint8)
     return (table.view(torch.int16)[:, 0] if band.per_byte == 2 else table).to(device)
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.kv.codecs.transform_bands import unpack_narrow, unpack_wide
+from trio_ray.kv.codecs.transform_bands import ZERO, unpack_narrow, unpack_wide
 from trio_ray.kv.codecs.transform_basis import FOLD_BITS, ROTATION_BITS, STEP_BITS, Components
 from trio_ray.kv.codecs.transform_integers import Chunk
 from trio_ray.kv.target import RowTarget
 
 FINE, COARSE = 127 * 256 + 127, 127
 """The largest integer of a matrix in two bytes a number, and of one in the upper byte alone."""
+RESTORED_ROWS = 256
+"""Rows at least that a CPU restores at once, for a product first arranges its matrix."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,32 @@ class GroupInverse:
             packed: the rows' symbols by band, see `transform_bands.pack`.
             mean: (n,) int64, which mean row is added to each.
         """
-        symbols = torch.cat([unpack_wide(packed[0]), unpack_narrow(packed[1:], self.counts[1:]).float()], 1)
+        symbols = torch.cat([unpack_wide(packed[0]), unpack_narrow(packed[1:], self.counts[1:]).float() - ZERO], 1)
         products = F.pad(symbols, (0, len(self.matrix) - symbols.shape[1])).to(self.matrix.dtype) @ self.matrix
         return torch.addcmul(_mean_rows(self.mean, mean), products, self.scale)
 
 
 @dataclass(frozen=True)
 class ByteInverse:
-    """A `GroupInverse` in 8-bit products, of which a CPU does five in the time of one of fp32.
+    """A `GroupInverse` in 8-bit products, of which a CPU does four in the time of one of fp32.
 
     The matrix is rounded to integers of 16 bits in the band `byte`, and of 8 bits in `nibble` and `trit`, whose symbols
     are so small that this makes an error of a twentieth of the one that rounding them to whole steps has made before,
-    or less. The few wide symbols are multiplied in fp32.
+    or less. The few wide symbols are multiplied in fp32. Scale, mean and sum belong to the products, so no float is
+    written twice.
 
     Attributes:
         counts: components in each band.
-        wide: (wide components, C) fp32.
-        high: (other components, C) int8, what the integers hold of 256.
-        low: (components of the band `byte`, C) int8, the rest of theirs.
-        scale: (C,) fp32.
+        wide: (wide components, C) fp32, what they count in a state.
+        high: of the other components, what the integers hold of 256; None where there are no others.
+        low: of the components of the band `byte`, the rest of theirs; None likewise.
         mean: (means, C) fp32.
     """
 
     counts: tuple[int, ...]
     wide: Tensor
-    high: Tensor
-    low: Tensor
-    scale: Tensor
+    high: ByteMatrix | None
+    low: ByteMatrix | None
     mean: Tensor
 
     @classmethod
@@ -96,40 +97,86 @@ class ByteInverse:
         unit = torch.where(largest > 0, largest, 1.0) / FINE
         whole = (fine / unit).round().int().clamp(-FINE, FINE)
         high = (whole + 128) >> 8
+        coarse_whole = (coarse / (256 * unit)).round().clamp(-COARSE, COARSE).int()
+        scale = inverse.scale * unit
         return cls(
             counts=inverse.counts,
-            wide=(wide / unit).contiguous(),
-            high=torch.cat([high, (coarse / (256 * unit)).round().clamp(-COARSE, COARSE).int()]).to(torch.int8),
-            low=(whole - (high << 8)).to(torch.int8),
-            scale=inverse.scale * unit,
+            wide=wide * inverse.scale,
+            high=ByteMatrix.of(torch.cat([high, coarse_whole]), 256 * scale),
+            low=ByteMatrix.of(whole - (high << 8), scale),
             mean=inverse.mean,
         )
 
     def states(self, packed: Sequence[Tensor], mean: Tensor) -> Tensor:
         """See `GroupInverse`."""
         symbols = unpack_narrow(packed[1:], self.counts[1:])
-        states = torch._int_mm(symbols, self.high).float()
-        if self.counts[1]:
-            low = torch._int_mm(symbols[:, : self.counts[1]], self.low).float()
-            torch.add(low, states, alpha=256, out=states)
-        else:
-            states *= 256
+        states = (
+            self.mean[:1].repeat(len(symbols), 1) if self.high is None else self.high.multiply(symbols, self.mean[0])
+        )
+        if self.low is not None:
+            self.low.add_to(states, symbols[:, : self.counts[1]])
         if self.counts[0]:
             states.addmm_(unpack_wide(packed[0]), self.wide)
-        return torch.addcmul(_mean_rows(self.mean, mean), states, self.scale, out=states)
+        if len(self.mean) > 1:
+            others = mean.nonzero()[:, 0]  # few: the text rows ahead of the image
+            states.index_add_(0, others, (self.mean - self.mean[0])[mean[others]])
+        return states
+
+
+@dataclass(frozen=True)
+class ByteMatrix:
+    """(R, C) integers of 8 bits as oneDNN keeps them for products, which scale each of the C sums.
+
+    Attributes:
+        packed: the matrix.
+        scale: (C,) fp32.
+        zeros: (C,) int64 of 0, which oneDNN asks for.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zeros: Tensor
+
+    @classmethod
+    def of(cls, whole: Tensor, scale: Tensor) -> ByteMatrix | None:
+        """Of (R, C) integers of up to 127 either way, and (C,); None where R is 0, of which oneDNN has no products."""
+        if not len(whole):
+            return None
+        packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8).T.contiguous(), [RESTORED_ROWS, len(whole)])
+        return cls(packed, scale.contiguous(), torch.zeros(len(scale), dtype=torch.int64))
+
+    def multiply(self, symbols: Tensor, bias: Tensor) -> Tensor:
+        """(n, C) fp32 `(symbols - ZERO) @ matrix * scale + bias` of (n, R) uint8."""
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            symbols, 1.0, ZERO, self.packed, self.scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return product
+
+    def add_to(self, states: Tensor, symbols: Tensor) -> None:
+        """Add `(symbols - ZERO) @ matrix * scale` to (n, C) fp32."""
+        torch.ops.onednn.qlinear_pointwise.binary(
+            symbols, 1.0, ZERO, self.packed, self.scale, self.zeros, states, None, 1.0, 0, torch.float32, 1.0, 0,
+            "sum", 1.0, "none", [], "",
+        )  # fmt: skip
 
 
 @functools.cache
 def has_exact_bytes() -> bool:
-    """Whether this CPU's 8-bit products are exact: those of some older ones saturate when two are added."""
-    if not hasattr(torch, "_int_mm"):
-        return False
-    row = torch.full((64, 64), -128, dtype=torch.int8)
-    matrix = torch.full((64, 64), 127, dtype=torch.int8)
+    """Whether this CPU and this torch have 8-bit products that are exact: those of some older CPUs saturate when two
+    are added.
+    """
+    rows, columns = 64, 64
+    matrix = torch.full((rows, columns), COARSE, dtype=torch.int32)
+    symbols = torch.tensor([[255], [0], [ZERO + 1]], dtype=torch.uint8).expand(-1, rows).contiguous()
+    sums = (symbols[:, :1].int() - ZERO) * COARSE * rows
     try:
-        return all(bool((torch._int_mm(own, matrix) == int(own[0, 0]) * 127 * 64).all()) for own in (row, ~row))
-    except RuntimeError:  # there is none for this CPU
+        product = ByteMatrix.of(matrix, torch.ones(columns))
+        assert product is not None
+        states = product.multiply(symbols, torch.zeros(columns))
+        product.add_to(states, symbols)
+    except (AttributeError, RuntimeError, TypeError):  # there are none
         return False
+    return bool((states == 2 * sums).all())
 
 
 @dataclass(frozen=True)
@@ -137,11 +184,12 @@ class Turn:
     """Where the n rows of a chunk are written, and how their keys are rotated.
 
     Attributes:
-        rows: (n,) int64, rows of a target.
+        runs: first row, row behind the last, and the row of the target that the first one goes to, of rows that lie one
+            behind the other there. So they are converted and moved in one step.
         cosine, sine: (n, 1, 1, head_dim / 2) fp32.
     """
 
-    rows: Tensor
+    runs: tuple[tuple[int, int, int], ...]
     cosine: Tensor
     sine: Tensor
 
@@ -149,7 +197,11 @@ class Turn:
     def of(cls, chunk: Chunk, target: RowTarget) -> Turn:
         """Of a chunk's rows."""
         cosine, sine = (table[:, None, None].float() * 2.0**-ROTATION_BITS for table in (chunk.cosine, chunk.sine))
-        return cls(target.rows[chunk.index], cosine, sine)
+        rows = target.rows[chunk.index]
+        breaks = (1 + (rows.diff() != 1).nonzero()[:, 0]).tolist()
+        starts = [0, *breaks]
+        places = rows[starts].tolist()
+        return cls(tuple(zip(starts, [*breaks, len(rows)], places, strict=True)), cosine, sine)
 
 
 def put_rows(target: RowTarget, first_layer: int, layers: int, turn: Turn, states: Tensor) -> None:
@@ -169,7 +221,8 @@ def put_rows(target: RowTarget, first_layer: int, layers: int, turn: Turn, state
         torch.mul(first, turn.cosine, out=out)
         out.addcmul_(second, turn.sine, value=sign)
     for out, states_of in ((target.keys, keys), (target.values, both[:, :, 1])):
-        out[part].index_copy_(1, turn.rows, states_of.to(out.dtype).transpose(0, 1))
+        for start, stop, place in turn.runs:
+            out[part, place : place + stop - start].copy_(states_of[start:stop].transpose(0, 1))
 
 
 def _mean_rows(means: Tensor, mean: Tensor) -> Tensor:
