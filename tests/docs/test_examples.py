@@ -6,7 +6,9 @@ starts its own Ray, as on a person's machine; the others join a Ray that is ther
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,7 +52,9 @@ def test_every_example_has_a_page_and_is_known_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAYS)
-def test_an_example_runs(name: str, folder: Path, request: pytest.FixtureRequest) -> None:
+def test_an_example_runs(
+    name: str, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": binaries, "SCENES": "5", "STEPS": "4"}
     environment.pop("RAY_ADDRESS", None)
@@ -63,3 +67,24 @@ def test_an_example_runs(name: str, folder: Path, request: pytest.FixtureRequest
     assert done.returncode == 0, done.stdout + done.stderr
     assert SAYS[name] in done.stdout
     assert "Traceback" not in done.stderr
+    monkeypatch.chdir(folder)
+    for notebook in (EXAMPLES / name).glob("*.ipynb"):
+        exec(code_of(notebook), {"__name__": "notebook"})
+
+
+def code_of(notebook: Path) -> str:
+    """All code of a notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_notebooks_have_their_outputs_and_name_no_place_of_the_machine_that_ran_them() -> None:
+    notebooks = list(EXAMPLES.glob("*/*.ipynb"))
+    assert notebooks
+    for notebook in notebooks:
+        text = notebook.read_text(encoding="utf-8")
+        assert len(text) < 200_000
+        assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+        for cell in json.loads(text)["cells"]:
+            assert cell["cell_type"] != "code" or (cell["outputs"] and cell["execution_count"])
+            assert all(output["output_type"] != "error" for output in cell.get("outputs", ()))

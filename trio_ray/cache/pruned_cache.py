@@ -20,6 +20,7 @@ from trio_ray.cache.arena import Arena, Block
 from trio_ray.cache.fetched import Fetched, Row, StoredBytes, Wanted, fetch
 from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cache.key_lookup import KeyLookup, Place
+from trio_ray.cache.notebook import cache_html, sample_html
 from trio_ray.cache.part_tables import PartTables, row_by_row
 from trio_ray.cache.ranges import Member, coalesce_ranges
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
@@ -42,6 +43,7 @@ from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
 from trio_ray.store.tables import MEMBER_KINDS, PLACE_COLUMNS, MemberKind, place_columns
+from trio_ray.store.totals import add_up
 
 THREADS = 16
 BATCH = 32
@@ -91,6 +93,13 @@ class StoredPrefix:
     def __repr__(self) -> str:
         rows = "+".join(str(segment.rows) for segment in self.prefix.segments)
         return f"StoredPrefix({self.row['key']!r}: {rows} rows of {self.prefix.length}, {self.prefix.kv_bytes:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: question, answer, and which image tokens each prune point keeps."""
+        # A segment begins at each prune point; where nothing is dropped before layer 0, one stands in front of them.
+        begins = tuple(segment.first_layer for segment in self.prefix.segments)
+        layers = begins[len(begins) - len(self.row["kept"]) :]
+        return sample_html(self.row, layers, self.prefix._repr_html_())
 
 
 class PrunedCache:
@@ -154,6 +163,16 @@ class PrunedCache:
             f"PrunedCache({self.uri!r}: {len(self):,} samples in {len(self.commits):,} parts of {shards:,} shards, "
             f"level {cache.get('level')}" + (f", codec {codec})" if codec else ")")
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the cache is, from its commit records."""
+        codec = (self.dataset.identity["cache"]["codec"] or {}).get("name", "none")
+        facts = {
+            "Model": self.dataset.model or "not named",
+            "Method": self.dataset.identity["method"]["selector"],
+            "Stored": f"level {self.level}, scope {self.scope}, codec {codec}",
+        }
+        return cache_html(repr(self), add_up(self.commits), self.method.schedule, facts)
 
     def __len__(self) -> int:
         """Number of stored samples."""

@@ -23,7 +23,7 @@ from trio_ray.kv.serialise import serialise
 EMBEDS_VERSION = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embeds:
     """One sample's retained input embeddings: the text rows, and the image rows kept at the first prune point.
 
@@ -41,6 +41,11 @@ class Embeds:
     token_ids: Tensor
     position: Tensor
     text: Tensor
+
+    def __repr__(self) -> str:
+        rows, width = self.rows.shape
+        dtype = str(self.rows.dtype).removeprefix("torch.")
+        return f"Embeds({rows} rows of {self.length} before pruning, {width} wide; {dtype} on {self.rows.device})"
 
 
 @dataclass(frozen=True)

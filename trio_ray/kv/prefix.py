@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
+from trio_ray.kv.layer_rows import LayerRun, layer_rows_svg
 
 
 class NoFirstToken(TrioRayError):
     """An answer was wanted from a prefix of scope image, behind which nothing has been asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segment:
     """A run of layers that hold the same rows.
 
@@ -31,6 +33,10 @@ class Segment:
     values: Tensor
     position: Tensor
     text: Tensor
+
+    def __repr__(self) -> str:
+        last = self.first_layer + self.layers - 1
+        return f"Segment(layers {self.first_layer} to {last}: {self.rows} rows, {int(self.text.sum())} of them text)"
 
     @property
     def layers(self) -> int:
@@ -75,6 +81,14 @@ class Prefix:
             f"Prefix({self.length} rows before pruning; {sum(segment.layers for segment in self.segments)} layers hold "
             f"{min(rows)} to {max(rows)}; {str(keys.dtype).removeprefix('torch.')} on {keys.device})"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how many rows each layer holds."""
+        runs = []
+        for segment in self.segments:
+            text = int(segment.text.sum())
+            runs.append(LayerRun(segment.first_layer, segment.layers, text, segment.rows - text))
+        return f"<p>{escape(repr(self))}</p>{layer_rows_svg(runs, escape(repr(self)))}"
 
     @property
     def first_token(self) -> int:
