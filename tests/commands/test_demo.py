@@ -40,6 +40,8 @@ def test_the_demo_renders_prunes_verifies_answers_and_draws(tmp_path: Path) -> N
             assert len(image.convert("RGB").getcolors(1 << 20) or [0] * 999) > 100
 
     (tmp_path / "ray").mkdir()
+    assert "kept tokens are in colour" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
     again = run([*command, "--pictures", "0"], tmp_path, {**environment, "RAY_TMPDIR": str(tmp_path / "ray")})
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing was left to do" in again.stdout

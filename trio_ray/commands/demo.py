@@ -2,7 +2,7 @@
 
 Run again, it finds its corpus and cache and has nothing left to compute. Images of many sizes with questions, some
 samples broken on purpose, go through two replicas of the bundled model on this machine; the cache is verified, some
-questions are answered from it, and pictures show which image tokens were kept.
+questions are answered from it, and pictures and a page (report.html) show which image tokens were kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import time
 from pathlib import Path
 
-from trio_ray.commands import generate, inspect, precompute, verify
+from trio_ray.commands import generate, inspect, precompute, report, verify
 from trio_ray.commands._options import make_folder, whole
 from trio_ray.errors import JobFailed
 
@@ -57,7 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     if status:
         return status
     _draw(cache, folder, arguments.pictures)
-    print(f"== everything lies in {folder}: corpus/, cache/, and the pictures kept-*.png")
+    print("== report: one page about the cache", flush=True)
+    status = _step(report, [str(cache), "--out", str(folder / "report.html"), "--verify"])
+    if status:
+        return status
+    print(f"== everything lies in {folder}: corpus/, cache/, report.html, and the pictures kept-*.png")
     return 0
 
 

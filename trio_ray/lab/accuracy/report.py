@@ -76,33 +76,71 @@ def _accuracy_of(group: str, record: dict[str, Any]) -> str:
 
 
 def plot(records: Sequence[dict[str, Any]], path: str) -> None:
-    """Draw accuracy over retention, a line a method, with intervals; the file's ending gives the format."""
-    from matplotlib import colormaps
+    """Draw accuracy with intervals: of several retentions a line a method, of a single one a bar a method.
+
+    The file's ending gives the format.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.add_subplot()
     pruned = [record for record in records if record["retention"] < 1]
+    retentions = sorted({record["retention"] for record in pruned})
+    figure = Figure(figsize=(11, 6 if len(retentions) != 1 else 1.6 + 0.42 * len(pruned)), layout="constrained")
+    axes = figure.add_subplot()
+    unpruned = [record for record in records if record["retention"] >= 1]
+    title = f"Right answers of {max(record['questions'] for record in records):,} questions, with 95 % intervals"
+    if len(retentions) == 1:
+        axes.set_title(f"{title}; {100 * retentions[0]:.3g} % of the image tokens held, mean over layers")
+        _draw_bars(axes, pruned, unpruned)
+    else:
+        axes.set_title(title)
+        _draw_lines(axes, pruned, unpruned, retentions)
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_bars(axes: Any, pruned: Sequence[dict[str, Any]], unpruned: Sequence[dict[str, Any]]) -> None:
+    """A horizontal bar a method, the best one above."""
+    ordered = sorted(pruned, key=lambda record: record["accuracy"])
+    values = [100 * record["accuracy"] for record in ordered]
+    bars = axes.barh(range(len(ordered)), values, xerr=_distances(ordered), color="#2f6fad", capsize=3, height=0.65)
+    axes.set_yticks(range(len(ordered)), [record["method"] for record in ordered])
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], label_type="center", color="white", fontsize=9)
+    for record in unpruned:
+        axes.axvline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label=record["method"])
+    axes.set_xlabel("right answers, %")
+    axes.set_xlim(0, min(112, 1.15 * max([100 * end for record in ordered for end in record["interval"]], default=100)))
+    if unpruned:
+        axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _draw_lines(
+    axes: Any, pruned: Sequence[dict[str, Any]], unpruned: Sequence[dict[str, Any]], retentions: Sequence[float]
+) -> None:
+    from matplotlib import colormaps
+
     methods = list(dict.fromkeys(record["method"] for record in pruned))
     # The ten dark ones first, then their light twins.
     colors = [colormaps["tab20"](shade) for shade in (*range(0, 20, 2), *range(1, 20, 2))]
-    for record in records:
-        if record["retention"] >= 1:
-            axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label=record["method"])
+    for record in unpruned:
+        axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label=record["method"])
     for number, method in enumerate(methods):
         points = sorted((r for r in pruned if r["method"] == method), key=lambda r: r["retention"])
         # Side by side around each retention, so that the intervals do not cover each other.
         x = [100 * point["retention"] * SPREAD ** (number - (len(methods) - 1) / 2) for point in points]
         y = [100 * point["accuracy"] for point in points]
-        error = np.abs(np.array([[100 * end for end in point["interval"]] for point in points]).T - np.array(y))
         style = {"color": colors[number % len(colors)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.errorbar(x, y, yerr=error, label=method, capsize=2, markersize=5, linewidth=1.2, **style)
-    ticks = sorted({100 * record["retention"] for record in pruned})
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axes.minorticks_off()
+        axes.errorbar(x, y, yerr=_distances(points), label=method, capsize=2, markersize=5, linewidth=1.2, **style)
+    if retentions:
+        axes.set_xscale("log")
+        axes.set_xticks([100 * value for value in retentions], [f"{100 * value:.3g}" for value in retentions])
+        axes.minorticks_off()
     axes.set_xlabel("image tokens held, mean over layers, % of what the image has")
     axes.set_ylabel("right answers, %")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=130)
+
+
+def _distances(records: Sequence[dict[str, Any]]) -> Any:
+    """(2, records): from each accuracy down and up to the ends of its interval, in points."""
+    ends = np.array([record["interval"] for record in records]).T
+    return np.abs(100 * ends - 100 * np.array([record["accuracy"] for record in records]))

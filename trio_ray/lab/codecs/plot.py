@@ -42,7 +42,9 @@ def plot(questions: Sequence[Record], texts: Sequence[Record], path: str) -> Non
         axes[-1].set_ylabel("perplexity of continued text, change in %, with 95 % intervals")
         if max(abs(bound) for record in texts for bound in _perplexity(record)) > LINEAR:
             axes[-1].set_yscale("symlog", linthresh=1)  # or the worst codec would press all others onto one line
-    for one in axes:
+    titles = [*(["Accuracy", "Divergence"] if questions else []), *(["Continued text"] if texts else [])]
+    for one, title in zip(axes, titles, strict=True):
+        one.set_title(f"{title} over size")
         one.set_xscale("log", base=2)
         one.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         one.set_xlabel("size: 16 bit of the same rows / stored")

@@ -80,22 +80,32 @@ def plot(divergence: Records, agreement: Records, detail: Records, path: str) ->
         points = sorted((r for r in divergence if r["selector"] == name), key=lambda r: r["depth"])
         mean = [max(np.mean(point["kl"]), 1e-6) for point in points]
         left.plot([point["depth"] for point in points], mean, marker=marker, label=name)
-    left.set(yscale="log", xlabel="pruned once, before layer", ylabel="mean KL from the unpruned answer, nats")
+    left.set(
+        title="What one prune changes",
+        yscale="log",
+        xlabel="pruned once, before layer",
+        ylabel="mean KL from the unpruned answer, nats",
+    )
     left.legend(fontsize=8)
     depths = [record["depth"] for record in agreement]
     low, median, high = np.array([np.quantile(record["spearman"], [0.25, 0.5, 0.75]) for record in agreement]).T
     middle.plot(depths, median, marker="o", label="Spearman, median and quartiles")
     middle.fill_between(depths, low, high, alpha=0.2)
     middle.plot(depths, [np.mean(record["overlap"]) for record in agreement], marker="s", label="best tenth in common")
-    middle.set(xlabel="score before layer", ylabel="agreement with the end-to-end gradient", ylim=(-0.2, 1))
+    middle.set(
+        title="Scores beside gradients",
+        xlabel="score before layer",
+        ylabel="agreement with the end-to-end gradient",
+        ylim=(-0.2, 1),
+    )
     middle.legend(fontsize=8)
     labels = [f"{record['method']} {100 * record['retention']:.3g} %" for record in detail]
     place = np.arange(len(labels))
     right.barh(place - 0.2, [100 * (record["fine"] or 0) for record in detail], 0.4, label="fine")
     right.barh(place + 0.2, [100 * (record["coarse"] or 0) for record in detail], 0.4, label="coarse")
-    right.set(yticks=place, yticklabels=labels, xlabel="right answers, %", xlim=(0, 100))
+    right.set(title="Answers by detail", yticks=place, yticklabels=labels, xlabel="right answers, %", xlim=(0, 100))
     right.invert_yaxis()
-    right.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    right.legend(fontsize=8, loc="lower right")
     for axes in (left, middle, right):
         axes.set_axisbelow(True)
         axes.grid(alpha=0.3)
