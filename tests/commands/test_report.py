@@ -25,8 +25,8 @@ from trio_ray.model.loading import model_folder
 from trio_ray.model.replica import Replica
 from trio_ray.report.divergence import measure_divergence
 from trio_ray.report.pairs import pair_samples
-from trio_ray.store.commits import ShardInput
-from trio_ray.store.dataset import create_or_check
+from trio_ray.store.commits import FailureRecord, RunRecord, ShardInput, write_failure
+from trio_ray.store.dataset import SCHEMA_VERSION, create_or_check, utc_now
 from trio_ray.store.opening import open_store
 from trio_ray.store.parts import PartWriter
 
@@ -59,6 +59,9 @@ def test_the_page_holds_what_the_cache_is_and_what_was_kept(cache: Path, tmp_pat
 def test_damage_and_lost_input_are_said_in_the_page(cache: Path, made: Path, tmp_path: Path) -> None:
     (name,) = {row["kv_object"] for row in PrunedCache(str(cache)).table.to_pylist() if row["key"] == "s0050"}
     tar = cache / name
+    run = RunRecord("run", "host", utc_now(), utc_now(), "0.1.0")
+    lost, identity = ShardInput("lost", "/gone.tar", -1, "", None), PrunedCache(str(cache)).dataset.identity_hash
+    write_failure(open_store(str(cache), S3Config()), FailureRecord(SCHEMA_VERSION, identity, lost, 3, "it died", run))
     tar.write_bytes(tar.read_bytes()[:-600] + bytes(600 - 512) + b"x" * 512)
     (made / "corpus").rename(made / "elsewhere")
     try:
@@ -66,6 +69,8 @@ def test_damage_and_lost_input_are_said_in_the_page(cache: Path, made: Path, tmp
     finally:
         (made / "elsewhere").rename(made / "corpus")
     assert "<b>Damaged.</b>" in page
+    assert "<b>1 was given up</b>" in page
+    assert "/gone.tar</span>: it died" in page
     assert tar.name in page
     assert page.count('class="nopicture"') == 3 * 8
     assert "data:image/webp" not in page

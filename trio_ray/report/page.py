@@ -27,8 +27,10 @@ from trio_ray.report.prediction import Predicted, compared
 from trio_ray.report.repeat import command_that_repeats, job_that_repeats
 from trio_ray.report.statistics import SampleNumbers, sample_numbers
 from trio_ray.report.timeline import Timeline, timeline, together
+from trio_ray.store.commits import read_failures
 from trio_ray.store.dataset import package_version, utc_now
 from trio_ray.store.findings import VerifyReport
+from trio_ray.store.opening import open_store
 from trio_ray.store.totals import Totals, add_up
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -71,6 +73,7 @@ def cache_page(cache: PrunedCache, settings: ReportSettings, on_step: Callable[[
     how = settings.how if settings.pictures else None
     on_step("reading commit records")
     totals, work = add_up(cache.commits), timeline(cache.commits)
+    failures = list(read_failures(open_store(cache.uri, settings.how.s3)).values())
     on_step("reading tables")
     numbers = sample_numbers(cache, settings.samples)
     on_step("drawing pictures")
@@ -86,6 +89,7 @@ def cache_page(cache: PrunedCache, settings: ReportSettings, on_step: Callable[[
         identity=cache.dataset.identity,
         settings_yaml=yaml.safe_dump(cache.dataset.identity, allow_unicode=True, width=90),
         totals=totals,
+        failures=failures,
         facts=facts_of(cache, totals),
         numbers=numbers,
         job=job_that_repeats(cache),
