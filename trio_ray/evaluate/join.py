@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trio_ray.cache.part_tables import row_by_row
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.evaluate.question import Outcome, Question, Unanswered
 from trio_ray.evaluate.scoring.scorer import Truth
@@ -16,6 +21,9 @@ from trio_ray.store.tables import place_columns
 # What loading and batching a prefix needs of its row; the rest would only travel to the replicas and back.
 _TASK_COLUMNS = ("key", "shard", "prompt", "top_ids", *place_columns("kv"))
 _COLUMNS = (*_TASK_COLUMNS, "images", "turns", "answer")
+_IMAGE = "first_image"
+
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +36,44 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row of a table that is in memory: far smaller than the row itself, of which there may be millions."""
+
+    table: pa.Table
+    number: int
+
+    def read(self) -> dict[str, Any]:
+        """The row: column name -> value."""
+        row: dict[str, Any] = self.table.slice(self.number, 1).to_pylist()[0]
+        return row
+
+
+@dataclass(frozen=True, slots=True)
 class Answerable:
-    """A question with its prefix's row (the columns of a `Task` alone) and the hash of its first image."""
+    """A question, and where the row of its prefix is."""
 
     question: Question
-    row: dict[str, Any]
-    image: str
+    stored: StoredRow
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The columns of the prefix's row that a `Task` has."""
+        row = self.stored.read()
+        return {name: row[name] for name in _TASK_COLUMNS}
+
+    @property
+    def image(self) -> str:
+        """Hash of the prefix's first image."""
+        return str(self.stored.table.column(_IMAGE)[self.stored.number].as_py())
 
 
 def questions_of(cache: PrunedCache, scorer: ScorerName) -> list[Question]:
     """Every stored sample of a cache as a question; what is true, the cache knows."""
-    return [
-        Question(row["key"], row["shard"], row["key"], _asked(row), _truth(row["answer"], scorer), None)
-        for row in cache.read_table(["key", "shard", "prompt", "turns", "answer"]).to_pylist()
-    ]
+    with closing(cache.scan(["key", "shard", "prompt", "turns", "answer"])) as tables:
+        return [
+            Question(row["key"], row["shard"], row["key"], _asked(row), _truth(row["answer"], scorer), None)
+            for row in row_by_row(tables)
+        ]
 
 
 def _asked(row: dict[str, Any]) -> str:
@@ -64,71 +96,102 @@ def join(
         cache: where the prefixes are.
         scorer: how a true answer that only the cache has is to be understood.
     """
-    index = _Index(cache)
+    asked = list(questions)
+    index = _Index(cache, {question.key for question in asked if isinstance(question, Question)})
     found: list[Answerable] = []
     unanswered: list[Unanswered] = []
-    for question in questions:
+    for question in asked:
         if isinstance(question, Unanswered):
             unanswered.append(question)
             continue
-        row = index.find(question)
-        if isinstance(row, Unanswered):
-            unanswered.append(row)
+        stored = index.find(question)
+        if isinstance(stored, Unanswered):
+            unanswered.append(stored)
         else:
-            found.append(_answerable(question, row, scorer))
+            found.append(_answerable(question, stored, scorer))
     return found, unanswered
 
 
 class _Index:
-    """The cache's keys: where each is stored, or why it is not."""
+    """The cache's samples of the keys that are asked for: where each is stored, or why it is not.
 
-    def __init__(self, cache: PrunedCache) -> None:
+    The cache is read once, table by table, so that memory grows with the questions and not with the cache.
+    """
+
+    def __init__(self, cache: PrunedCache, wanted: set[str]) -> None:
         self._uri = cache.uri
         self._any_question = cache.scope == "image"
         self._taken: set[tuple[str, str]] = set()
-        self._table = cache.read_table(_COLUMNS)
-        self._shards = {commit.shard.name for commit in cache.commits}
-        self._stored: dict[str, dict[str, int]] = {}
-        keys, shards = (self._table.column(name).to_pylist() for name in ("key", "shard"))
-        for place, (key, shard) in enumerate(zip(keys, shards, strict=True)):
-            self._stored.setdefault(key, {})[shard] = place
+        self._shards = set(cache.commits.shards)
+        self._stored: dict[str, list[StoredRow]] = {}
+        with closing(cache.scan(_COLUMNS)) as tables:
+            for block in _in_blocks(_rows_of(table, wanted) for table in tables):
+                for number, key in enumerate(block.column("key").to_pylist()):
+                    self._stored.setdefault(key, []).append(StoredRow(block, number))
         self._bad: dict[str, dict[str, str]] = {}
-        for row in cache.quarantine.select(["key", "shard", "reason", "detail"]).to_pylist():
-            self._bad.setdefault(row["key"], {})[row["shard"]] = f"{row['reason']}: {row['detail']}"
+        for row in cache.quarantine_rows():
+            if row["key"] in wanted:
+                self._bad.setdefault(row["key"], {})[row["shard"]] = f"{row['reason']}: {row['detail']}"
 
-    def find(self, question: Question) -> dict[str, Any] | Unanswered:
+    def find(self, question: Question) -> StoredRow | Unanswered:
         place = (question.shard, question.key)
         if place in self._taken and not self._any_question:
             detail = f"an earlier question of its file has the same key {question.key!r}; name another key_column"
             return _no(question, Outcome.DUPLICATE, detail)
         self._taken.add(place)
-        stored, bad = self._stored.get(question.key, {}), self._bad.get(question.key, {})
+        among, bad = self._stored.get(question.key, []), self._bad.get(question.key, {})
+        stored = [(one.table.column("shard")[one.number].as_py(), one) for one in among]
         if question.shard in self._shards:
-            stored = {shard: place for shard, place in stored.items() if shard == question.shard}
+            stored = [(shard, one) for shard, one in stored if shard == question.shard]
             bad = {shard: why for shard, why in bad.items() if shard == question.shard}
         if len(stored) > 1:
-            detail = f"several shards of {self._uri} have the key {question.key!r}: {', '.join(sorted(stored))}"
+            shards = ", ".join(sorted(shard for shard, _ in stored))
+            detail = f"several shards of {self._uri} have the key {question.key!r}: {shards}"
             return _no(question, Outcome.AMBIGUOUS, detail)
         if not stored and bad:
             return _no(question, Outcome.QUARANTINED, f"{self._uri} has it in quarantine: {next(iter(bad.values()))}")
         if not stored:
             return _no(question, Outcome.MISSING, f"{self._uri} has no sample with the key {question.key!r}")
-        row: dict[str, Any] = self._table.slice(next(iter(stored.values())), 1).to_pylist()[0]
-        if not self._any_question and "".join(question.text.split()) not in "".join(row["prompt"].split()):
-            detail = f"the sample {question.key!r} of {self._uri} was asked something else: {row['prompt']!r}"
+        found = stored[0][1]
+        prompt: str = found.table.column("prompt")[found.number].as_py()
+        if not self._any_question and "".join(question.text.split()) not in "".join(prompt.split()):
+            detail = f"the sample {question.key!r} of {self._uri} was asked something else: {prompt!r}"
             return _no(question, Outcome.OTHER_PROMPT, detail)
-        return row
+        return found
+
+
+def _rows_of(table: pa.Table, keys: set[str]) -> pa.Table:
+    """The rows of some keys, with the hash of the first image instead of all about the images."""
+    numbers = [number for number, key in enumerate(table.column("key").to_pylist()) if key in keys]
+    rows = table.take(pa.array(numbers, pa.int64()))
+    first = pc.struct_field(pc.list_element(rows.column("images"), 0), "hash") if numbers else pa.nulls(0, pa.string())
+    return rows.drop_columns("images").append_column(_IMAGE, first)
+
+
+def _in_blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of one piece and not too few rows: many small ones would take more memory."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        if len(table):
+            waiting.append(table)
+        if sum(map(len, waiting)) >= _BLOCK_ROWS:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _no(question: Question, outcome: Outcome, detail: str) -> Unanswered:
     return Unanswered(question.question_id, question.key, outcome, detail)
 
 
-def _answerable(question: Question, row: dict[str, Any], scorer: ScorerName) -> Answerable:
-    own = row["turns"] is None or _asked(row) == question.text
-    if question.truth is None and own:  # the cache knows what is true of what its sample asked
-        question = replace(question, truth=_truth(row["answer"], scorer))
-    return Answerable(question, {name: row[name] for name in _TASK_COLUMNS}, row["images"][0]["hash"])
+def _answerable(question: Question, stored: StoredRow, scorer: ScorerName) -> Answerable:
+    if question.truth is None:
+        row = stored.read()
+        if row["turns"] is None or _asked(row) == question.text:
+            # The cache knows what is true of what its sample asked.
+            question = replace(question, truth=_truth(row["answer"], scorer))
+    return Answerable(question, stored)
 
 
 def _truth(answer: str | None, scorer: ScorerName) -> Truth | None:
