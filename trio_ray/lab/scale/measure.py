@@ -1,0 +1,161 @@
+"""One measurement of a cache, in a process of its own, so that its memory is known: JSON in, JSON out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.cli import main as command
+from trio_ray.config import S3Config
+from trio_ray.evaluate.join import join
+from trio_ray.evaluate.question import Question
+from trio_ray.lab.scale.requests import counted_requests
+from trio_ray.lab.scale.synthetic import PARTS_OF_A_SHARD, PROMPT, THREADS, Synthetic, key_of, shard_of
+from trio_ray.precompute.verdict import judge
+from trio_ray.store.catalog_writer import append_parts, complete_catalog
+from trio_ray.store.commit_table import read_commits
+from trio_ray.store.opening import open_store
+
+QUESTIONS = 1_000_000
+PREFIXES = 256
+WARM_KEYS = 64
+
+
+class Subject:
+    """A cache of so many parts, and what is done with it. Each method is a measurement; what it returns is reported."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.s3 = S3Config.model_validate(order["s3"])
+        self.made = Synthetic(order["uri"], self.s3, order["rows"], order["prefix_bytes"], order["tables"])
+        self.uri, self.parts, self.rows = order["uri"], order["parts"], order["rows"]
+        self.dice = random.Random(0)
+        self.cache: PrunedCache | None = None
+
+    def prepare(self, what: str) -> None:
+        """What a measurement needs and does not count."""
+        if what in ("row_cold", "row_warm", "prefixes", "pickle", "join"):
+            self.cache = PrunedCache(self.uri, self.s3)
+        if what == "row_warm":
+            self._cache.row(self._key())
+        if what == "append":
+            self.made.commit(range(self.parts, self.parts + PARTS_OF_A_SHARD))
+        if what == "join":
+            count = min(QUESTIONS, self.parts * self.rows)
+            picked = self.dice.sample(range(self.parts * self.rows), count)
+            self.questions = [
+                Question(key_of(*divmod(number, self.rows)), "", number, PROMPT[14:42], None, None) for number in picked
+            ]
+
+    def open(self) -> dict[str, Any]:
+        return {"samples": len(PrunedCache(self.uri, self.s3))}
+
+    def pickle(self) -> dict[str, Any]:
+        return {"size": len(pickle.dumps(self._cache))}
+
+    def row_cold(self) -> dict[str, Any]:
+        self._cache.row(self._key())
+        return {"of": 1}
+
+    def row_warm(self) -> dict[str, Any]:
+        for _ in range(WARM_KEYS):
+            self._cache.row(self._key())
+        return {"of": WARM_KEYS}
+
+    def prefixes(self) -> dict[str, Any]:
+        """Random prefixes by their keys, by `THREADS` threads; their bytes are compared with their checksums."""
+        cache = self._cache
+
+        def read(key: str) -> None:
+            (stored,) = cache.fetch([cache.locate(key)])
+            if isinstance(stored, Exception):
+                raise stored
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(read, [self._key() for _ in range(PREFIXES)]))
+        return {"of": PREFIXES, "of_bytes": PREFIXES * self.made.prefix_bytes}
+
+    def inspect(self) -> dict[str, Any]:
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            command(["inspect", self.uri, *(["--endpoint-url", self.s3.endpoint_url] if self.s3.endpoint_url else [])])
+        return {"lines": len(shown.getvalue().splitlines())}
+
+    def join(self) -> dict[str, Any]:
+        found, refused = join(self.questions, self._cache, "exact")
+        return {"questions": len(self.questions), "found": len(found), "refused": len(refused)}
+
+    def resume(self) -> dict[str, Any]:
+        """All that a job with nothing left to do asks its output for."""
+        store = open_store(self.uri, self.s3)
+        begun = read_commits(store, THREADS).progress()
+        appended = complete_catalog(store, THREADS)
+        return {"shards": len(begun), "appended": appended, "stored": judge(store, (), THREADS).stored}
+
+    def append(self) -> dict[str, Any]:
+        """A shard's parts to the catalog, as a running job does it."""
+        parts = range(self.parts, self.parts + PARTS_OF_A_SHARD)
+        append_parts(
+            open_store(self.uri, self.s3), [(shard_of(part), part % PARTS_OF_A_SHARD) for part in parts], THREADS
+        )
+        return {"of": len(parts)}
+
+    @property
+    def _cache(self) -> PrunedCache:
+        assert self.cache is not None
+        return self.cache
+
+    def _key(self) -> str:
+        return key_of(self.dice.randrange(self.parts), self.dice.randrange(self.rows))
+
+
+WHAT: tuple[str, ...] = (
+    "open", "pickle", "row_cold", "row_warm", "prefixes", "inspect", "join", "resume", "append",
+)  # fmt: skip
+NEED_TABLES = ("row_cold", "row_warm", "join")
+
+
+def main() -> int:
+    """Read an order from standard input, write what was measured as JSON."""
+    order = json.load(sys.stdin)
+    subject = Subject(order)
+    subject.prepare(order["what"])
+    measured: Callable[[], dict[str, Any]] = getattr(subject, order["what"])
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    resident = _resident()
+    began = time.perf_counter()
+    with counted_requests() as requests:
+        found = measured()
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    answer = {
+        "seconds": seconds,
+        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        # Peak of the whole process, less what imports and preparation hold.
+        "memory": max(0, (after.ru_maxrss << 10) - resident),
+        "gets": requests.gets,
+        "lists": requests.lists,
+        "writes": requests.writes,
+        "bytes": requests.bytes,
+        **found,
+    }
+    print(json.dumps(answer))
+    return 0
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
