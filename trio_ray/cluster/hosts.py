@@ -55,10 +55,12 @@ class HostRecord:
         self._settings = settings
         self._failures: Counter[str] = Counter()
 
-    def failed(self, node: str | None) -> None:
-        """An actor could not start on this node, or all work failed on it."""
-        if node is not None:
-            self._failures[node] += 1
+    def failed(self, node: str | None) -> bool:
+        """An actor could not start on this node, or all work failed on it. True if it had not failed before."""
+        if node is None:
+            return False
+        self._failures[node] += 1
+        return self._failures[node] == 1
 
     def worked(self, node: str | None) -> None:
         """An actor did work on this node."""

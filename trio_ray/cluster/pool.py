@@ -72,6 +72,7 @@ class ActorPool(Generic[W]):
       back (preemption) costs no attempt.
     - Actors are started again without limit while others work. Hosts on which they keep failing are avoided. The pool
       gives up when it has no actor at all and either every host has failed several times, or `start_timeout_s` is over.
+      That time begins anew with each host that is found to be bad: as long as there are hosts to try, it goes on.
 
     Ray Data's actor pool retries a killed actor's work without end, and reports only once it is done.
 
@@ -92,7 +93,7 @@ class ActorPool(Generic[W]):
         self._became_ready = 0
         self._failed_starts = 0
         self._next_start = 0.0
-        self._last_ready = time.monotonic()
+        self._last_ready = self._last_found = time.monotonic()
         self._last_error: str | None = None
 
     def run(self, work: Iterable[W]) -> Generator[PoolEvent[W], None, None]:
@@ -103,8 +104,7 @@ class ActorPool(Generic[W]):
         """
         self._waiting.extend(_Item(one) for one in work)
         needed = min(self._settings.min, len(self._waiting))  # there is never more than one actor a piece of work
-        deadline = self._last_ready = time.monotonic()
-        deadline += self._settings.start_timeout_s
+        self._last_ready = self._last_found = time.monotonic()
         try:
             while self._waiting or any(actor.runs for actor in self._actors):
                 yield from self._match_size()
@@ -113,7 +113,7 @@ class ActorPool(Generic[W]):
                     if actor in self._actors:  # an event before may have shown that it died
                         yield from self._started(actor) if run is None else self._advance(actor, run)
                 yield from self._kill_silent()
-                self._give_up_when_hopeless(needed, deadline)
+                self._give_up_when_hopeless(needed)
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
@@ -183,10 +183,12 @@ class ActorPool(Generic[W]):
     def _start_failed(self, actor: _Actor[W], why: str, preempted: bool = False) -> Iterator[PoolEvent[W]]:
         self._remove(actor)
         if not preempted:
-            self._hosts.failed(actor.node)
-            self._failed_starts += 1
-            self._next_start = time.monotonic() + _pause_s(self._failed_starts)
             self._last_error = why
+            if self._hosts.failed(actor.node):
+                self._last_found = time.monotonic()  # a host is known to be bad now, others are still to be tried
+            else:
+                self._failed_starts += 1
+                self._next_start = time.monotonic() + _pause_s(self._failed_starts)
         yield ActorLost(actor.number, why)
 
     def _advance(self, actor: _Actor[W], run: _Run[W]) -> Iterator[PoolEvent[W]]:
@@ -242,17 +244,16 @@ class ActorPool(Generic[W]):
             elif not actor.ready and actor.node is not None:
                 yield from self._start_failed(actor, f"while it loaded, {why}")
 
-    def _give_up_when_hopeless(self, needed: int, deadline: float) -> None:
-        now = time.monotonic()
+    def _give_up_when_hopeless(self, needed: int) -> None:
+        now, limit = time.monotonic(), self._settings.start_timeout_s
         if any(actor.ready for actor in self._actors):
             self._last_ready = now
         elif self._last_error is not None and self._failed_starts:
             if self._hosts.hopeless():
                 raise JobFailed(f"replicas fail to start on every host of the cluster; the last: {self._last_error}")
-            if now - self._last_ready > self._settings.start_timeout_s:
-                limit = self._settings.start_timeout_s
+            if now - max(self._last_ready, self._last_found) > limit:
                 raise JobFailed(f"no replica could be started for {limit:g} s; the last error: {self._last_error}")
-        if self._became_ready < needed and now > deadline:
+        if self._became_ready < needed and now - self._last_found > limit:
             because = f"; the last error: {self._last_error}" if self._last_error else ""
             raise JobFailed(no_room(self._settings, self._became_ready, needed) + because)
 
