@@ -105,6 +105,19 @@ def test_inspect_says_what_each_level_holds(caches: Path, capsys: pytest.Capture
         assert ("own user" in shown) is (name == "image")
 
 
+def test_other_levels_and_scopes_have_a_report_and_can_be_compared(caches: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    for name in ("embeds", "indices", "image"):
+        assert main(["report", str(caches / name), "--out", str(out), "--pictures", "1"]) == 0
+        page = out.read_text(encoding="utf-8")
+        assert ("Size beside the row" in page) == ("indices" not in name)
+        assert ("Least sure of the first answer token" in page) == ("image" not in name)
+        assert "data:image/webp" in page
+        assert "<svg" in PrunedCache(str(caches / name))._repr_html_()
+        assert main(["report", str(caches / "kv"), str(caches / name), "--out", str(out), "--pictures", "1"]) == 0
+        assert "<b>4</b> samples in both" in out.read_text(encoding="utf-8")
+
+
 def test_images_that_records_name_elsewhere_are_found_where_the_command_line_says(
     tiny_model: Path, llama: Replica, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
