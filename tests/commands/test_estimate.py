@@ -33,6 +33,10 @@ def test_an_estimate_ends_with_its_verdict_and_leaves_nothing(
     printed = capsys.readouterr().out
     assert "12 samples in 1 shards" in printed
     assert "no price given for storage" in printed
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) == 6
+    assert max(map(len, rows)) <= 100, "it fits a terminal"
+    assert "restoring: as measured on one H200" in printed
     assert printed.strip().splitlines()[-1].startswith(("store ", "recompute: "))
     found = json.loads(record.read_text())
     assert found["verdict"] == printed.strip().splitlines()[-1]

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from trio_ray.estimate.choices import Terms, verdict
+from trio_ray.estimate.choices import Choice, Terms, Use, verdict
 from trio_ray.estimate.prices import Prices
+from trio_ray.estimate.restore_rates import quality_of, rate_of
 from trio_ray.estimate.sizes import MemberSize
 from trio_ray.estimate.times import SampleTimes
+from trio_ray.kv.codecs.registry import full_spec, make_codec
 
-TIMES = SampleTimes("given", precompute_s=0.012, pruned_s=0.010, unpruned_s=0.060, known_s=0.008, embeds_s=0.006)
+TIMES = SampleTimes(
+    "given", precompute_s=0.012, pruned_s=0.010, unpruned_s=0.060, known_s=0.008, embeds_s=0.006, token_s=0.001
+)
 KV = MemberSize("kv", "int4", 19_999_000.0, 0.9, "computed")
 RAW = MemberSize("kv", "raw", 80e6, 1.0, "computed")
 EMBEDS = MemberSize("embeds", None, 2_999_000.0, 1.0, "computed")
 
 
 def terms(bandwidth: float | None, prices: Prices | None = None) -> Terms:
-    return Terms(TIMES, 1000, 1000.0, bandwidth, prices or Prices())
+    return Terms(TIMES, 1000, 1000.0, bandwidth, prices or Prices(), Use(10, 2))
+
+
+def advice(bandwidth: float | None, *sizes: MemberSize) -> str:
+    return verdict([weighed(terms(bandwidth), size) for size in sizes], Use(10, 2))
+
+
+def weighed(own: Terms, size: MemberSize) -> Choice:
+    return own.choice(size, quality="close" if size is KV else "exact")
 
 
 def test_break_even_is_where_reading_takes_as_long_as_recomputing() -> None:
@@ -34,8 +46,8 @@ def test_what_a_level_leaves_to_compute_counts_against_it() -> None:
     """3 MB of embeddings leave 6 of 10 ms to do: 0.75 GB/s; unpacking counts likewise."""
     assert terms(1.0).choice(EMBEDS).pruned.break_even_gb_per_s == pytest.approx(0.75)
     assert terms(1.0).choice(EMBEDS).use_s == pytest.approx(0.009)
-    assert terms(4.0).choice(KV, unpack_s=0.005).pruned.break_even_gb_per_s == pytest.approx(4.0)
-    assert terms(4.0).choice(KV, unpack_s=0.010).pruned.break_even_gb_per_s is None
+    assert terms(4.0).choice(KV, restore_s=0.005).pruned.break_even_gb_per_s == pytest.approx(4.0)
+    assert terms(4.0).choice(KV, restore_s=0.010).pruned.break_even_gb_per_s is None
 
 
 def test_in_money_computing_and_storage_count() -> None:
@@ -55,15 +67,43 @@ def test_a_price_that_is_not_given_makes_no_cost() -> None:
 
 
 def test_the_verdict_names_the_fastest_choice_or_says_recompute() -> None:
-    fast, slow = terms(4.0), terms(0.25)
-    stored = verdict(tuple(fast.choice(size) for size in (RAW, KV, EMBEDS)))
+    stored = advice(4.0, RAW, KV, EMBEDS)
     assert stored.startswith("store kv int4: a use takes 5 ms instead of 10 ms pruned and 60 ms unpruned")
     assert "from 2.4 uses on" in stored
     assert "lossy" in stored
     assert "embeds) takes 6.75 ms" in stored
-    assert verdict(tuple(slow.choice(size) for size in (RAW, KV, EMBEDS))).startswith("recompute: ")
-    only_small = verdict(tuple(terms(1.0).choice(size) for size in (RAW, EMBEDS)))
+    assert "gives 1.2 times as many answers a second as pruning anew, 3.2 times" in stored
+    assert advice(0.25, RAW, KV, EMBEDS).startswith("recompute: ")
+    only_small = advice(1.0, RAW, EMBEDS)
     assert only_small.startswith("store embeds: ")
     assert "do not store keys and values: recomputing them is faster" in only_small
-    unknown = verdict(tuple(terms(None).choice(size) for size in (RAW, KV, EMBEDS)))
+    unknown = advice(None, RAW, KV, EMBEDS)
     assert "embeds where a replica reads more than 0.75 GB/s" in unknown
+
+
+def test_decoding_the_answers_counts_on_both_sides() -> None:
+    """Two answers of ten tokens take 20 ms behind either prefix: 30 ms against 25, and 80 against 25."""
+    choice = terms(4.0).choice(KV)
+    assert choice.pruned.times_faster == pytest.approx(30 / 25)
+    assert choice.unpruned.times_faster == pytest.approx(80 / 25)
+    assert terms(None).choice(KV).pruned.times_faster is None
+
+
+def test_a_codec_of_poor_quality_is_never_recommended() -> None:
+    own = terms(4.0)
+    tiny = MemberSize("kv", "int2", 1e6, 0.9, "computed")
+    choices = [own.choice(tiny, quality="poor"), weighed(own, KV)]
+    assert verdict(choices, Use()).startswith("store kv int4: ")
+    qualities = {name: quality_of(make_codec(full_spec(name))) for name in ("raw", "int8", "int4", "int2")}
+    assert qualities == {"raw": "exact", "int8": "close", "int4": "close", "int2": "poor"}
+    mixed = make_codec(full_spec({"name": "int", "keys": 2, "values": 4}))
+    assert quality_of(mixed) == "poor"
+
+
+def test_restoring_takes_what_was_measured() -> None:
+    """Mistral's and Vicuna's samples, docs/measured/reading.md: samples a second from host memory."""
+    for name, mistral, vicuna in [("int4", 720, 375), ("int8", 578, 254), ("raw", 780, 177)]:
+        rate = rate_of(make_codec(full_spec(name)))
+        assert 1 / rate.seconds(40.5e6) == pytest.approx(mistral, rel=0.05)
+        assert 1 / rate.seconds(178.3e6) == pytest.approx(vicuna, rel=0.05)
+    assert 1 / rate_of(None).seconds(40.5e6) == pytest.approx(1026, rel=0.05)

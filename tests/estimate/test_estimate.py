@@ -10,6 +10,7 @@ import pytest
 from tests.corpora import sample, samples, write_tar
 from tests.precompute.runs import run_here
 from trio_ray.config import JobConfig, load_config
+from trio_ray.estimate.choices import Use
 from trio_ray.estimate.estimate import Estimate, EstimateSettings, make_estimate
 from trio_ray.estimate.prices import Prices
 from trio_ray.estimate.report import text
@@ -44,7 +45,7 @@ def job(scenes: Path, output: Path, **values: Any) -> JobConfig:
 
 def estimate_for(config: JobConfig, flop_per_s: float | None = 1e12, samples: int = 40, **codecs: str) -> Estimate:
     """Without prices."""
-    return make_estimate(EstimateSettings(config, samples, codecs, flop_per_s, 0.0, 1, None, Prices()))
+    return make_estimate(EstimateSettings(config, samples, codecs, flop_per_s, 0.0, 1, None, Prices(), Use()))
 
 
 def made(config: JobConfig) -> tuple[int, int, int]:
@@ -154,7 +155,7 @@ def test_time_follows_the_given_speed_the_replicas_and_the_bandwidth(scenes: Pat
 
     def planned(speed: float, replicas: int, bandwidth: float | None) -> Estimate:
         return make_estimate(
-            EstimateSettings(config, 40, {}, speed, 0.0, replicas, bandwidth, Prices(gpu_per_hour=3600.0))
+            EstimateSettings(config, 40, {}, speed, 0.0, replicas, bandwidth, Prices(gpu_per_hour=3600.0), Use())
         )
 
     one = planned(1e12, 1, None)

@@ -3,8 +3,10 @@
 Reads a sample of the corpus and stores nothing. Speed comes from a GPU that you describe (--gpu-tflops, --efficiency),
 or from this machine: --measure runs the job's own pipeline on the sample. A codec that is left open (auto) is then
 calibrated on the sample, and otherwise assumed to make prefixes 8 times smaller. For every level and codec a table says
-what a sample takes to store and to read, and from which bandwidth and number of uses on that beats computing it again.
-What has no price given has no cost.
+what a sample takes to store, to read and then to restore or compute (ms), how many times as many answers a second that
+gives as pruning anew and as not pruning, and from which bandwidth and number of uses on it pays. Restoring is measured
+with --measure, and otherwise goes by what an H200 does. A codec of poor quality is never recommended. What has no price
+given has no cost.
 
 examples:
   trio-ray estimate --config job.yaml --gpu-tflops 766 --efficiency 0.7 --replicas 8 --bandwidth 2 --gpu-price 2.5
@@ -48,6 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codecs", nargs="+", default=list(CODECS), metavar="CODEC",
         help=f"to weigh: names, or mappings as in YAML (default {' '.join(CODECS)})",
     )  # fmt: skip
+    parser.add_argument(
+        "--answer-tokens",
+        type=whole(1),
+        default=16,
+        metavar="N",
+        help="length of the answers that it is read for (default 16)",
+    )
+    parser.add_argument(
+        "--questions", type=whole(1), default=1, metavar="Q", help="questions that share a prefix (default 1)"
+    )
     parser.add_argument("--gpu-price", type=number(least=0), metavar="$", help="of a replica's GPU, an hour")
     parser.add_argument("--storage-price", type=number(least=0), metavar="$", help="of 10^9 bytes, a month")
     parser.add_argument(
@@ -62,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     config = with_pinned_model(config)
     codecs = _codecs(arguments.codecs)
+    from trio_ray.estimate.choices import Use
     from trio_ray.estimate.estimate import EstimateSettings, make_estimate
     from trio_ray.estimate.prices import Prices
     from trio_ray.estimate.report import text
@@ -74,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         replicas=arguments.replicas or config.replicas.max,
         bandwidth_gb_per_s=arguments.bandwidth,
+        use=Use(arguments.answer_tokens, arguments.questions),
         prices=Prices(arguments.gpu_price, arguments.storage_price, arguments.months),
     )
     with shown_steps() as show:

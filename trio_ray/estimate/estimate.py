@@ -12,11 +12,12 @@ import torch
 
 from trio_ray.config import JobConfig, codec_spec
 from trio_ray.estimate.auto_codec import ASSUMED_RATIO, OwnCodec, assumed, calibrated_here
-from trio_ray.estimate.choices import GB, Choice, Terms, verdict
+from trio_ray.estimate.choices import GB, Choice, Terms, Use, verdict
 from trio_ray.estimate.draw import DrawnCorpus, draw_corpus
 from trio_ray.estimate.measured import Machine, Measurement
 from trio_ray.estimate.parts import QUARANTINE_TABLE_BYTES, PartShares, probe_shares
 from trio_ray.estimate.prices import Prices
+from trio_ray.estimate.restore_rates import MEASURED_ON, quality_of, rate_of
 from trio_ray.estimate.sizes import MemberSize, SizeModel
 from trio_ray.estimate.times import SampleTimes, SampleWork, count_work
 from trio_ray.estimate.workload import Workload, make_preparer, prepare_workload
@@ -46,6 +47,7 @@ class EstimateSettings:
         replicas: that will work on the job.
         bandwidth_gb_per_s: that one replica reads and writes the cache with; None if not known.
         prices: of everything.
+        use: what the cache will be read for.
     """
 
     config: JobConfig
@@ -56,6 +58,7 @@ class EstimateSettings:
     replicas: int
     bandwidth_gb_per_s: float | None
     prices: Prices
+    use: Use
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Estimate:
     """What was given or measured, what follows from it, and in one sentence what to do.
 
     `work` counts FLOP for one sample; `times` are seconds of one replica for one sample. `codec_note` says what stands
-    for a codec that the job will choose itself.
+    for a codec that the job will choose itself, `restore_note` where the rates of restoring come from.
     """
 
     corpus: CorpusFacts
@@ -122,6 +125,7 @@ class Estimate:
     choices: tuple[Choice, ...]
     verdict: str
     codec_note: str | None
+    restore_note: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class _Sizes:
 
     job: MemberSize
     choices: tuple[MemberSize, ...]
-    unpack_s: Mapping[str, float]
+    restore_s: Mapping[str, float]
     shares: PartShares
 
 
@@ -172,10 +176,20 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
     part = PartSize(config, schedule, model_config, dtype)
     size = part.samples_made_smaller(own.times_smaller) if own.times_smaller else part.samples(own.codec)
     job = _job_cost(settings, corpus, facts, times, sizes, size)
-    terms = Terms(times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices)
-    choices = tuple(terms.choice(item, sizes.unpack_s.get(item.codec or "", 0.0)) for item in sizes.choices)
+    terms = Terms(
+        times, facts.stored_samples, sizes.shares.row, settings.bandwidth_gb_per_s, settings.prices, settings.use
+    )
+    by_name = {_own_name(config): own.codec, **codecs}
+    choices = tuple(
+        terms.choice(item, sizes.restore_s[item.codec], quality_of(by_name[item.codec]))
+        if item.codec is not None
+        else terms.choice(item)
+        for item in sizes.choices
+    )
+    here = times.source == "measured"
     return Estimate(
-        facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, verdict(choices), own.note
+        facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, verdict(choices, settings.use),
+        own.note, "measured here" if here else f"as measured on {MEASURED_ON}",
     )  # fmt: skip
 
 
@@ -207,7 +221,7 @@ def _measured_sizes(config: JobConfig, measured: Measurement, model: SizeModel) 
     name = _own_name(config) if config.cache.level == "kv" else None
     own = MemberSize(config.cache.level, name, measured.member_bytes, 1.0, "encoded")
     choices = (INDICES, model.embeds(), *measured.sizes)
-    return _Sizes(own, choices, measured.unpack_s, measured.shares)
+    return _Sizes(own, choices, measured.restore_s, measured.shares)
 
 
 def _computed_sizes(
@@ -221,7 +235,10 @@ def _computed_sizes(
         choices = (*choices, own)
     else:
         own = next(choice for choice in choices if choice.level == config.cache.level)
-    return _Sizes(own, choices, {}, probe_shares(model, own))
+    plain = model.plain_bytes()
+    by_name = {_own_name(config): own_codec, **codecs}
+    restore = {c.codec: rate_of(by_name[c.codec]).seconds(plain) for c in choices if c.codec is not None}
+    return _Sizes(own, choices, restore, probe_shares(model, own))
 
 
 def _facts(corpus: DrawnCorpus, workload: Workload) -> CorpusFacts:

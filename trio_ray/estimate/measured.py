@@ -25,8 +25,9 @@ from trio_ray.kv.container import write_container
 from trio_ray.kv.embeds import Embeds
 from trio_ray.kv.encode import code_batch, new_memory
 from trio_ray.kv.prefix import Prefix
-from trio_ray.kv.restore import read_container
+from trio_ray.kv.restore import read_containers
 from trio_ray.method.method import Method
+from trio_ray.model.decode.engine import generate as generate_tokens
 from trio_ray.model.packing import pack
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
@@ -43,6 +44,9 @@ from trio_ray.tensors import measure
 
 MODEL_SAMPLES = 16
 """Samples that the model alone is timed on, and that every codec really encodes."""
+
+TIMED_TOKENS = 4
+"""Decoded behind each of them."""
 
 PASSES = 2
 """Timed passes of the model alone, of which the faster counts."""
@@ -68,14 +72,14 @@ class Measurement:
         member_bytes: of a sample in the tar, as the job is configured.
         shares: of rows and parts.
         sizes: for every codec asked for, what is stored of a sample.
-        unpack_s: of each codec, from a container's bytes to keys and values on the device.
+        restore_s: of each codec, from a container's bytes to keys and values on the device.
     """
 
     times: SampleTimes
     member_bytes: float
     shares: PartShares
     sizes: tuple[MemberSize, ...]
-    unpack_s: dict[str, float]
+    restore_s: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,16 @@ class Machine:
             unpruned_s=unpruned,
             known_s=known,
             embeds_s=from_embeds,
+            token_s=self._token_time(kept),
             load_s=self.load_s,
             cpu_s=done.cpu_s / done.stored,
         )
-        sizes, unpack = [], {}
+        sizes, restore = [], {}
         for name, codec in codecs.items():
             on_step(f"codec {name}")
-            size, unpack[name] = self._codec(name, codec, samples)
+            size, restore[name] = self._codec(name, codec, samples)
             sizes.append(size)
-        return Measurement(times, done.tar_bytes / done.stored, done.shares, tuple(sizes), unpack)
+        return Measurement(times, done.tar_bytes / done.stored, done.shares, tuple(sizes), restore)
 
     def _run_job(self, corpus: DrawnCorpus, seconds: float) -> JobPass:
         """Passes until the time is up, two at least, of which the first warms up; the median of the others counts."""
@@ -203,7 +208,7 @@ class Machine:
 
     def _codec(self, name: str, codec: Codec, samples: Sequence[PreparedSample]) -> tuple[MemberSize, float]:
         """Really encoded size, and seconds from a container's bytes back to keys and values."""
-        cache, sizes, unpack = self.config.cache, [], []
+        cache, sizes, seconds = self.config.cache, [], 0.0
         for batch in self._batches(samples):
             prefixes = self.replica.prefill(batch, self.method, scope=cache.scope, top_k=cache.top_k).batch
             coded = code_batch(prefixes, codec).on_host(new_memory)
@@ -211,11 +216,22 @@ class Machine:
                 torch.cuda.synchronize(self.replica.device)
             parts = coded.split()
             sizes += [encoded_size(name, [part], codec, [s.key]) for part, s in zip(parts, batch, strict=True)]
-            data = bytes(write_container(parts[0], codec.settings, batch[0].key, SAMPLE_HASH))
-            read = partial(read_container, data, codec, device=self.replica.device)
-            unpack.append(min(measure(self.replica.device, read).seconds for _ in range(PASSES)))
+            items = [
+                (s.key, write_container(p, codec.settings, s.key, SAMPLE_HASH))
+                for p, s in zip(parts, batch, strict=True)
+            ]
+            restore = partial(read_containers, items, codec, device=self.replica.device)
+            restore()
+            seconds += min(measure(self.replica.device, restore).seconds for _ in range(PASSES))
         factor = fmean(size.zstd_factor for size in sizes)
-        return MemberSize("kv", name, fmean(size.bytes for size in sizes), factor, "encoded"), median(unpack)
+        size = MemberSize("kv", name, fmean(size.bytes for size in sizes), factor, "encoded")
+        return size, seconds / len(samples)
+
+    def _token_time(self, prefixes: Sequence[Prefix]) -> float:
+        """Seconds of a token, all samples decoding together. Each prefix has its first token already."""
+        generate = partial(generate_tokens, self.replica.decoder, prefixes, 1 + TIMED_TOKENS)
+        generate()
+        return measure(self.replica.device, generate).seconds / (TIMED_TOKENS * len(prefixes))
 
     def _prefixes(self, samples: Sequence[PreparedSample]) -> list[Prefix]:
         return [

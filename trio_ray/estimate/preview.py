@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import gpus_per_replica
 from trio_ray.config import JobConfig
+from trio_ray.estimate.choices import Use
 from trio_ray.estimate.estimate import Estimate, EstimateSettings, make_estimate
 from trio_ray.estimate.prices import Prices
 from trio_ray.estimate.report import duration, size
@@ -111,6 +112,7 @@ def preview(config: JobConfig, progress: Progress | None = None) -> Preview:
         replicas=config.replicas.max,
         bandwidth_gb_per_s=None,
         prices=Prices(None, None, 1.0),
+        use=Use(),
     )
     estimate = make_estimate(settings, lambda what: progress.begin(Phase(what)))
     return Preview(config, plan, is_new, on_gpu, estimate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trio_ray.estimate.choices import Against, Choice
+from trio_ray.estimate.choices import Choice
 from trio_ray.estimate.estimate import Estimate
 from trio_ray.study import shown, table
 
@@ -14,7 +14,15 @@ SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 def text(estimate: Estimate) -> str:
     """The whole report, in Markdown, its last line the verdict."""
     return "\n".join(
-        [*_corpus_lines(estimate), *_job_lines(estimate), "", _choice_table(estimate.choices), "", estimate.verdict]
+        [
+            *_corpus_lines(estimate),
+            *_job_lines(estimate),
+            f"restoring: {estimate.restore_note}",
+            "",
+            _choice_table(estimate.choices),
+            "",
+            estimate.verdict,
+        ]
     )
 
 
@@ -64,37 +72,35 @@ def _job_lines(estimate: Estimate) -> list[str]:
 
 
 def _choice_table(choices: Sequence[Choice]) -> str:
+    """At most 100 columns wide. `read` and `then` are ms of a use; `x` is answers a second, times those of recomputing;
+    reading pays above `GB/s`, precomputing from `uses` on, against a pruned prefill.
+    """
     return table(
         choices,
         {
-            "level, codec": lambda choice: f"{choice.name} ({choice.source})",
+            "store": _name,
             "a sample": lambda choice: size(choice.bytes_per_sample),
             "in all": lambda choice: size(choice.total_bytes),
-            "zstd": lambda choice: f"{choice.zstd_factor:.2f}",
-            "read": lambda choice: shown(choice.read_s, ".3g", " ms", times=1e3),
-            "then compute": lambda choice: shown(choice.finish_s, ".3g", " ms", times=1e3),
-            "pruned: break-even": lambda choice: _bandwidth(choice.pruned),
-            "pruned: pays from": lambda choice: _uses(choice.pruned, choice),
-            "unpruned: break-even": lambda choice: _bandwidth(choice.unpruned),
-            "unpruned: pays from": lambda choice: _uses(choice.unpruned, choice),
+            "read": lambda choice: shown(choice.read_s, ".3g", times=1e3),
+            "then": lambda choice: shown(choice.finish_s, ".3g", times=1e3),
+            "x pruned": lambda choice: shown(choice.pruned.times_faster, ".3g"),
+            "x unpruned": lambda choice: shown(choice.unpruned.times_faster, ".3g"),
+            "GB/s": lambda choice: shown(choice.pruned.break_even_gb_per_s, ".3g") or "never",
+            "uses": _uses,
         },
     )
 
 
-def _bandwidth(against: Against) -> str:
-    return shown(against.break_even_gb_per_s, ".3g", " GB/s") or "none: recompute"
+def _name(choice: Choice) -> str:
+    return f"{choice.name}{' (poor)' if choice.quality == 'poor' else ''}"
 
 
-def _uses(against: Against, choice: Choice) -> str | None:
-    """From which use on precomputing pays, in time and in money."""
+def _uses(choice: Choice) -> str | None:
+    """From which use on precomputing has paid in time."""
+    against = choice.pruned
     if against.break_even_gb_per_s is None:
         return "never"
-    if choice.read_s is None:
-        return None
-    if against.break_even_reuses is None:
-        return "never: recompute"
-    by_cost = shown(against.break_even_reuses_by_cost, ".3g", " by cost")
-    return f"{against.break_even_reuses:.3g} uses{f', {by_cost}' if by_cost else ''}"
+    return None if choice.read_s is None else shown(against.break_even_reuses, ".3g") or "never"
 
 
 def size(count: float) -> str:

@@ -99,11 +99,14 @@ class SizeModel:
         data = fmean(layouts) * factor + fmean(tensors) * TENSOR_ENTRY_BYTES + around
         return MemberSize("kv", name, in_tar(data, "key"), factor, "computed")
 
+    def plain_bytes(self) -> float:
+        """Of a sample's keys and values in 16 bit, mean."""
+        shapes = [shape for frame in self.frames(len(self.workload.samples)) for shape in frame.shapes]
+        return sum(2 * 2 * prod(shape.size) for shape in shapes) / len(self.workload.samples)
+
     def assumed(self, name: str, ratio: float) -> MemberSize:
         """Size of a prefix in a container that is `ratio` times smaller than its keys and values in 16 bit."""
-        shapes = [shape for frame in self.frames(len(self.workload.samples)) for shape in frame.shapes]
-        plain = sum(2 * 2 * prod(shape.size) for shape in shapes) / len(self.workload.samples)
-        return MemberSize("kv", name, in_tar(plain / ratio, "key"), 1.0, "assumed")
+        return MemberSize("kv", name, in_tar(self.plain_bytes() / ratio, "key"), 1.0, "assumed")
 
     def embeds(self) -> MemberSize:
         """Size of the retained input embeddings: a row each, its token id, its position and whether it is
