@@ -15,24 +15,25 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
 SAMPLES = 320
-"""Most samples that are drawn; a fifth of them is held back."""
+"""Upper bound of the samples that are drawn. A fifth of them is held back."""
 
 MIN_SAMPLES = 64
 
 MOST_BYTES = 12 << 30
-"""Of keys and values in host memory at once; a fit takes about three times as much. They are 65 samples of
-LLaVA-NeXT-7B on Vicuna at 11 %, 260 on Mistral. `MIN_SAMPLES` are drawn in any case."""
+"""Bytes of keys and values that are held in host memory at once. A fit needs about three times as much. This is room
+for 65 samples of LLaVA-NeXT-7B on Vicuna at 11 %, or 260 on Mistral. `MIN_SAMPLES` are drawn in any case.
+"""
 
 
 @dataclass(frozen=True)
 class Uncalibrated:
-    """Why there is no basis, to go behind `raw, because`."""
+    """The reason why there is no basis; it follows the words `raw, because`."""
 
     reason: str
 
 
 OnStep = Callable[[str, int, int], None]
-"""Is told what is being done, how many samples are done, and of how many."""
+"""A callback that gets what is being done, how many samples are done, and how many there are."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -64,7 +65,7 @@ def calibrate_on(
     fingerprint: dict[str, str],
     on_step: OnStep = _silent,
 ) -> FittedCodec | Uncalibrated:
-    """The same with samples that are drawn already."""
+    """Fit a codec to samples that have been drawn already; see `calibrate_for` for the rest."""
     drawn = _as_many_as_fit(samples, config, replica, _counter("prefilling samples", len(samples), on_step))
     if len(drawn) < MIN_SAMPLES:
         return Uncalibrated(
@@ -85,7 +86,7 @@ def calibrate_on(
 
 
 def _counter(what: str, total: int, on_step: OnStep) -> Callable[[], None]:
-    """A function that tells `on_step` of one more sample whenever it is called."""
+    """A function that tells `on_step` about one more sample at each call."""
     on_step(what, 0, total)
     done = count(1)
     return lambda: on_step(what, next(done), total)

@@ -1,4 +1,4 @@
-"""How large a basis may get, as it is said beside a codec's name on the command line."""
+"""The upper bounds of a basis, which a command line gives beside a codec's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trio_ray.calibration.calibrate import DEFAULT_RANK
 
 @dataclass(frozen=True)
 class BasisSize:
-    """What bounds the work and the bytes of a basis.
+    """Limits that bound the work of a fit and the bytes of a basis.
 
     Attributes:
         rank: most components of a group of layers and kind of rows.
@@ -28,7 +28,9 @@ class BasisSize:
 
     @classmethod
     def taken_from(cls, spec: dict[str, Any]) -> Self:
-        """Takes its settings out of a codec's. Raises `ValueError` or `TypeError` where one cannot be."""
+        """Take the limits out of a codec's settings, which lose them. Raises `ValueError` or `TypeError` if one is not
+        valid.
+        """
         given: dict[str, Any] = {}
         for field in fields(cls):
             if field.name in spec:

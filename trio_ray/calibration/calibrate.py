@@ -19,17 +19,17 @@ from trio_ray.model.decoder import Decoder
 
 DEFAULT_RANK = 2048
 MAX_LEADS = 256
-"""Most text rows ahead of the image that get a mean of their own."""
+"""Upper bound of the text rows ahead of the image that get a mean of their own."""
 
 ROUNDING = 0.5
 SEARCHES = 10
-"""Halvings of the interval in which a step is looked for."""
+"""How often the interval in which a step is searched is halved."""
 
 COARSEST, FINEST = 1.0, 1e-6
 
 
 class Answering(Protocol):
-    """What calibration needs of a model: a `Replica` has it, and so has a language model."""
+    """What calibration needs from a model. A `Replica` offers it, and so does a language model."""
 
     @property
     def decoder(self) -> Decoder: ...
@@ -43,7 +43,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that is known of a corpus before a step is chosen.
+    """Everything that is known about a corpus before a step is chosen.
 
     Attributes:
         tables: a basis without groups.
@@ -58,7 +58,9 @@ class Calibration:
     device: torch.device
 
     def divergence(self, step: float) -> float:
-        """What an answer token's distribution is expected to move by, nats, to second order in the errors."""
+        """The divergence that a step is expected to cause in an answer token's distribution: nats, to second order in
+        the errors.
+        """
         return sum(
             kind.count / self.samples * kind.distortion(step) / 2
             for analysis in self.analyses
@@ -66,7 +68,9 @@ class Calibration:
         )
 
     def basis(self, step: float) -> Basis:
-        """The basis for a step: the finer, the less a component's rounding changes the answer's distribution."""
+        """Make the basis for a step. A finer step rounds components less, so that the answer's distribution changes
+        less.
+        """
         rounding = round(ROUNDING * (1 << STEP_BITS))
         tables = self.tables
         return Basis(
@@ -120,7 +124,7 @@ def learn(
     group_layers: int | None,
     device: torch.device,
 ) -> Calibration:
-    """The same where the information is known.
+    """Calibrate where the information on the channels is known already.
 
     Args:
         batch: the calibration set, anywhere.
@@ -145,7 +149,7 @@ def learn(
 
 
 def largest_step(fits: Callable[[float], bool]) -> float | None:
-    """The coarsest step, nearly, that fits, where all finer ones do; None if not even the finest does."""
+    """About the coarsest step that fits, if all finer ones fit, too; None if not even the finest one fits."""
     low, high = math.log(FINEST), math.log(COARSEST)
     if not fits(FINEST):
         return None
@@ -156,7 +160,7 @@ def largest_step(fits: Callable[[float], bool]) -> float | None:
 
 
 def smallest_step(fits: Callable[[float], bool]) -> float | None:
-    """The finest step, nearly, that fits, where all coarser ones do; None if not even the coarsest does."""
+    """About the finest step that fits, if all coarser ones fit, too; None if not even the coarsest one fits."""
     low, high = math.log(FINEST), math.log(COARSEST)
     if not fits(COARSEST):
         return None
@@ -176,5 +180,5 @@ def _on_device(segment: SegmentBatch, first: int, layers: int, device: torch.dev
 
 
 def _leads_before_images(segment: SegmentBatch) -> list[int]:
-    """Lead of each sample that has image rows at all; 0 stands for none of them."""
+    """The lead of each sample that has image rows; 0 stands for a sample without any."""
     return [0, *(lead for lead, images in zip(segment.leads, segment.image_counts, strict=True) if images)]

@@ -20,26 +20,30 @@ from trio_ray.kv.codecs.transform_basis import read_basis, write_basis
 from trio_ray.kv.container import checksum
 
 DEFAULT_DIVERGENCE = 0.003
-"""Nats by which an answer token's distribution may move, mean over samples."""
+"""How far an answer token's distribution may move: nats, the mean over samples."""
 
 HELD_OUT = 5
-"""One prefix of so many is held back from the fit."""
+"""One prefix in this many is held back from the fit."""
 
 TRIALS = 8
-"""Most steps that are tried."""
+"""Upper bound of the steps that are tried."""
 
 NEAR = 0.5
-"""A step is coarse enough that uses up this share of what may change: twice of that saves an eighth of the bytes, and a
-mean over few samples is not better known than so; to push on would choose by luck."""
+"""A step is coarse enough when it uses up this share of the divergence that is allowed. Twice that divergence would
+save only an eighth of the bytes, and a mean over few samples is no more exact than that: searching on would choose by
+chance.
+"""
 
 AIM = 0.75
-"""Of what may change, what the next step tried is meant to use up."""
+"""The share of the allowed divergence that the next trial aims at."""
 
 REACH = 64.0
-"""Steps this many times finer or coarser than the first are not tried: finer ones would run out of integers."""
+"""Steps that are finer or coarser than the first one by more than this factor are not tried: finer ones would not fit
+into the integers.
+"""
 
 GAP = 1.1
-"""A step that fits and one that does not are as close as need be."""
+"""The search ends when a step that fits and one that does not differ by less than this factor."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class FittedCodec:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A calibration with what was held back from it.
+    """A calibration, and the prefixes that were held back from it.
 
     Attributes:
         model: what made the prefixes.
@@ -74,8 +78,8 @@ class Fitted:
     held_out: Sequence[DrawnPrefix]
 
     def choose(self, divergence: float, parameters: Mapping[str, Any] | None = None) -> FittedCodec | None:
-        """The smallest codec, nearly, that moves the first answer token's distribution by at most `divergence` nats:
-        the mean over the prefixes held back and two standard errors; None where not even a fine one does.
+        """About the smallest codec that moves the first answer token's distribution by at most `divergence` nats: the
+        mean over the prefixes held back, plus two standard errors. None if not even a fine step reaches that.
 
         Args:
             divergence: wanted.
@@ -101,7 +105,7 @@ class Fitted:
         return FittedCodec(Transform(codec.settings, read_basis(data)), data, step, measured)
 
     def ratio(self, step: float) -> float:
-        """How many times smaller than in 16 bit a given step makes the prefixes held back."""
+        """How many times smaller than 16 bit the held-back prefixes become with a given step."""
         return stored_ratio(self.model, self._codec(step, {})[0], self.held_out)
 
     def _codec(self, step: float, parameters: Mapping[str, Any]) -> tuple[Transform, bytes]:
@@ -110,7 +114,7 @@ class Fitted:
         return Transform(TransformSpec(**{**parameters, "name": "transform", "basis": checksum(data)}), basis), data
 
     def _estimate(self, divergence: float) -> float:
-        """The step that `divergence` is expected of, or where so few components cannot reach it, all they can do."""
+        """The step that is expected to cause `divergence`, or about the least that so few components can reach."""
         expected = self.calibration.divergence
         reachable = max(divergence, 1.2 * expected(FINEST))
         return largest_step(lambda step: expected(step) <= reachable) or FINEST
@@ -200,6 +204,6 @@ def coarsest_step(measure: Callable[[float], float], wanted: float, start: float
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
-    """Where a power law through two steps and what they measured has `aim`, but not close to either."""
+    """The step at which a power law through two measured steps has `aim`, kept away from both of them."""
     share = math.log(aim / low[1]) / math.log(high[1] / low[1])
     return float(low[0] * (high[0] / low[0]) ** min(0.85, max(0.15, share)))

@@ -26,15 +26,15 @@ from trio_ray.model.decoder import Decoder
 
 IN_MEMORY = "16 bit, never stored"
 UNROUNDED = "float32, never stored"
-"""Names of the controls: what all codecs are compared with, and what rounding to 16 bit alone does."""
+"""Names of the controls: the states that all codecs are compared with, and what rounding to 16 bit does by itself."""
 
 FINGERPRINT = "0" * 32
-"""The containers of a measurement belong to no cache."""
+"""Stands for the fingerprint of a cache: the containers of a measurement belong to none."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A codec under the name that it has in the tables."""
+    """A codec, and the name that it has in the tables."""
 
     name: str
     codec: Codec
@@ -42,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Prefixes as they came back, with the bytes of each one's container."""
+    """Prefixes that were stored and loaded, and the bytes of each one's container."""
 
     prefixes: list[Prefix]
     sizes: list[int]
@@ -50,7 +50,8 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How predictions from coded states stand to those from the same states in 16 bit, a number each predicted token.
+    """Predictions from coded states, compared with those from the same states in 16 bit. There is one number for each
+    predicted token.
 
     Attributes:
         kl: divergence of the coded from the 16-bit distribution, nats.
@@ -62,7 +63,7 @@ class Agreement:
 
 
 def in_16_bit(batch: PrefixBatch) -> PrefixBatch:
-    """The states as a GPU's prefill leaves them: those of a float32 model rounded to bfloat16."""
+    """The states that a prefill on a GPU would leave: those of a float32 model, rounded to bfloat16."""
     if batch.segments[0].keys.dtype != torch.float32:
         return batch
     segments = [
@@ -72,7 +73,7 @@ def in_16_bit(batch: PrefixBatch) -> PrefixBatch:
 
 
 def containers_of(batch: PrefixBatch, codec: Codec) -> list[tuple[str, bytes]]:
-    """Code a batch and write each sample's container; its key and its bytes."""
+    """Compress a batch and write each sample's container; returns keys and bytes."""
     coded = code_batch(batch, codec).on_host(new_memory)
     return [
         (str(number), bytes(write_container(sample, codec.settings, key=str(number), fingerprint=FINGERPRINT)))
@@ -99,7 +100,7 @@ def unstored(batch: PrefixBatch) -> Loaded:
 
 
 def without_last_rows(prefix: Prefix, count: int) -> Prefix:
-    """A prefix as it was `count` rows earlier; its last `count` rows must be text, which every layer holds."""
+    """The prefix without its last `count` rows. They must be text rows, which every layer holds."""
     segments = [
         replace(
             segment,
@@ -114,7 +115,7 @@ def without_last_rows(prefix: Prefix, count: int) -> Prefix:
 
 
 def values_of(prefix: Prefix) -> int:
-    """Numbers in a prefix's keys and values."""
+    """How many numbers a prefix's keys and values hold."""
     return sum(segment.keys.numel() + segment.values.numel() for segment in prefix.segments)
 
 
@@ -147,7 +148,7 @@ def greedy(
     max_new_tokens: int,
     stop_tokens: Sequence[int],
 ) -> list[list[int]]:
-    """Greedy answers whose first token, too, is predicted from the stored rows; `recomputed` as in `predict`."""
+    """Greedy answers. The first token, too, is predicted from the stored rows; see `predict` for `recomputed`."""
     return generate(decoder, _earlier(prefixes, recomputed), max_new_tokens, stop_tokens, recomputed)
 
 

@@ -1,4 +1,4 @@
-"""Calibration samples: evenly from the shards of a job, and the prefixes that the job would make of them."""
+"""Samples for a calibration, drawn evenly from a job's shards, and the prefixes that the job would make of them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.tensors import in_fitting_parts
 
 STRIDE = 8
-"""Of a shard every so-manieth sample is drawn first, then those behind them: questions about one image follow each
-other."""
+"""The distance between the samples that are drawn first from a shard; those between them follow. Neighbours are often
+questions about the same image.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class DrawnPrefix:
 
 
 def draw_samples(config: JobConfig, replica: Replica, count: int) -> list[PreparedSample]:
-    """Up to `count` samples that the job would store, as many from each shard as can be.
+    """Up to `count` samples that the job would store, in equal numbers from each shard where that is possible.
 
     What cannot be read is passed over, as the job itself will say of it what is wrong.
 
@@ -69,7 +70,8 @@ def prefixes_of(
     replica: Replica,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Iterator[DrawnPrefix]:
-    """The samples' pruned prefixes, in order, without those that do not fit into the device's memory even alone.
+    """The samples' pruned prefixes, in order. A sample that does not fit into the device's memory even alone is left
+    out.
 
     `on_sample` is called behind each.
     """
@@ -105,7 +107,7 @@ def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> 
 
 
 def _on_host(prefix: Prefix) -> Prefix:
-    """In host memory and without the last row, which is text, so that every segment holds it."""
+    """The prefix in host memory without its last row. That is a text row, which every segment holds."""
 
     def move(tensor: torch.Tensor, rows: int) -> torch.Tensor:
         return tensor.narrow(-3 if tensor.dim() == 4 else 0, 0, rows).cpu().clone()

@@ -1,4 +1,4 @@
-"""A basis fitted to prefixes: what rows of each kind look like, and then the integers for a step."""
+"""Fit a basis to prefixes: first the statistics of each kind of rows, then the integers for a step."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ GROUP_CHANNELS = 2048
 (`DEFAULT_RANK`), so that a fit is not short of them. One layer of LLaVA-NeXT-7B."""
 
 HEADROOM = 4.0
-"""Inputs up to this many times the largest one seen are not clipped."""
+"""Inputs are clipped only beyond the largest one seen, multiplied by this."""
 
 IMAGE_ROWS = 16384
-"""Most image rows of a segment that are looked at; they are taken at even steps."""
+"""Upper bound of the image rows of a segment that are read; they are taken at equal distances."""
 
 FINENESS = 32
-"""Integers a step, before the matrix."""
+"""Integers for one step, before the matrix product."""
 
 FAINT = 0.25
 """Components that vary by less than this many steps are left out."""
 
 BAND_LIMITS = (100, 5, 1)
-"""Largest symbols seen of components that go into the bands behind the first: each holds more than that."""
+"""For each band behind the first, the largest symbol that its components may have shown: each band holds more than
+that.
+"""
 
 WEAKEST = 1e-2
-"""Least weight of a channel, relative to the root mean square of all: nothing is ever taken to be worth nothing."""
+"""Lower bound of a channel's weight, relative to the root mean square of all channels: no channel counts as worthless.
+"""
 
 
 TENSORS_OF_A_KIND = ("rows", "means", "weight", "mean", "components", "deviations")
@@ -53,7 +56,7 @@ TENSORS_OF_A_KIND = ("rows", "means", "weight", "mean", "components", "deviation
 
 @dataclass(frozen=True)
 class Kind:
-    """What the rows of one kind in a group of layers look like.
+    """Statistics of the rows of one kind in a group of layers.
 
     Attributes:
         rows: (n, C) int32, `whole_rows` of the calibration rows.
@@ -83,7 +86,9 @@ class Kind:
         return replace(self, **moved)
 
     def distortion(self, step: float) -> float:
-        """Expected square error of a row's weighted differences, components that are left out counted whole."""
+        """Expected square error of a row's weighted differences. Components that are left out count with all their
+        variance.
+        """
         variances = self.deviations.double().square()
         return self.spread - float((variances - step**2 / 12).clamp_min(0).sum())
 
@@ -104,7 +109,7 @@ class Analysis:
 
 
 def groups_of(first_layer: int, layers: int, most: int) -> list[tuple[int, int]]:
-    """(first layer, layers) of the groups of a segment, as even as can be, each of `most` layers at most."""
+    """The groups of a segment as (first layer, number of layers), as even as possible, of `most` layers at most."""
     count = -(-layers // most)
     edges = [first_layer + layers * number // count for number in range(count + 1)]
     return [(start, stop - start) for start, stop in pairwise(edges)]
@@ -113,7 +118,7 @@ def groups_of(first_layer: int, layers: int, most: int) -> list[tuple[int, int]]
 def analyse(
     batch: SegmentBatch, first: int, layers: int, tables: Basis, information: tuple[Tensor, Tensor], most: int
 ) -> Analysis:
-    """What a group's rows look like.
+    """Analyse the rows of a group of layers.
 
     Args:
         batch: a segment of all calibration prefixes.
@@ -159,7 +164,7 @@ def rotary_tables(inverse_frequency: Tensor, positions: int) -> tuple[Tensor, Te
 
 
 def _thinned(text: Tensor) -> Tensor:
-    """Ascending numbers of the text rows, and of `IMAGE_ROWS` image rows at most."""
+    """The numbers of all text rows and of `IMAGE_ROWS` image rows at most, ascending."""
     images = (~text).nonzero().flatten()
     if len(images) > IMAGE_ROWS:
         images = images[torch.arange(IMAGE_ROWS, device=images.device) * len(images) // IMAGE_ROWS]
@@ -167,7 +172,7 @@ def _thinned(text: Tensor) -> Tensor:
 
 
 def _exponents(keys: Tensor, values: Tensor, usual: Tensor) -> Tensor:
-    """(C,) int8. A key's two halves, which rotate into each other, share theirs."""
+    """(C,) int8 exponents. The two halves of a key, which the rotation mixes, share theirs."""
     largest = torch.stack([x[:, usual].abs().amax(1).float() for x in (keys, values)], 1)  # (layers, 2, heads, dim)
     low, high = largest[:, 0].chunk(2, -1)
     largest[:, 0] = torch.cat([torch.maximum(low, high)] * 2, -1) * 2**0.5
@@ -176,12 +181,14 @@ def _exponents(keys: Tensor, values: Tensor, usual: Tensor) -> Tensor:
 
 
 def _size(exponent: Tensor) -> Tensor:
-    """(C,) fp32, what 1 is in integers."""
+    """(C,) fp32, the integer that stands for 1."""
     return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent.int())
 
 
 def _means(rows: Tensor, means: Tensor, count: int) -> Tensor:
-    """(count, C) fp64, the mean of the rows (n, C) that have each number in `means` (n,); the first where none has."""
+    """(count, C) fp64: for each number in `means` (n,), the mean of the rows (n, C) that have it; the first mean where
+    no row has it.
+    """
     found = torch.zeros((count, rows.shape[1]), dtype=torch.float64, device=rows.device)
     for number in range(count):
         mine = rows[means == number]
@@ -239,7 +246,7 @@ def _sorted(part: Components, found: Tensor) -> Components:
 
 
 def component_count(groups: Sequence[Group]) -> dict[str, int]:
-    """By band the components of all groups."""
+    """The components of all groups, by band."""
     return {
         band.name: sum(part.counts[number] for group in groups for part in group.kinds)
         for number, band in enumerate(BANDS)

@@ -13,7 +13,7 @@ from trio_ray.model.decode.engine import generate
 from trio_ray.model.decoder import Decoder
 
 ANSWER_TOKENS = 3
-"""Tokens at the beginning of the model's own answer; what they and the prompt's end predict counts."""
+"""How many tokens at the beginning of the model's own answer count: what these and the prompt's end predict."""
 
 
 def channel_information(
@@ -53,7 +53,7 @@ def channel_information(
 
 
 def _answer(decoder: Decoder, prefix: Prefix, tail: Sequence[int], stop_tokens: Sequence[int]) -> list[int]:
-    """The model's greedy answer behind a prompt, as far as it counts, without its end."""
+    """The model's greedy answer to a prompt, up to the tokens that count and without the stop token."""
     (answer,) = generate(decoder, [prefix], ANSWER_TOKENS, stop_tokens, [tail])
     return [token for token in answer if token not in stop_tokens]
 

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 EXACT = 3072
-"""Up to this many rows or channels the whole spectrum is computed; beyond, the first components by iteration."""
+"""Up to this many rows or channels, the whole spectrum is computed. Beyond that, iteration finds the first components.
+"""
 
 OVERSAMPLING = 32
 ITERATIONS = 3
 
 
 def principal_components(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The directions in which rows vary most, and by how much.
+    """The directions in which rows vary most, and their standard deviations.
 
     Beyond `EXACT`, subspace iteration from a fixed random start (Halko, Martinsson and Tropp, arXiv 0909.4061).
 

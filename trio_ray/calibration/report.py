@@ -1,4 +1,4 @@
-"""What a basis does to prefixes that it was not fitted to: bytes, error, and the answer's distribution."""
+"""What a basis does to prefixes that it was not fitted to: their bytes, their errors, and the answer's distribution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trio_ray.kv.prefix import Prefix
 from trio_ray.model.continuation import Continuation
 
 BATCH = 16
-"""Prefixes decoded at once."""
+"""Prefixes that are restored together."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class HeldOut:
 
     @property
     def most(self) -> float:
-        """What the divergence is at most, in all likelihood: a few samples make up most of it, and few are seen."""
+        """An upper bound of the divergence that holds in all likelihood: few samples are measured, and a few of them
+        make up most of it.
+        """
         return self.divergence + 2 * self.uncertainty
 
     @property
     def ratio(self) -> float:
-        """How many times smaller than 16 bit, everything counted."""
+        """How many times smaller than 16 bit the containers are, with everything counted."""
         return self.plain / self.stored
 
     def __str__(self) -> str:
@@ -106,7 +108,7 @@ def measure_held_out(model: Answering, codec: Codec, drawn: Sequence[DrawnPrefix
 
 
 def _on_device(model: Answering, drawn: Sequence[DrawnPrefix]) -> Iterator[tuple[Sequence[DrawnPrefix], list[Prefix]]]:
-    """A few prefixes at a time, beside what they are on the model's device."""
+    """A few prefixes at a time, each with its restored form on the model's device."""
     for start in range(0, len(drawn), BATCH):
         items = drawn[start : start + BATCH]
         yield items, [item.prefix.on_device(model.device) for item in items]
@@ -117,7 +119,7 @@ def _plain_bytes(prefix: Prefix) -> int:
 
 
 def _squares(old: Prefix, new: Prefix) -> torch.Tensor:
-    """(2, 2): of keys and of values the squared error and the squares."""
+    """(2, 2): for keys and for values, the squared error and the sum of squares."""
     sums = torch.zeros(2, 2, dtype=torch.float64)
     for was, now in zip(old.segments, new.segments, strict=True):
         for row, (x, y) in enumerate(((was.keys, now.keys), (was.values, now.values))):

@@ -32,10 +32,10 @@ CANDIDATES = 96
 
 MIN_SAMPLES = 12
 HELD_BACK = 3
-"""Every so-manieth image is held back."""
+"""One image in this many is held back."""
 
 TOLERANCE = 1.15
-"""A candidate whose mean divergence so far is so many times the best one's on the same samples is dropped."""
+"""A candidate is dropped when its mean divergence so far is this many times the best one's on the same samples."""
 
 MOST_POINTS = 6
 
@@ -159,7 +159,7 @@ class _Space:
         return {name: values for name, values in searched.items() if name not in self.given.settings}
 
     def filled(self, config: MethodConfig) -> MethodConfig:
-        """The same settings with prune points, weights and positions written out."""
+        """The settings with prune points, weights and positions written out."""
         built = config.build(self.depth)
         return config.model_copy(
             update={
@@ -186,7 +186,7 @@ class _Space:
                     yield changed
 
     def neighbour(self, config: MethodConfig, chance: random.Random) -> MethodConfig | None:
-        """A small change; None if it leads out of what is possible."""
+        """Make a small change; None if the result is not possible."""
         moves: list[_Move] = [self._change_setting] if self.choices else []
         if self.given.layout == "ragged":
             moves += [self._move_point, self._scale_weight, self._scale_weight, self._split_point, self._drop_point]
@@ -261,7 +261,7 @@ class _Climb:
     _known: set[str] = field(default_factory=set)
 
     def run(self, candidates: int) -> Iterator[int]:
-        """Try so many; yields how many were tried."""
+        """Try this many candidates; yields how many were tried."""
         for start in islice(self.space.starts(), candidates):
             self._try(start)
             yield self.tried

@@ -21,7 +21,9 @@ Pair = tuple[Tensor, Tensor]
 """Keys and values."""
 
 TEMPERATURE = 3.0
-"""Distributions are flattened by this, so that a model which is sure of an answer still says what it is sure by."""
+"""Temperature by which distributions are flattened, so that the gradients of a model that is sure of its answer do not
+vanish.
+"""
 
 
 def gradients(

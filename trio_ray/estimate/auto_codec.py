@@ -1,4 +1,4 @@
-"""What `cache.codec: auto` will come to in a job that is only planned: calibrated here, or assumed."""
+"""The codec that `cache.codec: auto` will choose in a job that is only estimated: calibrated here, or assumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASSUMED_RATIO = 8.0
 
 @dataclass(frozen=True)
 class OwnCodec:
-    """A planned job's codec; None where it has none or its ratio is assumed.
+    """The codec of an estimated job, if it is known.
 
     Attributes:
         codec: of the job.
@@ -32,8 +32,8 @@ class OwnCodec:
 
 
 def calibrated_here(config: JobConfig, replica: Replica, workload: Workload) -> OwnCodec:
-    """A basis fitted to the drawn samples, with the job's model; raw where the job would take that, or too few are
-    drawn.
+    """Fit a basis to the drawn samples with the job's model. The codec is raw if the job would choose that, or if too
+    few samples were drawn.
     """
     if config.cache.scope == "image":
         return _raw("with scope image")
@@ -47,7 +47,7 @@ def calibrated_here(config: JobConfig, replica: Replica, workload: Workload) -> 
 
 
 def assumed(config: JobConfig, samples: int) -> OwnCodec:
-    """Without a model: raw where the job would take that, else an assumption.
+    """Choose without a model: raw if the job would choose that, otherwise an assumed ratio.
 
     Args:
         config: the job.

@@ -31,7 +31,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Against:
-    """The cache against recomputing in one way.
+    """The cache compared with one way of recomputing.
 
     Attributes:
         recompute_s: what a sample takes to compute again.
@@ -103,7 +103,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Terms:
-    """What all choices have in common.
+    """The numbers that all choices share.
 
     Attributes:
         times: of a sample.
@@ -145,7 +145,9 @@ class Terms:
         return Against(recompute, bandwidth, reuses, by_cost, faster)
 
     def _by_cost(self, bytes_: float, saved: float) -> float | None:
-        """Uses that pay for a sample's computing and storage, at so many seconds saved a use."""
+        """The number of uses after which a sample's computing and storage are paid back, if each use saves this many
+        seconds.
+        """
         computing, storage = self.prices.compute(self.times.precompute_s), self.prices.storage(bytes_)
         gain = self.prices.compute(saved)
         return (computing + storage) / gain if gain and computing is not None and storage is not None else None

@@ -26,10 +26,10 @@ from trio_ray.source.shards import evenly
 from trio_ray.store.inputs import StoreOpener
 
 RUN_SAMPLES = 16
-"""Consecutive samples of a run, before the images are left out that it has not all questions about."""
+"""Consecutive samples of a run, before those images are left out of whose questions the run has only some."""
 
 COUNTED_FOR_EACH = 20
-"""Samples of a tar that are counted for each that is drawn from it."""
+"""How many samples of a tar are counted for each one that is drawn from it."""
 
 _LATER_TURN = re.compile(r"#[1-9]\d*$")
 """Ends the key of a conversation's second or later question (`source.turns: each`)."""
@@ -48,7 +48,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class DrawnCorpus:
-    """What was drawn, and what it says of the corpus.
+    """The drawn samples, and what they say about the corpus.
 
     Attributes:
         shards: all that can be read, in the job's order.
@@ -100,7 +100,7 @@ def draw_corpus(config: JobConfig, count: int) -> DrawnCorpus:
 
 
 class _Enough(Exception):
-    """Raised out of a reader that has come as far as is wanted."""
+    """Ends a reader that has read as far as is needed."""
 
 
 def _count(shard: Shard, config: SourceConfig, opener: Opener, most: int) -> Counted:

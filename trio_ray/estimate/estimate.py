@@ -36,7 +36,7 @@ INDICES = MemberSize("indices", None, 0.0, 1.0, "encoded")
 
 @dataclass(frozen=True)
 class EstimateSettings:
-    """What an estimate is asked for.
+    """The question that an estimate answers.
 
     Attributes:
         config: the job.
@@ -130,7 +130,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What storing takes, however it became known. `job` is the job's own level and codec."""
+    """The cost of storing, measured or computed. `job` is the job's own level and codec."""
 
     job: MemberSize
     choices: tuple[MemberSize, ...]

@@ -23,7 +23,7 @@ SHARED = 16
 """Directions that the rows of a head share."""
 
 MODEL_SEED = 1 << 20
-"""And a layer's number: far from the seeds of samples."""
+"""Added to a layer's number to make its seed; far away from the seeds of samples."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Geometry:
     tail: int
 
     def row_bytes(self, layers: int) -> int:
-        """Bytes of one row's keys and values in so many layers, 16 bit."""
+        """Bytes of one row's keys and values in `layers` layers, in 16 bit."""
         return 4 * layers * self.kv_heads * self.head_dim
 
 
@@ -86,7 +86,7 @@ def _all(images: Sequence[int], device: torch.device) -> list[Tensor]:
 
 
 def _choose(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` of the image rows, ascending."""
+    """`count` of the image rows, drawn at random, ascending."""
     order = torch.rand(len(rows), generator=generator, device=rows.device).argsort()
     return rows[order[:count].sort().values]
 

@@ -1,4 +1,6 @@
-"""What this machine does with the drawn samples: the job's own pipeline into a folder, then the model alone."""
+"""The speed of this machine on the drawn samples: first the job's own pipeline, which writes into a folder, then the
+model alone.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,13 @@ from trio_ray.store.opening import open_store
 from trio_ray.tensors import measure
 
 MODEL_SAMPLES = 16
-"""Samples that the model alone is timed on, and that every codec really encodes."""
+"""Samples on which the model alone is timed, and which every codec compresses."""
 
 TIMED_TOKENS = 4
 """Decoded behind each of them."""
 
 PASSES = 2
-"""Timed passes of the model alone, of which the faster counts."""
+"""Timed passes of the model alone; the faster one counts."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class JobPass:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured.
+    """The results of the measurement.
 
     Attributes:
         times: of a sample.
@@ -84,7 +86,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Machine:
-    """A replica on this machine with all that a job tells it.
+    """A replica on this machine, with everything that a job would give it.
 
     Attributes:
         config: the job.
@@ -130,7 +132,7 @@ class Machine:
         return Measurement(times, done.tar_bytes / done.stored, done.shares, tuple(sizes), restore)
 
     def _run_job(self, corpus: DrawnCorpus, seconds: float) -> JobPass:
-        """Passes until the time is up, two at least, of which the first warms up; the median of the others counts."""
+        """Run passes until the time is over, at least two. The first one warms up; the median of the others counts."""
         items = [item for run in corpus.runs for item in run]
         wall: list[float] = []
         cpu: list[float] = []
@@ -207,7 +209,7 @@ class Machine:
         return min(passes) / len(samples)
 
     def _codec(self, name: str, codec: Codec, samples: Sequence[PreparedSample]) -> tuple[MemberSize, float]:
-        """Really encoded size, and seconds from a container's bytes back to keys and values."""
+        """The size after compressing, and the seconds from a container's bytes back to keys and values."""
         cache, sizes, seconds = self.config.cache, [], 0.0
         for batch in self._batches(samples):
             prefixes = self.replica.prefill(batch, self.method, scope=cache.scope, top_k=cache.top_k).batch

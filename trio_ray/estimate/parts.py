@@ -25,7 +25,7 @@ from trio_ray.store.row_groups import write_row_groups
 from trio_ray.store.tar_members import END
 
 QUARANTINE_TABLE_BYTES = 3_000
-"""Of a quarantine table with a few rows."""
+"""Bytes of a quarantine table with a few rows."""
 
 PROBE_ROWS = 256
 """Samples of the part that is written without a model."""
@@ -33,7 +33,7 @@ PROBE_ROWS = 256
 
 @dataclass(frozen=True)
 class PartShares:
-    """Bytes beside the samples' members.
+    """Bytes that are stored besides the samples' members.
 
     Attributes:
         row: a sample's row in its part's table, and its locator.

@@ -27,13 +27,13 @@ from trio_ray.store.tar_members import member_header, padding
 Level = Literal["kv", "embeds", "indices"]
 
 TENSOR_ENTRY_BYTES = 80
-"""Of a safetensors header for one tensor: name, type, shape, offsets."""
+"""Bytes of a safetensors header for one tensor: its name, type, shape and offsets."""
 
 EMBEDS_HEADER_BYTES = 400
-"""Of a file of embeddings: its own header and safetensors'."""
+"""Bytes of the headers of a file of embeddings: its own one, and that of safetensors."""
 
 SAMPLE_HASH = "0" * 64
-"""Stands where the cache's identity hash will."""
+"""Takes the place of the cache's identity hash."""
 
 FRAMES_MADE = 8
 FACTOR_LAYERS = 10

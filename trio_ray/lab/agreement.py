@@ -26,7 +26,7 @@ class Way:
     batch: int = 64
 
     def __str__(self) -> str:
-        """As the table names it."""
+        """The name in the table."""
         fp8 = ", fp8 products" if self.matmul == "fp8" else ""
         return f"{self.dtype} {self.attention}{fp8}, batches of {self.batch}"
 
@@ -49,7 +49,7 @@ TITLES = {"kept_early": "kept at the first prune", "kept_late": "kept at the las
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a way gave, for each question.
+    """The result of one way of running the model, for each question.
 
     Attributes:
         first, last: kept tokens at the first and at the last prune point.
@@ -101,7 +101,7 @@ def measure_agreement(
 
 
 def _record(way: Way, outcomes: Mapping[Way, Outcome], asked: Sequence[HeldOutQuestion]) -> dict[str, object]:
-    """What the latest way has in common with those before."""
+    """The shares that the latest way has in common with the ways before it."""
     outcome, first = outcomes[way], next(iter(outcomes.values()))
     kin = next(other for other in outcomes if other.dtype == way.dtype)
     right = [answer == question.answer for answer, question in zip(outcome.answers, asked, strict=True)]
@@ -114,7 +114,7 @@ def _record(way: Way, outcomes: Mapping[Way, Outcome], asked: Sequence[HeldOutQu
 
 
 def study(questions: int, records: Sequence[dict[str, object]], skipped: Mapping[str, str]) -> Study:
-    """A line a way; per cent."""
+    """A table with one line for each way; numbers in per cent."""
     columns: dict[str, Callable[[dict[str, object]], object]] = {"": lambda record: record["way"]}
     for whom, others in (("first", str(records[0]["way"])), ("dtype", "its dtype's first")):
         for what, title in TITLES.items():
@@ -139,7 +139,7 @@ def _against(outcome: Outcome, other: Outcome, whom: str) -> dict[str, float]:
 
 
 def _in_common(kept: Sequence[frozenset[int]], other: Sequence[frozenset[int]]) -> float:
-    """Both keep equally many."""
+    """The share of kept tokens that two runs have in common; both keep equally many."""
     return sum(len(a & b) for a, b in zip(kept, other, strict=True)) / sum(map(len, kept))
 
 

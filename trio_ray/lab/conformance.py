@@ -63,11 +63,11 @@ class Outcome:
 
 
 class BadVector(TrioRayError):
-    """A file that is no vector of the known format."""
+    """The file is not a vector in the known format."""
 
 
 def check_vector(path: Path) -> Outcome:
-    """Run one vector file. Raises `BadVector` where it cannot be read as one."""
+    """Compare one vector file. Raises `BadVector` if it cannot be read as a vector."""
     case, tensors = _load(path)
     try:
         return _compare(path.stem, case, tensors)

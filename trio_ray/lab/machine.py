@@ -1,4 +1,4 @@
-"""Where and with what a measurement was made."""
+"""The machine and the versions with which a measurement was made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of what matters for speed, as far as it is installed."""
+    """Versions of the installed packages that matter for speed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

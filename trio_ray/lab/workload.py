@@ -25,7 +25,7 @@ own template.
 """
 
 POPE_TOKENS = (18, 24)
-"""Least and most tokens of "Is there a ... in the image? Answer the question using a single word or phrase."."""
+"""Bounds of the tokens of "Is there a ... in the image? Answer the question using a single word or phrase."."""
 
 WEB_TOKENS, WEB_TOKENS_SPREAD, WEB_TOKENS_MOST = 18, 0.6, 77
 """Median length of an alt text in tokens, standard deviation of its logarithm, and where CLIP would cut it."""
@@ -51,7 +51,7 @@ class Workload:
     tiles_ms: float
 
     def describe(self) -> dict[str, float | int | str]:
-        """What matters for speed: counts, and means over samples."""
+        """The numbers that matter for speed: counts, and means over samples."""
         samples = self.samples
         return {
             "name": self.name,

@@ -16,7 +16,8 @@ from trio_ray.tensors import to_device
 
 @dataclass(frozen=True)
 class KnownIndices(Selector):
-    """Keeps the image tokens that are given, for one batch. No layer judges anything, so a prune point costs a lookup.
+    """Keeps image tokens that an earlier run has chosen, for one batch. No layer judges anything, so a prune point
+    costs a lookup.
 
     Attributes:
         kept: per sample of the batch, in order, and per prune point (K,) int, indices into the sample's original image
@@ -30,7 +31,7 @@ class KnownIndices(Selector):
         return [tuple(len(indices) for indices in points) for points in self.kept]
 
     def score(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
-        """All alike; see `Selector`."""
+        """No token is judged, so all scores are alike; see `Selector`."""
         return torch.zeros(rows.total, device=rows.device)
 
     def select(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, keep: Sequence[int]) -> Selection:

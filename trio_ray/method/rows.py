@@ -19,7 +19,7 @@ row where it was in the unpruned prompt.
 """
 
 ALIGNMENT = 8
-"""Matrix products want numbers of rows that are multiples of this."""
+"""Numbers of rows are rounded up to a multiple of this, because matrix products are faster then."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PackedRows:
         )
 
     def renumbered(self, image_index: Tensor) -> PackedRows:
-        """The same with other `image_index` for the image rows, (number of image rows,) in order."""
+        """The same layout with another `image_index`: (number of image rows,), in the order of the image rows."""
         return replace(self, image_index=self.image_index.index_copy(0, self.image_rows, image_index))
 
     @property
@@ -84,7 +84,7 @@ class PackedRows:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.sample.device
 
     @cached_property

@@ -27,7 +27,7 @@ class TargetRows:
 
     @classmethod
     def of(cls, rows: PackedRows, from_end: Sequence[int]) -> TargetRows:
-        """The rows with these negative numbers, counted from each sample's end."""
+        """The target rows with these negative numbers, which count from each sample's end."""
         flat, weight = [], []
         for start, length in zip(rows.offsets, rows.lengths, strict=False):
             inside = [length + row >= 0 for row in from_end]
@@ -62,7 +62,7 @@ def attend_from(normed: Tensor, rows: PackedRows, proxy: ProxyLayer, target: Tar
 
 
 def _scores(key: Tensor, query: Tensor, rows: PackedRows, proxy: ProxyLayer) -> Tensor:
-    """(B, kv_heads, M, S); what stands behind a sample's end means nothing."""
+    """(B, kv_heads, M, S) scores; entries behind a sample's end have no meaning."""
     if _kernels_take(query):
         from trio_ray.method.kernels import supervision as supervision_kernels
 
@@ -102,7 +102,9 @@ def _rotated_and_padded(key: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, di
 
 @fused(scores=(0, 3), visible=(0, 2))
 def _softmax(scores: Tensor, visible: Tensor, scaling: float) -> Tensor:
-    """(B, kv_heads, M, S) fp32 probabilities, from scores in any dtype and (B, P, S) who sees whom."""
+    """(B, kv_heads, M, S) fp32 probabilities, from scores in any dtype and a mask (B, P, S) of the rows that each
+    target row sees.
+    """
     batch, heads, _, length = scores.shape
     grouped = scores.unflatten(2, (-1, visible.shape[1])).float() * scaling
     probs = grouped.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)

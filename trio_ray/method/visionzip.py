@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 AUTHORS_CONTEXTUAL = 10 / 64
-"""Share of the kept tokens that are merged ones: 10 of 64 in the paper."""
+"""Share of the kept tokens that are merged from others: 10 of 64 in the paper."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class VisionZip:
 
     @property
     def settings(self) -> dict[str, float]:
-        """What decides what is kept, by name."""
+        """The settings that decide which tokens are kept, by name."""
         return {"contextual": self.contextual}
 
     def reduce(self, hidden: Tensor, attention: Tensor, keys: Tensor, keep: int) -> tuple[Tensor, Tensor]:

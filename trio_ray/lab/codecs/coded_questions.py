@@ -34,12 +34,12 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
 WAYS = ("question", "last row")
-"""What of the prompt is decoded again over the stored rows."""
+"""Which rows of the prompt are computed again over the stored rows."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer from coded states: how its tokens are predicted, and whether the greedy answer is right."""
+    """An answer from coded states: how well its tokens are predicted, and whether the greedy answer is right."""
 
     agreement: Agreement
     right: bool
@@ -68,7 +68,7 @@ class CodecResult:
 
 @dataclass(frozen=True)
 class Reference:
-    """What 16-bit states that stay in memory give for a batch, going on in one of the ways."""
+    """The answers of a batch from 16-bit states that never leave memory, for one of the ways of going on."""
 
     tails: list[list[int]]
     answers: list[list[int]]
@@ -170,6 +170,6 @@ class SettingRun:
         return greedy(self._replica.decoder, prefixes, tails, MAX_NEW_TOKENS, self._replica.stop_tokens)
 
     def _tail(self, sample: PreparedSample) -> list[int]:
-        """The prompt's tokens behind its last image row."""
+        """The tokens of the prompt that follow its last image row."""
         ids = list(sample.input_ids)
         return ids[len(ids) - ids[::-1].index(self._replica.image_token_id) :]

@@ -38,7 +38,7 @@ from trio_ray.model.attention import packed_attention
 from trio_ray.model.prefill import pruned_prefill
 
 LEAD = 1
-"""Rows of a prefix that count as text: that of the tokenizer's first token, which is the same in all of them."""
+"""Rows of a prefix that count as text: the one of the tokenizer's first token, which is the same in every prefix."""
 
 WITHOUT_PREFIX = "first token alone"
 SHORTEST_PARAGRAPH = 60
@@ -46,7 +46,7 @@ SHORTEST_PARAGRAPH = 60
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens of a prefix, and of the text that follows it."""
+    """A prefix's tokens, and the tokens of the text that follows it."""
 
     prefix: list[int]
     following: list[int]
@@ -105,7 +105,7 @@ def passages_of(tokenizer: Any, prefix: int, following: int) -> list[Passage]:
 
 
 def spread(found: Sequence[Passage], measured: int) -> tuple[list[Passage], list[Passage]]:
-    """`measured` passages at even steps over all, and the others, which a basis may be fitted on."""
+    """`measured` passages at equal distances over all of them, and the others, to which a basis may be fitted."""
     chosen = {number * len(found) // measured for number in range(measured)}
     return [found[n] for n in sorted(chosen)], [p for n, p in enumerate(found) if n not in chosen]
 
@@ -196,7 +196,7 @@ def _surprise(predictions: Tensor, following: Sequence[int]) -> list[float]:
 
 
 def _first_row_alone(prefixes: Sequence[Prefix]) -> Loaded:
-    """The first row, and the last, which `predict` cuts off."""
+    """The rows of a prefix that are not coded: the first one, and the last one, which `predict` cuts off."""
     short = [replace(prefix, segments=tuple(_ends(segment) for segment in prefix.segments)) for prefix in prefixes]
     return Loaded(short, [prefix.kv_bytes for prefix in short])
 

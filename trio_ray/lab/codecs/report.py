@@ -19,7 +19,7 @@ CONTROLS = (IN_MEMORY, UNROUNDED, WITHOUT_PREFIX)
 
 
 def question_records(results: Sequence[CodecResult], scenes: Sequence[int]) -> list[Record]:
-    """One record a setting and codec; `scenes` says for each question which image it is about."""
+    """One record for each setting and codec; `scenes` says for each question which image it is about."""
     reference = {(r.setting.name, r.setting.retention): r for r in results if r.name == IN_MEMORY}
     records = []
     for result in results:
@@ -39,7 +39,7 @@ def question_records(results: Sequence[CodecResult], scenes: Sequence[int]) -> l
 
 
 def text_records(results: Sequence[TextResult]) -> list[Record]:
-    """One record a codec."""
+    """One record for each codec."""
     (baseline,) = [np.array(result.surprise) for result in results if result.name == IN_MEMORY]
     records = []
     for result in results:
@@ -130,7 +130,7 @@ def _change(record: Record) -> str:
 
 
 def _plain(number: float, digits: int) -> str:
-    """Without the sign of a zero."""
+    """The number, without the sign of a negative zero."""
     text = f"{number:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
 

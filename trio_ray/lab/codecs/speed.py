@@ -77,7 +77,7 @@ class CodecBenchmark:
         return cls(geometry, batch, rounds)
 
     def measure(self, name: str, codec: Codec, basis: bytes | None = None) -> CodecSpeed:
-        """One codec, and the basis that it may have."""
+        """A codec, and its basis if it has one."""
         on_gpu = self._rates(self.batch, codec) if self.batch.top_ids.is_cuda else (None, None)
         few_layers = self._few_layers(codec)
         with torch_threads(1):
@@ -112,7 +112,7 @@ class CodecBenchmark:
         return PrefixBatch.of(prefixes[:: max(len(prefixes) - 1, 1)])
 
     def _few_layers(self, codec: Codec) -> PrefixBatch:
-        """On the CPU a few layers of the first sample, of each segment but the first; as many as the codec takes
+        """Some layers of the first sample on the CPU, from each segment but the first; as many as the codec compresses
         together.
         """
         first = self.batch.split()[0]
@@ -127,7 +127,7 @@ class CodecBenchmark:
         return PrefixBatch.of([alone])
 
     def _rates(self, batch: PrefixBatch, codec: Codec) -> tuple[float, float]:
-        """GB/s of encoding and of decoding a batch where it is."""
+        """GB/s of compressing and of restoring a batch on its device."""
         size = sum(prefix.kv_bytes for prefix in batch.split())
         coded = code_batch(batch, codec)
         encode = self._median(lambda: code_batch(batch, codec), batch.top_ids)
@@ -168,7 +168,7 @@ class CodecBenchmark:
         return size / seconds / 1e9, stored
 
     def _median(self, work: Callable[[], object], where: Tensor) -> float:
-        """Seconds that `work` takes, once the device has done all of it."""
+        """Seconds that `work` takes until the device has finished all of it."""
         work()  # compiles kernels
         return statistics.median(_seconds(work, where) for _ in range(self.rounds))
 
@@ -182,7 +182,7 @@ def container_sizes(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None =
 
 
 def speed_table(speeds: Sequence[CodecSpeed]) -> str:
-    """A codec a line; rates in GB/s."""
+    """A table with one line for each codec; rates in GB/s."""
     return table(
         speeds,
         {

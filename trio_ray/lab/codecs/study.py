@@ -58,7 +58,7 @@ def measure_questions(
     on_done: Callable[[int], None],
     on_left_out: Callable[[str], None],
 ) -> list[Record]:
-    """A record a retention, method and codec.
+    """Make one record for each retention, method and codec.
 
     Args:
         settings: of the questions.
@@ -83,7 +83,7 @@ def measure_questions(
 def measure_texts(
     passages: int, recipes: Sequence[Recipe], on_done: Callable[[int], None], on_left_out: Callable[[str], None]
 ) -> list[Record]:
-    """A record a codec: text continued by the pretrained language model, which must be installed."""
+    """One record for each codec, from text that the pretrained language model continues. It must be installed."""
     model = LanguageModel.load(default_device())
     measured, others = spread(passages_of(model.tokenizer, PREFIX_TOKENS, FOLLOWING_TOKENS), passages)
     calibration = cache(partial(calibrate_on_text, model, others, PASSAGES_AT_ONCE))
@@ -130,7 +130,7 @@ def speed_heading(shapes: str, samples: int, rounds: int) -> str:
 def _trials(
     recipes: Sequence[Recipe], calibration: Calibrate, where: str, on_left_out: Callable[[str], None]
 ) -> list[Trial]:
-    """All codecs that can be had."""
+    """All codecs that can be made."""
     trials = [(recipe.name, recipe.trial(calibration)) for recipe in recipes]
     for name, trial in trials:
         if trial is None:

@@ -1,4 +1,4 @@
-"""The rates of one replica that has its samples in memory already and stores nothing: what a whole job is held against.
+"""The rates of one replica that holds its samples in memory and stores nothing; a whole job is compared with them.
 
 Once with keys and values dropped on the device, once coded as the job does it and copied to the host, in turns. A
 process of its own, which gives the GPU back when it ends.

@@ -13,7 +13,7 @@ from trio_ray.lab.image_sizes import draw_size
 from trio_ray.lab.workload import QUESTIONS_PER_IMAGE, make_question, synthesise
 
 IMAGES = 64
-"""Different images in a shard; they come again and again, decoded anew each time."""
+"""Different images in a shard. They are repeated, and each copy is decoded anew."""
 
 
 def write_corpus(folder: Path, workload: str, shards: int, per_shard: int, seed: int = 0) -> list[str]:

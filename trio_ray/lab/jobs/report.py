@@ -12,7 +12,7 @@ Run = Mapping[str, Any]
 
 
 def study(record: Mapping[str, Any]) -> Study:
-    """A line on where and on the bare replica, and a table with a line a run, as far as the record has come."""
+    """The machine, the bare replica, and a table with one line for each run; as far as the record goes."""
     machine = record["machine"]
     lines = [
         f"{record['shapes']}, workload {record['workload']}, on "

@@ -1,4 +1,4 @@
-"""What a job's events say of its speed."""
+"""The speed of a job, as its events show it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Steady:
 
     @property
     def seconds(self) -> float:
-        """Its length; not above 0 where a job is too short to have any."""
+        """Length of the steady time; 0 or less if the job is too short to have one."""
         return self.first_idle - self.begin
 
 
@@ -39,7 +39,7 @@ class JobWatch:
     _began: float = field(default_factory=time.monotonic)
 
     def now(self) -> float:
-        """On the clock of all times here."""
+        """The current time on the clock that all times here use."""
         return time.monotonic() - self._began
 
     def note(self, event: PoolEvent[Task], summary: JobSummary) -> None:
@@ -96,7 +96,7 @@ class JobWatch:
         return [(event.actor, at) for at, event in self.events if isinstance(event, ActorReady)]
 
     def _parts(self) -> Parts:
-        """What each replica, by its number, has committed, and when."""
+        """What each replica has committed, and when; by the replica's number."""
         parts: Parts = defaultdict(list)
         for at, event in list(self.events):
             if isinstance(event, Report) and isinstance(event.content, PartReport):

@@ -28,7 +28,7 @@ CodecSetting = str | dict[str, Any]
 
 @dataclass(frozen=True)
 class JobRun:
-    """One run: on so many replicas, with another codec than the job's where one is given."""
+    """One run: its number of replicas, and its codec if that is not the job's."""
 
     replicas: int
     codec: CodecSetting | None = None
@@ -58,7 +58,7 @@ class JobBench:
         return max(run.replicas for run in self.runs)
 
     def codec_of(self, run: JobRun) -> CodecSetting:
-        """As it was asked for."""
+        """The codec of a run, as the user gave it."""
         return self.config.cache.codec if run.codec is None else run.codec
 
 
@@ -133,8 +133,8 @@ class _Jobs:
         }
 
     def _run(self, run: JobRun, name: str, watch: JobWatch) -> dict[str, Any]:
-        """What the watch says of a run, and the cache of the number of its samples: a killed replica may have committed
-        a part that it could not report any more.
+        """The watch's numbers of a run. The number of samples comes from the cache, because a killed replica may have
+        committed a part that it could not report.
         """
         config = self.bench.config
         cache = config.cache.model_copy(update={"codec": self.bench.codec_of(run)})
@@ -154,7 +154,7 @@ class _Jobs:
 
 
 def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:
-    """Of what so many bare replicas reach."""
+    """The rate as a share of what as many bare replicas reach."""
     return None if rate is None or bare is None else rate / (replicas * median(bare))
 
 

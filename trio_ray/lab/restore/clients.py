@@ -17,7 +17,9 @@ from trio_ray.store.opening import local_path, split_s3_uri
 
 
 class Client(ABC):
-    """Reads ranges of objects into memory that each thread uses again. For benchmarks: no retries, no checks."""
+    """Reads ranges of objects into a buffer that each thread uses again. For benchmarks only: it neither retries nor
+    checks.
+    """
 
     def __init__(self) -> None:
         self._own = threading.local()
@@ -27,10 +29,10 @@ class Client(ABC):
         """Fill the buffer with the object's bytes from `offset` on."""
 
     def close(self) -> None:  # noqa: B027
-        """Give back what it holds, by default nothing."""
+        """Close what it holds open; by default nothing."""
 
     def read(self, runs: Sequence[Run], threads: int) -> None:
-        """Read all runs, with so many requests in flight."""
+        """Read all runs with this many requests in flight."""
 
         def one(run: Run) -> None:
             self.read_range(run.members[0].name, run.members[0].offset, self._buffer(run.size))
@@ -147,11 +149,11 @@ S3_CLIENTS: dict[str, tuple[str, Callable[[str, S3Config], Client]]] = {
     "obstore": ("obstore", Obstore),
     "awscrt": ("awscrt", Crt),
 }
-"""By name the package that a client needs, and how it is made."""
+"""For each client, the package that it needs and how it is made."""
 
 
 def bare_clients(uri: str, s3: S3Config) -> dict[str, Client]:
-    """What can read there and is installed."""
+    """The installed clients that can read at this place."""
     if not uri.startswith("s3://"):
         return {"pread": Files(uri)}
     return {name: make(uri, s3) for name, (package, make) in S3_CLIENTS.items() if find_spec(package)}

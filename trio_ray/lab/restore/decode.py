@@ -21,7 +21,7 @@ SIZES, CPU_SIZES = (1, 8, 64, 256), (1, 8)
 STEPS, CPU_STEPS = 1000, 100
 UNPRUNED_BATCHES = (8, 16, 32)
 FEW, MANY = 4, 24
-"""Tokens of two runs of generate; what the longer one takes more is steps alone."""
+"""Tokens of two runs of generate. The difference of their times is due to the additional steps."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def time_generate(replica: Replica, samples: Sequence[PreparedSample], batch: int) -> GenerateTimes | None:
-    """Its times on the first `batch` samples; None where memory is too small."""
+    """The times of generate on the first `batch` samples; None if memory is too small."""
 
     def both() -> tuple[float, float]:
         generate_unpruned(replica, samples[:batch], 2)
@@ -71,7 +71,7 @@ def time_generate(replica: Replica, samples: Sequence[PreparedSample], batch: in
 
 @torch.no_grad()
 def generate_unpruned(replica: Replica, samples: Sequence[PreparedSample], tokens: int) -> None:
-    """Answers of just so many tokens to whole prompts, all in one batch."""
+    """Generate answers of exactly `tokens` tokens to whole prompts, all in one batch."""
     contestant = Unpruned(replica, samples, len(samples))
     (batch,) = contestant.batches(0)
     ids = batch.ids.to(replica.device)

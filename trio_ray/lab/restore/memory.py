@@ -24,7 +24,7 @@ from trio_ray.ordered import ordered_map
 from trio_ray.tensors import measure
 
 LEAST_BATCHES = 8
-"""Batches of a pass, so that the first one, which nothing overlaps with, does not decide."""
+"""Batches of a pass. There are several, because nothing overlaps with the first one."""
 
 ALIGNMENT = 512
 

@@ -14,7 +14,7 @@ Named = tuple[str, Record]
 
 
 def study(record: Record) -> Study:
-    """A line on where, and the tables of each part of each of the shapes; as far as the record has come."""
+    """The machine, and the tables of each part for each model's shapes; as far as the record goes."""
     machine = record["machine"]
     texts = [f"{machine['device']} with {machine['cpus']} CPUs, {record['date'][:10]}."]
     for shapes, results in record["shapes"].items():
@@ -146,4 +146,4 @@ _PARTS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
     "answers": ("answers", _answers),
     "cpu": ("on the CPU", _cpu),
 }
-"""By part its title, and what writes it."""
+"""For each part its title, and the function that writes it."""

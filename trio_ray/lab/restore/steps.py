@@ -18,7 +18,7 @@ from trio_ray.model.replica import Replica
 WARM_UP_STEPS = 8
 TIMED_STEPS = 24
 MOST_OWN_BYTES = 45e9
-"""What appended tokens may take; with many sequences of a large model fewer steps are run."""
+"""Upper bound of the bytes of appended tokens. With many sequences of a large model, fewer steps are run."""
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 
 

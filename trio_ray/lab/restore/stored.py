@@ -27,14 +27,14 @@ from trio_ray.store.tables import place_columns
 from trio_ray.tensors import measure
 
 OBJECT_SAMPLES = 32
-"""Prefixes in one object, one behind the other as in a part's tar."""
+"""Prefixes in one object, in a row as in a part's tar."""
 
 ALIGNMENT = 512
 
 
 @dataclass(frozen=True)
 class StoredCache:
-    """A cache whose rows are at hand, to be read again and again.
+    """A cache whose rows are in memory, so that it can be read repeatedly.
 
     Attributes:
         uri: where it is.

@@ -14,10 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64
-"""Rows that a program handles, in all heads one after the other: their rotary tables are read once."""
+"""Rows that one program handles. It goes through all heads one after the other, so that the rotary tables are read
+once.
+"""
 
 LEAST, MOST_QUERIES = 16, 64
-"""A matrix unit wants tiles of the first at least; more queries would not fit into registers."""
+"""Bounds of the number of queries: a matrix unit needs tiles of the first size at least, and more than the second would
+not fit into registers.
+"""
 
 
 def fit(queries: int, head_dim: int) -> bool:
@@ -68,7 +72,7 @@ def _sizes(heads: int, count: int, dim: int) -> dict[str, int]:
 
 @triton.jit
 def _tile(cos, sin, starts, HALF: tl.constexpr, ROWS: tl.constexpr):
-    """Of this program's tile of a sample's rows: their numbers in the sample, which of them there are, their packed row
+    """This program's tile of a sample's rows: their numbers in the sample, a mask of those that exist, their packed row
     numbers, and both halves of their rotary tables, (ROWS, HALF) fp32.
     """
     sample = tl.program_id(1)

@@ -37,15 +37,15 @@ def first_survivors(products: Tensor, length: Tensor, real: Tensor, wanted: Tens
 
 @triton.jit
 def _row(row, rank, window, place):
-    """Likenesses of the candidate of a rank to all others. Behind the last rank they are the last's, which do nothing:
-    nobody of such a rank lives.
+    """Similarities of the candidate at a rank to all others. Beyond the last rank they are those of the last one and
+    have no effect, because no candidate of such a rank survives.
     """
     return tl.load(row + tl.minimum(rank, window - 1) * window + place, mask=place < window, other=float("-inf"))
 
 
 @triton.jit
 def _step(lives, survivors, likeness, rank, length, window, threshold, own, place):
-    """The candidate of a rank, if it lives, drops those behind it that are too much like it."""
+    """If the candidate at a rank survives, it drops the later ones that are too similar to it."""
     survives = tl.sum(tl.where(place == rank, lives, 0))
     bound = threshold * tl.load(length + tl.minimum(rank, window - 1))
     alike = (likeness >= bound * own) & (place > rank)
