@@ -29,6 +29,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def small_tables_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_tables, "WHOLE_BYTES", 0)
+
+
 @pytest.fixture
 def read() -> Iterator[list[str]]:
     """Names of the objects that are read, once a request."""
@@ -62,6 +67,14 @@ def test_some_rows_of_a_large_part_cost_their_row_groups_alone(tmp_path: Path, r
     assert [row["key"] for row in cache.rows_at(wanted)] == [f"k{number}" for number in wanted]
     assert len(tables(read)) == 1 + 3
     assert cache.rows_at(range(len(cache))) == cache.table.to_pylist()
+
+
+def test_a_small_table_is_read_by_one_request(made: str, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_tables, "WHOLE_BYTES", 1 << 20)
+    cache = PrunedCache(made)
+    assert cache.rows_at([0, 2, 1, 0]) == [cache.table.to_pylist()[number] for number in (0, 2, 1, 0)]
+    assert tables(read)[0] == "shard-00000.tar"
+    assert len(tables(read)) == 1 + len(cache.commits), "the whole table of the cache takes one each, too"
 
 
 def test_a_key_of_a_shard_costs_this_shards_tables(made: str, read: list[str]) -> None:

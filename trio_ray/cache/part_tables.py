@@ -20,7 +20,7 @@ from trio_ray.store.commit_table import CommitTable
 from trio_ray.store.layout import FileKind
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.part_table import SHARD, read_part_table
-from trio_ray.store.row_groups import Footer, parse_footer, read_groups
+from trio_ray.store.row_groups import Footer, parse_footer, parse_groups, read_groups
 from trio_ray.store.tables import QUARANTINE, SAMPLES
 
 RECENT_BYTES = 128 << 20
@@ -28,6 +28,9 @@ RECENT_BYTES = 128 << 20
 
 FOOTER_BYTES = 16 << 20
 """The same for footers, by the bytes that they take in their files."""
+
+WHOLE_BYTES = 512 << 10
+"""Upper bound on the bytes of a table that is read whole for one row: a second request would take longer."""
 
 SCAN_AHEAD = 4
 """Tables that a scan reads ahead: with those in work it bounds the memory that the scan takes."""
@@ -147,23 +150,30 @@ class PartTables:
         part = run[0][0]
         file = self._commits.file(part, "samples")
         assert file is not None
-        shard = self._commits.shard_of(part)
-        return [
-            table.replace_schema_metadata(None).append_column(SHARD, pa.array([shard] * len(table), pa.string()))
-            for table in read_groups(self._store, file.name, footer, run[0][1], run[-1][1] + 1)
-        ]
+        groups = range(run[0][1], run[-1][1] + 1)
+        return [self._with_shard(table, part) for table in read_groups(self._store, file.name, footer, groups)]
+
+    def _with_shard(self, table: pa.Table, part: int) -> pa.Table:
+        shard = pa.array([self._commits.shard_of(part)] * len(table), pa.string())
+        return table.replace_schema_metadata(None).append_column(SHARD, shard)
 
     def _footer(self, part: int) -> Footer:
         return self._footers.get(part, lambda: self._read_footer(part))
 
     def _read_footer(self, part: int) -> Footer:
+        """The footer of a part's table; of a small table the row groups, too, for those that ask for them next."""
         file, record = self._commits.file(part, "samples"), self._commits.footer(part)
         assert file is not None
         uri = self._store.uri_of(file.name)
-        data = self._store.read_range(file.name, file.size - record.size, record.size)
-        if checksum(data) != record.checksum:
+        read = file.size if file.size <= WHOLE_BYTES else record.size
+        data = self._store.read_range(file.name, file.size - read, read)
+        if checksum(data[-record.size :]) != record.checksum:
             raise ObjectDamaged(uri, "its footer is not the one that was committed")
-        footer = parse_footer(data, uri)
+        footer = parse_footer(data[-record.size :], uri)
+        if read == file.size:
+            tables = parse_groups(memoryview(data), 0, footer, range(len(footer.checksums)), uri)
+            for group, table in enumerate(tables):
+                self._groups.put((part, group), self._with_shard(table, part))
         if footer.first_row[-1] != self.counts[part]:
             raise ObjectDamaged(uri, f"has {footer.first_row[-1]} rows, its commit record says {self.counts[part]}")
         return footer

@@ -98,18 +98,44 @@ def join(
     """
     asked = list(questions)
     index = _Index(cache, {question.key for question in asked if isinstance(question, Question)})
-    found: list[Answerable] = []
-    unanswered: list[Unanswered] = []
-    for question in asked:
-        if isinstance(question, Unanswered):
-            unanswered.append(question)
-            continue
-        stored = index.find(question)
-        if isinstance(stored, Unanswered):
-            unanswered.append(stored)
-        else:
-            found.append(_answerable(question, stored, scorer))
-    return found, unanswered
+    found = [question if isinstance(question, Unanswered) else index.find(question) for question in asked]
+    outcomes = _held_against_rows(asked, found, cache, scorer)
+    answerable = [outcome for outcome in outcomes if isinstance(outcome, Answerable)]
+    return answerable, [outcome for outcome in outcomes if isinstance(outcome, Unanswered)]
+
+
+def _held_against_rows(
+    asked: list[Question | Unanswered], found: list[StoredRow | Unanswered], cache: PrunedCache, scorer: ScorerName
+) -> list[Answerable | Unanswered]:
+    """What comes of each question, now that its row is known. Block by block: a block's rows are made Python's once."""
+    outcomes: list[Answerable | Unanswered | None] = [one if isinstance(one, Unanswered) else None for one in found]
+    of_block: dict[int, list[int]] = {}
+    for number, one in enumerate(found):
+        if isinstance(one, StoredRow):
+            of_block.setdefault(id(one.table), []).append(number)
+    for numbers in of_block.values():
+        first = found[numbers[0]]
+        assert isinstance(first, StoredRow)
+        rows = first.table.select(["prompt", "turns", "answer"]).to_pylist()
+        for number in numbers:
+            question, stored = asked[number], found[number]
+            assert isinstance(question, Question)
+            assert isinstance(stored, StoredRow)
+            outcomes[number] = _outcome(question, stored, rows[stored.number], cache, scorer)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _outcome(
+    question: Question, stored: StoredRow, row: dict[str, Any], cache: PrunedCache, scorer: ScorerName
+) -> Answerable | Unanswered:
+    prompt: str = row["prompt"]
+    if cache.scope != "image" and "".join(question.text.split()) not in "".join(prompt.split()):
+        detail = f"the sample {question.key!r} of {cache.uri} was asked something else: {prompt!r}"
+        return _no(question, Outcome.OTHER_PROMPT, detail)
+    if question.truth is None and (row["turns"] is None or _asked(row) == question.text):
+        # The cache knows what is true of what its sample asked.
+        question = replace(question, truth=_truth(row["answer"], scorer))
+    return Answerable(question, stored)
 
 
 class _Index:
@@ -152,12 +178,7 @@ class _Index:
             return _no(question, Outcome.QUARANTINED, f"{self._uri} has it in quarantine: {next(iter(bad.values()))}")
         if not stored:
             return _no(question, Outcome.MISSING, f"{self._uri} has no sample with the key {question.key!r}")
-        found = stored[0][1]
-        prompt: str = found.table.column("prompt")[found.number].as_py()
-        if not self._any_question and "".join(question.text.split()) not in "".join(prompt.split()):
-            detail = f"the sample {question.key!r} of {self._uri} was asked something else: {prompt!r}"
-            return _no(question, Outcome.OTHER_PROMPT, detail)
-        return found
+        return stored[0][1]
 
 
 def _rows_of(table: pa.Table, keys: set[str]) -> pa.Table:
@@ -183,15 +204,6 @@ def _in_blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _no(question: Question, outcome: Outcome, detail: str) -> Unanswered:
     return Unanswered(question.question_id, question.key, outcome, detail)
-
-
-def _answerable(question: Question, stored: StoredRow, scorer: ScorerName) -> Answerable:
-    if question.truth is None:
-        row = stored.read()
-        if row["turns"] is None or _asked(row) == question.text:
-            # The cache knows what is true of what its sample asked.
-            question = replace(question, truth=_truth(row["answer"], scorer))
-    return Answerable(question, stored)
 
 
 def _truth(answer: str | None, scorer: ScorerName) -> Truth | None:

@@ -85,21 +85,26 @@ def parse_footer(data: bytes, uri: str) -> Footer:
     return Footer(metadata, rows, np.cumsum([_START, *sizes]), checksums, len(data))
 
 
-def read_groups(store: ObjectStore, name: str, footer: Footer, first: int, beyond: int) -> list[pa.Table]:
-    """The row groups `first .. beyond` of a table, by one range read.
+def read_groups(store: ObjectStore, name: str, footer: Footer, groups: range) -> list[pa.Table]:
+    """Neighbouring row groups of a table, by one range read.
 
     Raises:
         ObjectDamaged: one is not as it was written.
         StoreError: they cannot be read.
     """
-    start, end = int(footer.first_byte[first]), int(footer.first_byte[beyond])
+    start, end = int(footer.first_byte[groups.start]), int(footer.first_byte[groups.stop])
     data = memoryview(store.read_range(name, start, end - start))
-    for group in range(first, beyond):
+    return parse_groups(data, start, footer, groups, store.uri_of(name))
+
+
+def parse_groups(data: memoryview, start: int, footer: Footer, groups: range, uri: str) -> list[pa.Table]:
+    """Row groups in the bytes of a table from byte `start` on. Raises `ObjectDamaged` where one is not as written."""
+    for group in groups:
         own = data[footer.first_byte[group] - start : footer.first_byte[group + 1] - start]
         if xxhash.xxh3_128_hexdigest(own) != footer.checksums[group]:
-            raise ObjectDamaged(store.uri_of(name), f"row group {group} is not as it was written")
+            raise ObjectDamaged(uri, f"row group {group} is not as it was written")
     file = pq.ParquetFile(pa.PythonFile(_Window(data, start), mode="r"), metadata=footer.metadata)
-    return [file.read_row_group(group, use_threads=False) for group in range(first, beyond)]
+    return [file.read_row_group(group, use_threads=False) for group in groups]
 
 
 class _Window(io.RawIOBase):

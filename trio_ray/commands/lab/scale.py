@@ -2,7 +2,7 @@
 
 Makes a cache of each size with real records, locators, tables and catalogs, but few real bytes of KV, and measures each
 in a process of its own. Requests and bytes are counted at the interface of the object store. For S3 give an s3://
-output and the usual AWS environment. What was made stays; give another output for the next run.
+output and the usual AWS environment. What was made stays, and is measured as it is by the next run.
 
 example:
   trio-ray lab scale --sizes 100 1000 10000 --output /scratch/scale --out runs/scale

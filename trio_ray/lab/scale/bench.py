@@ -25,7 +25,7 @@ class ScaleBench:
     """What to make and measure.
 
     Attributes:
-        output: each size gets a folder or prefix in it, which stays.
+        output: each size gets a folder or prefix in it, which stays; one that is there is measured as it is.
         s3: how S3 is reached.
         sizes: numbers of parts, ascending.
         rows: samples of a part.

@@ -16,7 +16,6 @@ import pyarrow as pa
 import xxhash
 
 from trio_ray.config import S3Config
-from trio_ray.errors import ConfigError
 from trio_ray.store.catalog_writer import complete_catalog
 from trio_ray.store.commits import (
     CommitRecord,
@@ -28,7 +27,7 @@ from trio_ray.store.commits import (
     create_commit,
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, create_or_check, package_version, utc_now
-from trio_ray.store.layout import FileKind, data_name
+from trio_ray.store.layout import DATASET, FileKind, data_name
 from trio_ray.store.locators import locators_of
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
@@ -77,13 +76,9 @@ class Synthetic:
     tables: bool
 
     def build(self, parts: Iterable[int]) -> None:
-        """Make the cache and its catalog.
-
-        Raises:
-            ConfigError: there is one already.
-        """
-        if any(True for _ in self._store.list("dataset.json")):
-            raise ConfigError("--output", f"{self.uri} is a cache already; give another place")
+        """Make the cache and its catalog, unless it is there already."""
+        if any(True for _ in self._store.list(DATASET)):
+            return
         self._store.put(self._tar, b"".join(self._members))
         self.commit(parts)
         complete_catalog(self._store, THREADS)
