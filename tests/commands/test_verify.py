@@ -53,6 +53,17 @@ def test_a_missing_object_is_found(cache: Path, capsys: pytest.CaptureFixture[st
     assert f"missing: {lost.relative_to(cache)}" in shown
 
 
+def test_repair_says_what_it_cannot_cure(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cache / "notes.txt").write_text("hello")
+    some_tar(cache).unlink()
+    assert main(["verify", str(cache), "--repair"]) == 1
+    shown = capsys.readouterr().out
+    assert "set aside: part " in shown
+    assert "not repaired: notes.txt: is no part of a cache; move it elsewhere" in shown
+    assert "1 parts set aside, " in shown
+    assert len(list((cache / "aside").glob("*/*.json"))) == 1
+
+
 def test_a_foreign_object_is_found(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cache / "data" / "notes.txt").write_text("hello")
     status, shown = verified(cache, capsys)

@@ -1,7 +1,8 @@
 """Read a whole cache and name everything that is not as it was written.
 
 Every byte is read and compared with its checksum: flipped bytes, truncated, missing and foreign objects, gaps between
-parts. Files of attempts that never committed are listed too, but harm no reader; `trio-ray gc` deletes them.
+parts. Files of attempts that never committed are listed too, but harm no reader; `trio-ray gc` deletes them. With
+--repair damaged parts are set aside; docs/night.md says what to do when.
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ from __future__ import annotations
 import argparse
 
 from trio_ray.commands._options import SHARE, add_s3_options, s3_config, whole
-from trio_ray.store.findings import FindingKind
+from trio_ray.store.findings import FindingKind, VerifyReport
+from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
+from trio_ray.store.repair import repair
 from trio_ray.store.verify import Extent, verify
+
+_CURES = {
+    FindingKind.DATASET: "restore it from a copy; a run with the same settings makes it anew only where the codec is "
+    "given by name",
+    FindingKind.FOREIGN: "is no part of a cache; move it elsewhere",
+    FindingKind.UNREADABLE: "the store failed to read it, which says nothing about it; try again",
+}
+"""What to do about damage that setting a part aside cannot cure."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample", type=SHARE, default=1.0, metavar="P", help="read this share of the shards, always the same ones"
     )
+    parser.add_argument(
+        "--repair", action="store_true",
+        help="set damaged parts aside, so that the next run makes exactly these again (while no job is running)",
+    )  # fmt: skip
     add_s3_options(parser)
 
 
@@ -39,10 +54,11 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; 1 if anything is damaged, or a shard was given up."""
+    """Print the findings; 1 if anything is damaged and was not set aside, or a shard was given up."""
     share, of = arguments.shards
     extent = Extent(share, of, arguments.sample)
-    report = verify(open_store(arguments.cache, s3_config(arguments)), arguments.threads, extent)
+    store = open_store(arguments.cache, s3_config(arguments))
+    report = verify(store, arguments.threads, extent)
     for finding in report.findings:
         key = f" key {finding.key!r}" if finding.key else ""
         print(f"{finding.kind}: {finding.object}{key}: {finding.detail}")
@@ -57,4 +73,20 @@ def run(arguments: argparse.Namespace) -> int:
         f"{len(report.findings) - damaged - given_up} left by dead attempts, {given_up} shards given up, "
         f"{len(report.incomplete)} incomplete"
     )
+    if arguments.repair and damaged:
+        return _repair(store, report)
     return 0 if report.ok else 1
+
+
+def _repair(store: ObjectStore, report: VerifyReport) -> int:
+    """Set aside what is damaged; 1 if something is left."""
+    done = repair(store, report.findings)
+    for shard, part in done.parts:
+        print(f"set aside: part {part} of shard {shard}")
+    for finding in done.left:
+        print(f"not repaired: {finding.object}: {_CURES.get(finding.kind, finding.detail)}")
+    print(
+        f"{len(done.parts)} parts set aside, {len(done.deleted)} objects deleted that are made anew; run the job "
+        "again, with the settings and the input that it had"
+    )
+    return 1 if done.left else 0

@@ -11,11 +11,13 @@ from trio_ray.store.commit_table import Part, read_commits
 from trio_ray.store.commits import read_commit
 from trio_ray.store.dataset import NotACacheError, load_dataset
 from trio_ray.store.layout import (
+    ASIDE,
     BASES,
     CATALOG,
     COMMITS,
     DATA,
     basis_name,
+    is_aside_name,
     is_basis_name,
     is_catalog_name,
     parse_commit_name,
@@ -27,8 +29,8 @@ _THREADS = 16
 
 
 def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> list[ObjectInfo]:
-    """Remove attempt objects that no commit references, what the catalog no longer names, bases that the identity does
-    not name, temporary files, and open multipart uploads.
+    """Remove attempt objects that no commit references, what the catalog no longer names, records that a repair set
+    aside, bases that the identity does not name, temporary files, and open multipart uploads.
 
     Memory grows with the number of parts and of what is removed, not with the number of objects.
 
@@ -61,6 +63,7 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
         named = set() if basis is None else {basis_name(basis)}
         orphans = [*_attempts(store, newest), *(info for info in bases if info.name not in named)]
         orphans += _of_the_catalog(store, newest)
+        orphans += [info for info in store.list(ASIDE) if is_aside_name(info.name) and info.modified < newest]
     if not dry_run:
         store.delete_all(info.name for info in orphans)
         for write in unfinished:

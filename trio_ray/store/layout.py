@@ -14,6 +14,7 @@ CATALOG = "catalog/"
 CATALOG_VERSIONS = "catalog/version-"
 DATA = "data/"
 FAILURES = "failures/"
+ASIDE = "aside/"
 BASES = "codec/"
 
 FileKind = Literal["samples", "tar", "quarantine", "locators"]
@@ -31,6 +32,7 @@ _PART = r"\d{5,9}"
 _SHARD_NAME = re.compile(_SHARD)
 _ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
 _COMMIT_NAME = re.compile(rf"commits/({_SHARD})/({_PART})\.json")
+_ASIDE_NAME = re.compile(rf"aside/({_SHARD})/({_PART})\.json")
 _BASIS_NAME = re.compile(r"codec/[0-9a-f]{32}\.safetensors")
 _FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
 _VERSION_NAME = re.compile(r"catalog/version-(\d{9})\.json")
@@ -96,6 +98,16 @@ def key_index_name(identifier: str) -> str:
 def failure_name(shard: str) -> str:
     """The record of a shard that was given up."""
     return f"{FAILURES}{_checked_shard(shard)}.json"
+
+
+def aside_name(shard: str, part: int) -> str:
+    """Where the record of a part goes that a repair takes out."""
+    return f"{ASIDE}{_checked_shard(shard)}/{_part_text(part)}.json"
+
+
+def is_aside_name(name: str) -> bool:
+    """Whether this is the name of a record that a repair took out."""
+    return _ASIDE_NAME.fullmatch(name) is not None
 
 
 def basis_name(digest: str) -> str:

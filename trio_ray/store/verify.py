@@ -17,6 +17,7 @@ from trio_ray.store.layout import (
     DATASET,
     basis_name,
     commit_name,
+    is_aside_name,
     is_catalog_name,
     parse_commit_name,
     parse_data_name,
@@ -73,6 +74,7 @@ def verify(store: ObjectStore, threads: int, extent: Extent | None = None) -> Ve
         elif (named := parse_data_name(name)) and named.shard not in extent:
             explained.add(name)  # whether a record lists it is for who reads the record
     shards = sorted(shard for shard in parts if shard in extent)
+    findings += catalog.lost(objects, extent)
     explained |= {commit_name(shard, part) for shard in parts if shard not in extent for part in parts[shard]}
     with ThreadPoolExecutor(threads) as pool:
         checks = list(
@@ -189,7 +191,10 @@ def _unexplained(objects: Objects, explained: set[str]) -> Iterator[Finding]:
     for name in objects:
         if name in explained or parse_failure_name(name):
             continue
-        if is_catalog_name(name):
+        if is_aside_name(name):
+            detail = "the record of a part that a repair set aside; gc removes it, and the part's files"
+            yield Finding(FindingKind.ORPHAN, name, None, detail)
+        elif is_catalog_name(name):
             detail = "the catalog no longer names it; gc removes it"
             yield Finding(FindingKind.ORPHAN, name, None, detail)
         elif parse_data_name(name):

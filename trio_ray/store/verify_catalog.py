@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,16 @@ class CatalogCheck:
         if row is not None and row["record_etag"] == info.etag and record_of(row) != record:
             name = commit_name(record.shard.name, record.part)
             yield Finding(FindingKind.INDEX, CATALOG, None, f"its copy of {name} is not that record; {_CURE}")
+
+    def lost(self, objects: Container[str], shards: Container[str]) -> Iterator[Finding]:
+        """Parts of these shards that were committed and are not any more. Without a catalog a record that was deleted
+        cannot be told from one that was never written.
+        """
+        for shard, part in self.copies:
+            name = commit_name(shard, part)
+            if shard in shards and name not in objects:
+                detail = "its record is gone, and the catalog tells that there was one; the next run makes it again"
+                yield Finding(FindingKind.MISSING, name, None, detail)
 
     def compare_indexes(self, store: ObjectStore, located: Mapping[Part, LocatorSum]) -> Iterator[Finding]:
         """Read all indexes, and hold what they have of the parts that were checked against the parts' locators."""
