@@ -9,9 +9,12 @@ import pytest
 from tests.corpora import samples, write_tar
 from tests.precompute.runs import account, job_config, run_here
 from trio_ray.cli import main
+from trio_ray.errors import ConfigError
 from trio_ray.model.replica import Replica
+from trio_ray.precompute.plan import plan_job
 from trio_ray.store import catalog_writer
 from trio_ray.store.catalog_writer import complete_catalog
+from trio_ray.store.dataset import load_dataset
 from trio_ray.store.local import LocalStore
 from trio_ray.store.verify import verify
 
@@ -41,6 +44,25 @@ def test_the_next_run_makes_exactly_the_parts_that_were_set_aside(
     assert main(["gc", config.output, "--older-than", "0"]) == 0
     assert verify(store, 2).findings == []
     assert not list((tmp_path / "cache" / "aside").rglob("*.json"))
+
+
+def test_a_lost_manifest_is_made_anew_by_the_same_settings_and_by_no_others(
+    tmp_path: Path, tiny_model: Path, llama: Replica
+) -> None:
+    """Others would cut parts at other samples, or read the old ones by another codec."""
+    file = write_tar(tmp_path / "a.tar", samples(10))
+    config = job_config(tiny_model, file, tmp_path / "cache")
+    run_here(config, llama)
+    before = load_dataset(LocalStore(tmp_path / "cache"))
+    (tmp_path / "cache" / "dataset.json").unlink()
+    for other in ({"method__retention": 0.5}, {"cache__part_samples": 5}, {"cache__codec": "auto"}):
+        with pytest.raises(ConfigError, match=r"holds 3 parts, its dataset\.json is lost"):
+            plan_job(job_config(tiny_model, file, tmp_path / "cache", **other), with_gpu=False)
+        assert not (tmp_path / "cache" / "dataset.json").exists()
+    assert run_here(config, llama) == []
+    after = load_dataset(LocalStore(tmp_path / "cache"))
+    assert (after.identity_hash, after.part_samples) == (before.identity_hash, before.part_samples)
+    assert verify(LocalStore(tmp_path / "cache"), 2).ok
 
 
 def test_a_deleted_record_is_told_from_a_kill_before_its_commit_where_there_is_a_catalog(

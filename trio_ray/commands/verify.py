@@ -17,8 +17,7 @@ from trio_ray.store.repair import repair
 from trio_ray.store.verify import Extent, verify
 
 _CURES = {
-    FindingKind.DATASET: "restore it from a copy; a run with the same settings makes it anew only where the codec is "
-    "given by name",
+    FindingKind.DATASET: "restore it from a copy; a run makes it anew only with the same settings, none of them open",
     FindingKind.FOREIGN: "is no part of a cache; move it elsewhere",
     FindingKind.UNREADABLE: "the store failed to read it, which says nothing about it; try again",
 }

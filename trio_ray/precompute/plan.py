@@ -37,7 +37,7 @@ from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
 from trio_ray.store.commit_table import ShardProgress, read_commits
 from trio_ray.store.commits import delete_commits
-from trio_ray.store.dataset import Dataset, check_same, create_or_check, existing_dataset, new_dataset
+from trio_ray.store.dataset import Dataset, check_same, create_or_check, existing_dataset, hash_identity, new_dataset
 from trio_ray.store.input_version import is_copy
 from trio_ray.store.inputs import InputFile, StoreOpener, expand_inputs
 from trio_ray.store.objects import ObjectStore
@@ -130,6 +130,8 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     checked = _check(config, with_gpu, open_output)
     config, store, identity, named = checked.config, checked.store, checked.identity, checked.named
     chosen: dict[str, str] = {}
+    if existing_dataset(store) is None:
+        _check_lost_manifest(checked)
     if has_open_settings(config):
         spec = _calibration_spec(config, identity, checked.dtype)
         dataset, chosen = make_or_join(store, identity, checked.part_samples, spec, calibrate, checked.given)
@@ -141,6 +143,32 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method_of(dataset.identity), config.model, chosen)
     _find_work(plan, checked.units, config, config.pipeline.redo_damaged)
     return plan
+
+
+def _check_lost_manifest(checked: _Checked) -> None:
+    """Let a run make a lost `dataset.json` anew only if it would be the same: parts must not get a manifest of other
+    settings, or be cut at other samples.
+
+    Raises:
+        ConfigError: parts are there, and it is not known that it would be the same.
+    """
+    config, store = checked.config, checked.store
+    commits = list(read_commits(store, LISTING_THREADS))
+    if not commits:
+        return
+    same = not has_open_settings(config)
+    if same:
+        samples = checked.part_samples(Chosen())
+        wanted = hash_identity(checked.identity)
+        sizes = [one.stored + one.quarantined for one in commits if not one.last]
+        is_cut_alike = config.source.text_only == "skip" or all(size == samples for size in sizes)
+        same = is_cut_alike and all(one.identity_hash == wanted for one in commits)
+    if not same:
+        raise ConfigError(
+            "output",
+            f"{config.output} holds {len(commits)} parts, its dataset.json is lost, and these settings would make "
+            "another one; restore it from a copy, give the settings that it was made with, or use another output",
+        )
 
 
 def preview_job(config: JobConfig, with_gpu: bool) -> tuple[JobPlan, bool]:
