@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import pickle
 import random
@@ -12,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.cli import main as command
 from trio_ray.config import S3Config
 from trio_ray.evaluate.join import join
 from trio_ray.evaluate.question import Question
@@ -25,7 +23,11 @@ from trio_ray.lab.scale.synthetic import PARTS_OF_A_SHARD, PROMPT, THREADS, Synt
 from trio_ray.precompute.verdict import judge
 from trio_ray.store.catalog_writer import append_parts, complete_catalog
 from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commits import read_failures
+from trio_ray.store.dataset import load_dataset
 from trio_ray.store.opening import open_store
+from trio_ray.store.part_table import quarantine_rows
+from trio_ray.store.totals import add_up
 
 QUESTIONS = 1_000_000
 PREFIXES = 256
@@ -86,10 +88,13 @@ class Subject:
         return {"of": PREFIXES, "of_bytes": PREFIXES * self.made.prefix_bytes}
 
     def inspect(self) -> dict[str, Any]:
-        shown = io.StringIO()
-        with contextlib.redirect_stdout(shown):
-            command(["inspect", self.uri, *(["--endpoint-url", self.s3.endpoint_url] if self.s3.endpoint_url else [])])
-        return {"lines": len(shown.getvalue().splitlines())}
+        """All that `trio-ray inspect` reads of a cache, and its sums."""
+        store = open_store(self.uri, self.s3)
+        load_dataset(store)
+        commits = read_commits(store, THREADS)
+        totals, failures = add_up(commits), read_failures(store)
+        examples = list(islice(quarantine_rows(store, commits), 10))
+        return {"samples": totals.stored, "failures": len(failures), "examples": len(examples)}
 
     def join(self) -> dict[str, Any]:
         found, refused = join(self.questions, self._cache, "exact")
