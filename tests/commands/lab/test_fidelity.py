@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trio_ray.cli import main
-from trio_ray.commands.lab.fidelity import STUDIED
+from trio_ray.lab.fidelity.study import STUDIED
 
 
 @pytest.mark.slow

@@ -14,9 +14,6 @@ from trio_ray.commands._options import SHARE, make_folder, print_written, whole
 from trio_ray.commands._progress import shown_count
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 
-STUDIED = ("trio", "trio-plus", "attention", "random")
-"""Methods of the first and the last study."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -37,32 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.lab.accuracy.accuracy import Setting, measure_accuracy, prepared_batches
-    from trio_ray.lab.accuracy.methods import method_config
     from trio_ray.lab.accuracy.questions import held_out_questions
-    from trio_ray.lab.fidelity import fidelity, fidelity_report
+    from trio_ray.lab.fidelity.study import measure_fidelity
     from trio_ray.model.replica import Replica
 
     folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
     questions = held_out_questions(arguments.questions, first_seed=arguments.first_seed)
     replica = Replica.load(ModelConfig(name=arguments.model, dtype="float32"))
-    depths = range(replica.decoder.depth)
-    methods = {name: method_config(name, arguments.retention).build(len(depths)) for name in STUDIED}
-    divergence, agreement = [], []
-    done = 0
     with shown_count("questions", len(questions)) as show:
-        for batch in prepared_batches(replica, questions, arguments.batch):
-            divergence += fidelity.depth_divergence(replica, batch, depths, methods, arguments.share)
-            agreement += fidelity.rank_agreement(replica, batch, depths)
-            done += len(batch)
-            show(done)
-    settings = [Setting("all tokens", 1.0, method_config("trio", 1.0))]
-    settings += [Setting(name, arguments.retention, method_config(name, arguments.retention)) for name in STUDIED]
-    detail = fidelity.fine_and_coarse(measure_accuracy(replica, questions, settings, arguments.batch), questions)
-    divergence = fidelity_report.pool(divergence, ("selector", "depth"))
-    agreement = fidelity_report.pool(agreement, ("depth",))
-    found = fidelity_report.study(divergence, agreement, detail)
+        found = measure_fidelity(replica, questions, arguments.retention, arguments.share, arguments.batch, show)
     print(found.text)
     print(f"\n{len(questions)} questions, {replica.device}, {time.monotonic() - started:.0f} s")
     if folder:
