@@ -198,6 +198,9 @@ def _committed(
         (lambda record: replace(record, files={"samples": record.files["samples"]}), "record"),
         (lambda record: replace(record, attempt="another"), "record"),
         (lambda record: replace(record, files={**record.files, "tar": record.files["samples"]}), "record"),
+        (lambda record: replace(record, statistics=replace(record.statistics, image_tokens=1)), "record"),
+        (lambda record: replace(record, statistics=replace(record.statistics, device_s=1.0)), "record"),
+        (lambda record: replace(record, statistics=replace(record.statistics, reasons={"text_empty": 1})), "record"),
     ],
 )
 def test_a_record_that_contradicts_its_files_is_found(

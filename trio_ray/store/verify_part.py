@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +25,7 @@ from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.row_groups import parse_footer
 from trio_ray.store.tables import (
     IDENTITY_KEY,
+    LENGTH_COLUMNS,
     MEMBER_KINDS,
     PLACE_COLUMNS,
     QUARANTINE,
@@ -35,8 +38,8 @@ from trio_ray.store.tar_members import END, MAX_HEADER, header_fault, padding
 
 _CHUNK = 4 << 20
 _TABLE_COLUMNS: dict[FileKind, list[str]] = {
-    "samples": ["key", "index", *PLACE_COLUMNS],
-    "quarantine": ["key"],
+    "samples": ["key", "index", "image_tokens", "retention", "prefill_ms", *PLACE_COLUMNS],
+    "quarantine": ["key", "reason"],
 }
 
 Row = dict[str, Any]
@@ -104,6 +107,8 @@ def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, O
     bad = _checked_table(store, record, "quarantine", intact, check)
     check.samples += len(rows or ())
     check.quarantined += len(bad or ())
+    if rows is not None and (bad is not None or not record.quarantined):
+        _check_statistics(record, rows, bad or [], check)
     _check_unique(rows or [], record.files.get("samples"), check)
     members = None if rows is None else _members(rows, record.files["samples"], check)
     if members is not None and bool(members) != ("tar" in record.files):
@@ -113,6 +118,25 @@ def check_part(store: ObjectStore, record: CommitRecord, objects: Mapping[str, O
         _check_tar(store, intact["tar"], members, check)
     if rows and "locators" in intact:
         _check_locators(store, record, rows, intact["locators"], check)
+
+
+def _check_statistics(record: CommitRecord, rows: list[Row], bad: list[Row], check: ShardCheck) -> None:
+    """The record's sums must be those of the tables; columns of single precision are rounded."""
+    said = record.statistics
+    whole = {
+        "image_tokens": (said.image_tokens, sum(row["image_tokens"] for row in rows)),
+        "member_bytes": (said.member_bytes, sum(row[column] or 0 for row in rows for column in LENGTH_COLUMNS)),
+        "reasons": (said.reasons, dict(Counter(row["reason"] for row in bad))),
+    }
+    rounded = {
+        "held_tokens": (said.held_tokens, sum(row["retention"] * row["image_tokens"] for row in rows)),
+        "device_s": (said.device_s, sum(row["prefill_ms"] for row in rows) / 1e3),
+    }
+    wrong = [name for name, (stored, found) in whole.items() if stored != found]
+    wrong += [name for name, (stored, found) in rounded.items() if not math.isclose(stored, found, rel_tol=1e-4)]
+    if wrong:
+        name = commit_name(record.shard.name, record.part)
+        check.add(FindingKind.RECORD, name, f"its sums are not those of its tables: {', '.join(wrong)}")
 
 
 def _has_size(store: ObjectStore, file: FileRecord, objects: Mapping[str, ObjectInfo], check: ShardCheck) -> bool:
