@@ -198,3 +198,12 @@ def test_a_writable_root_passes_the_check_and_stays_empty(store: ObjectStore) ->
     store.check_writable()
     assert list(store.list()) == []
     assert list(store.list_unfinished()) == []
+
+
+def test_many_objects_are_deleted_together_and_lost_ones_are_no_fault(store: ObjectStore) -> None:
+    names = [f"many/{number}" for number in range(5)]
+    for name in names:
+        store.put(name, b"x")
+    store.put("other", b"x")
+    store.delete_all(iter([*names, "many/nothing"]))
+    assert [info.name for info in store.list()] == ["other"]
