@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.seaweed import S3Server
 from trio_ray.config import S3Config
 from trio_ray.errors import AccessRefused, ConfigError, ObjectMissing, StoreError
+from trio_ray.lab.scale.requests import counted_requests
+from trio_ray.store import inputs
 from trio_ray.store.inputs import StoreOpener, expand_inputs
 from trio_ray.store.opening import open_store
 
@@ -170,3 +173,19 @@ def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(tmp_path: Path) -> Non
     (tmp_path / os.fsdecode(b"caf\xe9.tar")).write_bytes(b"")
     with pytest.raises(ConfigError, match=r"input: .*caf\\udce9\.tar.* is not UTF-8.*rename"):
         expand_inputs([str(tmp_path / "*.tar")], S3Config())
+
+
+def test_a_long_range_of_s3_objects_is_listed(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for each of a hundred thousand shards would take minutes. What the listing lacks is asked for alone."""
+    monkeypatch.setattr(inputs, "_WORTH_LISTING", 4)
+    root = s3_environment.fresh_uri()
+    store = open_store(root, s3_environment.config)
+    for number in (0, 1, 2, 4):
+        store.put(f"a/{number:05d}.tar", b"x" * (number + 1))
+    with counted_requests() as requests:
+        files = expand_inputs([f"{root}/a/{{00000..00004}}.tar"], s3_environment.config)
+    assert [file.size for file in files] == [1, 2, 3, -1, 5]
+    assert files[0].etag == store.stat("a/00000.tar").etag
+    assert requests.lists == 1
+    assert [name.rpartition("/")[2] for name in requests.names if name.endswith("3.tar")] == ["00003.tar"]
+    assert len(requests.names) <= 2, "the pattern itself, and the object that is not there"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,12 @@ from trio_ray.store.opening import S3_SCHEME, local_path, open_store, split_s3_u
 
 _FIELD = "input"
 _THREADS = 16
+
+_WORTH_LISTING = 64
+"""Files in one bucket from which on they are listed: a page of a listing has a thousand names."""
+
+_LISTED_FOR_EACH = 10
+"""Names that are listed for each that is wanted, at most."""
 _FILES_LOOKED_AT = 1000
 
 
@@ -151,14 +159,34 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _look_up(uris: list[str], opener: StoreOpener, errors: list[StoreError]) -> Iterator[InputFile]:
-    """Stat files that were named outright, in threads (a brace range may name thousands)."""
+    """Files that were named outright: of many S3 objects as a listing shows them, else each by a request of its own."""
+    listed = _listed(uris, opener) if len(uris) >= _WORTH_LISTING else {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for uri, result in zip(uris, pool.map(lambda uri: _stat(uri, opener), uris), strict=True):
+        results = pool.map(lambda uri: listed.get(uri) or _stat(uri, opener), uris)
+        for uri, result in zip(uris, results, strict=True):
             if isinstance(result, StoreError):
                 errors.append(result)
                 yield InputFile(_full_uri(uri), -1, "", str(result))
             else:
                 yield result
+
+
+def _listed(uris: list[str], opener: StoreOpener) -> dict[str, InputFile]:
+    """Those of the S3 objects that listing what their names have in common finds; it ends where too much else lies."""
+    of_bucket: dict[ObjectStore, dict[str, str]] = {}
+    for uri in uris:
+        if uri.startswith(S3_SCHEME):
+            store, name = opener.locate(uri)
+            of_bucket.setdefault(store, {})[name] = uri
+    found: dict[str, InputFile] = {}
+    for store, wanted in of_bucket.items():
+        common = os.path.commonprefix(list(wanted))  # noqa: RUF071 (a listing takes any beginning of a name)
+        with contextlib.suppress(StoreError):  # who may not list may still read
+            for info in islice(store.list(common), _LISTED_FOR_EACH * len(wanted)):
+                if info.name in wanted:
+                    uri = wanted[info.name]
+                    found[uri] = InputFile(_full_uri(uri), info.size, info.etag)
+    return found
 
 
 def _stat(uri: str, opener: StoreOpener) -> InputFile | StoreError:

@@ -43,9 +43,7 @@ def test_a_synthetic_cache_holds_what_it_says(tmp_path: Path, many: None) -> Non
     assert len(cache.fetch([row])[0].data) == 1000
 
 
-def test_every_measurement_is_made_and_reported(
-    tmp_path: Path, many: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_measurement_is_made_and_reported(tmp_path: Path, many: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "in_own_process", lambda module, what, order: measured(order))
     job = bench.ScaleBench(str(tmp_path), S3Config(), (12, 24), rows=5, prefix_bytes=1000, tables_up_to=12)
     record = run_bench(job, lambda step: None, lambda record: None)
