@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from trio_ray.calibration.codec_loss import without_last_rows
 from trio_ray.config import ModelConfig
 from trio_ray.kv.container import CheckedContainer, check_containers
 from trio_ray.kv.prefix import NoFirstToken, Prefix
-from trio_ray.kv.restore import restore_containers
+from trio_ray.kv.restore import read_containers, restore_containers
 from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
@@ -145,6 +146,36 @@ def test_prefixes_of_another_schedule_follow_when_the_pool_is_empty(llama: Repli
     requests = [Request(number, prefix, 5) for number, prefix in enumerate([*first, *second])]
     both = answers_in_order(Engine(llama.decoder), requests)
     assert both == [*generate(llama.decoder, first, 5), *generate(llama.decoder, second, 5)]
+
+
+def test_requests_may_wait_while_more_prefixes_are_restored(llama: Replica) -> None:
+    """`run` takes as many requests as may decode at once before it decodes; each keeps room for its answer."""
+    prefixes = prefixes_of(llama, 12)
+    raw = codec_of("raw")
+    containers = [contained(prefix, raw) for prefix in prefixes]
+    engine = Engine(llama.decoder, memory=5 * max(prefix.kv_bytes for prefix in prefixes))
+    targets = PoolTargets(engine)
+    in_pool = 0
+
+    def requests() -> Iterator[Request]:
+        nonlocal in_pool
+        for start in range(0, len(containers), 2):
+            items = [(KEY, data) for data in containers[start : start + 2]]
+            restored = read_containers(items, raw, device=CPU, allocate=targets)
+            for number, prefix in enumerate(restored, start):
+                assert isinstance(prefix, Prefix)
+                in_pool += engine.pool.find(prefix) is not None
+                for question in range(2):
+                    yield Request((number, question), prefix, 6)
+            targets.release()
+
+    answers = {answer.key: answer for answer in engine.run(requests())}
+    expected = generate(llama.decoder, prefixes, 6)
+    assert {key: answer.tokens for key, answer in answers.items()} == {
+        (number, question): tokens for number, tokens in enumerate(expected) for question in range(2)
+    }
+    assert in_pool == 12
+    assert not engine.pool.used
 
 
 def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count
 from statistics import median
 from typing import Any
 
@@ -14,11 +13,13 @@ import torch
 
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
+from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.decode import UNPRUNED_BATCHES, GenerateTimes, generate_unpruned, time_generate
 from trio_ray.lab.restore.stored import StoredCache
 from trio_ray.model.decode.engine import Engine, Request
+from trio_ray.model.decode.targets import PoolTargets
 from trio_ray.tensors import measure
 
 ANSWER_TOKENS = (1, 16, 64, 196)
@@ -66,9 +67,7 @@ def measure_answers(
     rows = {where: _repeated(cache.rows, sizes.answers) for where, cache in caches.items()}
 
     def from_cache(where: str, tokens: int) -> int:
-        with closing(opened[where].restored(rows[where], replica.device, threads=threads)) as batches:
-            prefixes = (_prefix(sample) for sample in chain.from_iterable(batches))
-            return _answered(engine, (Request(number, prefix, tokens) for number, prefix in enumerate(prefixes)))
+        return _answered_from(engine, opened[where], rows[where], threads, lambda prefix: [Request(0, prefix, tokens)])
 
     def anew(tokens: int) -> int:
         return _answered(
@@ -92,7 +91,7 @@ def measure_answers(
             lengths[str(tokens)]["unpruned"] = _unpruned(prefill, generate, tokens)
     where, cache = next(iter(caches.items()))
     on_step("several questions on an image")
-    images = _questions(engine, opened[where], cache.rows, sizes.images, threads, replica.device)
+    images = _questions(engine, opened[where], cache.rows, sizes.images, threads)
     return {
         "answer_tokens": lengths,
         "questions": _rates(images, replica.device, rounds, "several questions on an image", on_step),
@@ -100,31 +99,20 @@ def measure_answers(
 
 
 def _questions(
-    engine: Engine, cache: PrunedCache, rows: Sequence[Row], images: int, threads: int, device: torch.device
+    engine: Engine, cache: PrunedCache, rows: Sequence[Row], images: int, threads: int
 ) -> dict[str, Callable[[], int]]:
     """Six questions behind one stored image, and six stored prompts, of which each has the image in it."""
     question = list(range(10, 10 + QUESTION_TOKENS))
 
+    def ask_all(prefix: Prefix) -> list[Request]:
+        return [Request(number, prefix, IMAGE_ANSWER_TOKENS, question) for number in range(QUESTIONS_AN_IMAGE)]
+
     def on_one_image() -> int:
-        numbers = count()
-        with closing(cache.restored(_repeated(rows, images), device, threads=threads)) as batches:
-            prefixes = (_prefix(sample) for sample in chain.from_iterable(batches))
-            return _answered(
-                engine,
-                (
-                    Request(next(numbers), prefix, IMAGE_ANSWER_TOKENS, question)
-                    for prefix in prefixes
-                    for _ in range(QUESTIONS_AN_IMAGE)
-                ),
-            )
+        return _answered_from(engine, cache, _repeated(rows, images), threads, ask_all)
 
     def single() -> int:
         wanted = [row for row in _repeated(rows, images) for _ in range(QUESTIONS_AN_IMAGE)]
-        with closing(cache.restored(wanted, device, threads=threads)) as batches:
-            prefixes = (_prefix(sample) for sample in chain.from_iterable(batches))
-            return _answered(
-                engine, (Request(number, prefix, IMAGE_ANSWER_TOKENS) for number, prefix in enumerate(prefixes))
-            )
+        return _answered_from(engine, cache, wanted, threads, lambda prefix: [Request(0, prefix, IMAGE_ANSWER_TOKENS)])
 
     return {f"{QUESTIONS_AN_IMAGE} questions on one image": on_one_image, f"{QUESTIONS_AN_IMAGE} single ones": single}
 
@@ -152,6 +140,23 @@ def _rate(contestant: Callable[[], int], device: torch.device) -> float:
     answers: list[int] = []
     seconds = measure(device, lambda: answers.append(contestant())).seconds
     return answers[0] / seconds
+
+
+def _answered_from(
+    engine: Engine, cache: PrunedCache, rows: Sequence[Row], threads: int, ask: Callable[[Prefix], list[Request]]
+) -> int:
+    """Restore and answer as an evaluation does: on a GPU prefixes are restored into the engine's memory."""
+    targets = PoolTargets(engine) if engine.device.type == "cuda" else None
+
+    def requests(batches: Iterable[Sequence[StoredPrefix | UnreadablePrefix]]) -> Iterator[Request]:
+        for batch in batches:
+            for sample in batch:
+                yield from ask(_prefix(sample))
+            if targets is not None:
+                targets.release()  # all requests of the batch have been submitted, and hold their rows
+
+    with closing(cache.restored(rows, engine.device, threads=threads, allocate=targets)) as batches:
+        return _answered(engine, requests(batches))
 
 
 def _answered(engine: Engine, requests: Iterable[Request]) -> int:

@@ -243,7 +243,7 @@ class Engine:
     def reserve(self, shape: PoolShape, samples: Sequence[Sequence[int]]) -> list[PoolPrefix] | None:
         """Rows for prefixes that are about to be restored, held once; see `PoolTargets`.
 
-        Where they are short it decodes until sequences have left.
+        Where they are short it decodes until sequences have left. Requests that wait keep room for their answers.
 
         Args:
             shape: of the prefixes.
@@ -255,14 +255,18 @@ class Engine:
         wanted = [sum(rows) for rows in zip(*samples, strict=True)]
         while True:
             held: list[PoolPrefix] = []
+            waited_for = self._rows_waited_for(len(wanted))
+            all_rows = [new + own for new, own in zip(wanted, waited_for, strict=True)]
             try:
                 memory = self._memory_of(shape)
+                if any(free < need for free, need in zip(memory.pool.free_rows, all_rows, strict=True)):
+                    raise OutOfRows("the requests that wait need what is left")
                 for rows in samples:
                     held.append(memory.pool.reserve_prefix(rows))
             except OutOfRows:
                 for prefix in held:
                     memory.release(prefix)
-                if self._memory is not None and self._memory.grow(wanted):
+                if self._memory is not None and self._memory.grow(all_rows):
                     continue
                 if not self._running and not self._waiting:
                     return None
