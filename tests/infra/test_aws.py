@@ -8,7 +8,9 @@ import json
 import shlex
 from typing import Any
 
+import botocore.session
 import pytest
+from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -27,6 +29,7 @@ ACTIONS = {
     "complete_multipart_upload": "s3:PutObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
     "list_objects_v2": "s3:ListBucket",
     "list_multipart_uploads": "s3:ListBucketMultipartUploads",
 }
@@ -105,6 +108,17 @@ def test_the_policy_allows_what_the_code_calls_and_nothing_else() -> None:
     assert called <= set(ACTIONS), "name the IAM action of the new operation here, and allow it in the policy"
     allowed = {action for statement in policy("iam-policy.json").values() for action in statement["Action"]}
     assert allowed == {ACTIONS[operation] for operation in called}
+
+
+def test_unfinished_uploads_are_aborted_and_nothing_else_expires() -> None:
+    """S3 itself says whether it knows such a rule: botocore has the shape of the request."""
+    rules = json.loads((INFRA / "aws" / "lifecycle.json").read_text())
+    model = botocore.session.get_session().get_service_model("s3")
+    shape = model.operation_model("PutBucketLifecycleConfiguration").input_shape.members["LifecycleConfiguration"]
+    assert not ParamValidator().validate(rules, shape).has_errors()
+    (rule,) = rules["Rules"]
+    assert set(rule) == {"ID", "Status", "Filter", "AbortIncompleteMultipartUpload"}
+    assert rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] > 1, "a running attempt keeps its uploads"
 
 
 def test_the_input_can_only_be_read_and_only_below_its_prefix() -> None:
