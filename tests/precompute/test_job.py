@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpora import sample, samples, tar_bytes, write_tar
+from tests.model.hub_server import COMMITS, hub_server
 from tests.precompute.contract import assert_follows_the_contract
 from tests.precompute.ray_cluster import REPOSITORY, SmallCluster, small_cluster
 from tests.precompute.runs import account, job_config
@@ -29,6 +30,7 @@ from trio_ray.precompute.plan import Task
 from trio_ray.precompute.summary import JobSummary
 from trio_ray.store.commit_table import read_commits
 from trio_ray.store.commits import read_failures
+from trio_ray.store.dataset import load_dataset
 from trio_ray.store.findings import FindingKind
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
@@ -257,18 +259,28 @@ def test_a_replica_at_which_all_work_fails_is_replaced_and_no_other_shard_pays_f
 
 
 def test_without_a_cluster_ray_is_started_for_the_job_and_ended_with_it(
-    cluster: SmallCluster, tiny_model: Path, tmp_path: Path
+    cluster: SmallCluster, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = job_config(tiny_model, write_tar(tmp_path / "a.tar", samples(6)), tmp_path / "cache")
-    driver = start_driver(config, tmp_path / "log")
+    """Its two replicas load the commit of the hub model that the driver has found, wherever the branch moves."""
+    inputs = [str(write_tar(tmp_path / f"{number}.tar", samples(6, first=10 * number))) for number in range(4)]
+    config = job_config(Path("owner/model"), inputs, tmp_path / "cache", replicas__max=2)
+    commit, later = COMMITS["main"], "3" * 40
+    hub = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
     replicas: set[int] = set()
-    while driver.poll() is None:
-        replicas.update(pid for pid in cluster.replicas().values())
-        time.sleep(0.5)
-    shown = (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+    with hub_server({"owner/model": {commit: tiny_model, later: tiny_model}}) as (endpoint, asked):
+        driver = start_driver(config, log, HF_ENDPOINT=endpoint, **hub)
+        while driver.poll() is None:
+            if "starting Ray" in log.read_text():
+                monkeypatch.setitem(COMMITS, "main", later)
+            replicas.update(pid for pid in cluster.replicas().values())
+            time.sleep(0.5)
+    shown = log.read_text()
     assert driver.returncode == 0, shown
-    assert "6 samples stored, 0 quarantined, in 2 parts" in shown
-    assert "replica 0 ready: " in shown
+    assert "24 samples stored, 0 quarantined, in 8 parts" in shown
+    assert load_dataset(open_store(config.output, config.s3)).model == f"owner/model@{commit}"
+    assert not [path for path in asked if later in path]
+    assert re.search(r"replica [01] ready: ", shown)
     assert replicas == set(), "it joined a cluster that nobody had named"
 
 
