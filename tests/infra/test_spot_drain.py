@@ -28,7 +28,7 @@ from trio_ray.store.local import LocalStore
 
 pytestmark = pytest.mark.slow
 
-DRAIN_S = 2
+DRAIN_S = 5
 DEADLINE_S = 90.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -50,10 +51,15 @@ def node() -> Iterator[str]:
 
 
 def scrape(url: str, output: str, reason: str | None = None) -> Counter[str]:
-    """Series of one cache -> value, summed over processes (and over a histogram's buckets); of one reason or all."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
+    """Series of one cache -> value, summed over processes (and over a histogram's buckets); of one reason or all. There
+    are none before the node's agent listens.
+    """
     found: Counter[str] = Counter()
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+    except urllib.error.URLError:
+        return found
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.labels.get("output") == output and reason in (None, sample.labels.get("reason")):
