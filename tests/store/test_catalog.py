@@ -162,6 +162,7 @@ def test_without_it_or_with_a_damaged_one_the_records_are_read_one_by_one(
 def test_every_key_is_found_with_the_catalog_and_without(catalogued: ObjectStore, records: list[CommitRecord]) -> None:
     """A lookup reads a small range of each index, and none a second time; prefixes are found without their tables."""
     cache = opened(catalogued)
+    assert len(cache.commits.catalog.indexes) == 1
     with counted_requests() as requests:
         for record in records:
             for number in range(3):

@@ -30,6 +30,9 @@ from trio_ray.store.objects import ObjectStore
 SEGMENT_PARTS = 1000
 """Parts of a full segment."""
 
+ONE_INDEX_LOCATORS = 1 << 24
+"""So many samples have one index when a run ends: some 1.2 GB are read and written for it."""
+
 _MERGE_RATIO = 4
 """An index is merged with the one before it unless that one is more than so many times larger: so of n samples there
 are about log n indexes, and each sample is written about log n times."""
@@ -102,8 +105,25 @@ def complete_catalog(store: ObjectStore, threads: int) -> int:
     if len(commits) < WORTH_IT:
         return 0
     if any(commits.dead_segments):
-        return _append(store, Catalog(commits.catalog.version, (), ()), commits.rows, threads)
-    return _append(store, commits.catalog, commits.tail, threads)
+        appended = _append(store, Catalog(commits.catalog.version, (), ()), commits.rows, threads)
+    else:
+        appended = _append(store, commits.catalog, commits.tail, threads)
+    if appended:
+        merge_all_indexes(store)
+    return appended
+
+
+def merge_all_indexes(store: ObjectStore) -> None:
+    """Make one index of all, if together they are small enough: then one read finds any key.
+
+    Raises:
+        StoreError: one cannot be read, or the new one not be written. The catalog is what it was before.
+    """
+    catalog = read_catalog(store)
+    if len(catalog.indexes) > 1 and sum(index.locators for index in catalog.indexes) <= ONE_INDEX_LOCATORS:
+        index = merge_indexes(store, catalog.indexes)
+        # Where another writer is faster, its version stays, and gc deletes this index.
+        create_version(store, Catalog(catalog.version + 1, catalog.segments, (index,)))
 
 
 def _append(store: ObjectStore, catalog: Catalog, rows: pa.Table, threads: int) -> int:
