@@ -53,7 +53,7 @@ class PooledActor(ABC, Generic[W]):
 
 def place_of_this_actor() -> str:
     """Host and GPU that this actor runs on; where it has no GPU, its process."""
-    gpus = ",".join(map(str, ray.get_gpu_ids()))
+    gpus = ",".join(map(str, ray.get_gpu_ids())) if ray.is_initialized() else ""  # asking would start Ray
     return f"{socket.gethostname()} {f'GPU {gpus}' if gpus else f'process {os.getpid()}'}"
 
 
