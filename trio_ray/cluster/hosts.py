@@ -20,15 +20,15 @@ HOPELESS_AFTER = 3
 CAUSE_WAIT_S = 5.0
 """How long the cause of an actor's death is waited for, where Ray reports the death before it knows the cause."""
 
-_PREEMPTED = 3
-"""`NodeDeathInfo.Reason.AUTOSCALER_DRAIN_PREEMPTED` in Ray's gcs.proto."""
+_ENDED_ON_PURPOSE = {1, 3, 4}
+"""Of `NodeDeathInfo.Reason` in Ray's gcs.proto: EXPECTED_TERMINATION, AUTOSCALER_DRAIN_PREEMPTED and _IDLE."""
 
 
 def was_preempted(error: RayError, node: str | None) -> bool:
-    """Whether an actor died because its machine was taken back, which is not the doing of its work.
+    """Whether an actor died because its machine was shut down or taken back, which is not the doing of its work.
 
-    Ray gives an actor's death without a cause and without an actor id when it has not learned the cause within a
-    second, as happens on a busy machine. The record of the node tells it then.
+    Ray's own `preempted` is false where the machine ends at its deadline and not behind it, and Ray gives a death
+    without its cause when it has not learned the cause within a second. The record of the node tells both.
 
     Args:
         error: with which a call of the actor ended.
@@ -36,16 +36,17 @@ def was_preempted(error: RayError, node: str | None) -> bool:
     """
     if getattr(error, "preempted", False):
         return True
-    cause_is_known = getattr(error, "actor_id", "") is not None
-    if cause_is_known or node is None:
+    if node is None:
         return False
-    deadline = time.monotonic() + CAUSE_WAIT_S
-    while time.monotonic() < deadline:
+    cause_is_known = getattr(error, "actor_id", "") is not None
+    deadline = time.monotonic() + (0.0 if cause_is_known else CAUSE_WAIT_S)
+    while True:
         record = next((one for one in ray.nodes() if one["NodeID"] == node), None)
         if record is None or not record["Alive"]:
-            return record is not None and record.get("DeathReason") == _PREEMPTED
+            return record is not None and record.get("DeathReason") in _ENDED_ON_PURPOSE
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.2)
-    return False
 
 
 class HostRecord:
