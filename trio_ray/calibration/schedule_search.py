@@ -120,7 +120,8 @@ def search_schedule(
         on_candidate(done)
     unseen = list(reference_batches(replica, held, scope, batch_rows))
     default = climb.space.filled(method)
-    before, after = (_mean_divergence(replica, unseen, one) for one in (default, climb.best))
+    before = _mean_divergence(replica, unseen, default)
+    after = before if climb.best == default else _mean_divergence(replica, unseen, climb.best)
     found, divergence = (climb.best, after) if after < before else (default, before)
     return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried)
 

@@ -188,6 +188,18 @@ def check_file(option: str, path: str) -> None:
         raise ConfigError(option, f"{path} is a folder; give a file")
 
 
+def write_file(option: str, path: str, content: bytes) -> None:
+    """Write the file that an option names.
+
+    Raises:
+        ConfigError: it cannot be written; names the option.
+    """
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise ConfigError(option, f"{path} cannot be written: {error.strerror}") from None
+
+
 def print_written(files: Sequence[Path]) -> None:
     """Say which files a study has left."""
     print(f"written: {files[0].parent}/{', '.join(file.name for file in files)}")

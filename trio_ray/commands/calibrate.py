@@ -21,10 +21,17 @@ from __future__ import annotations
 import argparse
 import time
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trio_ray.commands._options import add_job_options, check_file, job_config, number, whole, with_pinned_model
+from trio_ray.commands._options import (
+    add_job_options,
+    check_file,
+    job_config,
+    number,
+    whole,
+    with_pinned_model,
+    write_file,
+)
 from trio_ray.commands._progress import shown_count
 from trio_ray.errors import ConfigError
 
@@ -99,10 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         fitted = fit(replica, drawn, fingerprint, notes, rank, arguments.group_layers, advance)
     chosen = _choose(arguments, fitted)
     print(f"step {chosen.step:.3g}, fitted to {fitted.calibration.samples} samples\n{chosen.measured}")
-    try:
-        Path(arguments.out).write_bytes(chosen.basis)
-    except OSError as error:
-        raise ConfigError("--out", f"{arguments.out} cannot be written: {error.strerror}") from None
+    write_file("--out", arguments.out, chosen.basis)
     size, digest = len(chosen.basis), chosen.codec.settings.basis
     print(f"written: {arguments.out}, {size:,} bytes, {digest}; {time.monotonic() - started:.0f} s")
     return 0
@@ -128,10 +132,7 @@ def _search(arguments: argparse.Namespace) -> int:
     print(found)
     settings = found.method.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     text = f"# {found}\n{yaml.safe_dump({'method': settings}, sort_keys=False)}"
-    try:
-        Path(arguments.schedule).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("--schedule", f"{arguments.schedule} cannot be written: {error.strerror}") from None
+    write_file("--schedule", arguments.schedule, text.encode())
     print(f"written: {arguments.schedule}")
     return 0
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trio_ray.commands._options import (
@@ -25,6 +24,7 @@ from trio_ray.commands._options import (
     model_config,
     s3_config,
     whole,
+    write_file,
 )
 from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import ConfigError
@@ -71,11 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ConfigError(option, "is about one cache; leave it out, or the second cache")
     with shown_steps() as show:
         page = _comparison(arguments, show) if arguments.other else _report(arguments, show)
-    try:
-        Path(arguments.out).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("--out", f"{arguments.out} cannot be written: {error.strerror}") from None
-    print(f"written: {arguments.out}, {len(page.encode()):,} bytes")
+    content = page.encode()
+    write_file("--out", arguments.out, content)
+    print(f"written: {arguments.out}, {len(content):,} bytes")
     return 0
 
 

@@ -129,15 +129,17 @@ def _answer(
 ) -> tuple[list[str], float]:
     """Answers to a batch of questions, and the seconds that the prefill of their prompts or images took."""
     # With scope image one prefix serves all questions about an image.
-    place = {sample.images[0].hash: number for number, sample in reversed(list(enumerate(samples)))}
-    chosen = samples if scope == "prompt" else [samples[number] for number in sorted(place.values())]
+    one_of_image: dict[str, PreparedSample] = {}
+    for sample in samples:
+        one_of_image.setdefault(sample.images[0].hash, sample)
+    chosen = samples if scope == "prompt" else list(one_of_image.values())
     prefixes: list[Prefix] = []
     took = measure(
         replica.device, lambda: prefixes.extend(replica.prefill(chosen, method, scope=scope).prefixes)
     ).seconds
     if scope == "prompt":
         return replica.generate(prefixes, MAX_NEW_TOKENS), took
-    of_image = {sample.images[0].hash: prefix for sample, prefix in zip(chosen, prefixes, strict=True)}
+    of_image = dict(zip(one_of_image, prefixes, strict=True))
     parts = [sample.image_part for sample in samples]
     return replica.ask(
         [of_image[sample.images[0].hash] for sample in samples],
