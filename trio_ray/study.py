@@ -28,6 +28,14 @@ def shown(value: float | None, form: str, unit: str = "", times: float = 1.0) ->
     return None if value is None else f"{times * value:{form}}{unit}"
 
 
+def shown_bytes(count: float) -> str:
+    """A number of bytes, or a difference of two, in a unit that suits it."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count) >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} B"
+
+
 @dataclass(frozen=True)
 class Study:
     """What a study found.

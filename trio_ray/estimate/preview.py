@@ -11,8 +11,9 @@ from trio_ray.config import JobConfig
 from trio_ray.estimate.choices import Use
 from trio_ray.estimate.estimate import Estimate, EstimateSettings, make_estimate
 from trio_ray.estimate.prices import Prices
-from trio_ray.estimate.report import duration, size
+from trio_ray.estimate.report import duration
 from trio_ray.precompute.plan import JobPlan, preview_job
+from trio_ray.study import shown_bytes
 
 DRAWN = 100
 """Samples of the corpus that are looked at."""
@@ -80,7 +81,7 @@ class Preview:
             else "as measured on this machine, without loading"
         )
         lines = [
-            f"expected: about {left * corpus.samples:,.0f} samples and {size(left * job.total_bytes)}, "
+            f"expected: about {left * corpus.samples:,.0f} samples and {shown_bytes(left * job.total_bytes)}, "
             f"{left * job.gpu_hours:.2g} hours of replicas, {duration(left * job.wall_s)} on {job.replicas} of them "
             f"({how})",
             f"of {corpus.drawn_samples} samples that were looked at {corpus.bad_share:.1%} are bad{bad}",

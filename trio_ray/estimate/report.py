@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from trio_ray.estimate.choices import Choice
 from trio_ray.estimate.estimate import Estimate
-from trio_ray.study import shown, table
-
-SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+from trio_ray.study import shown, shown_bytes, table
 
 
 def text(estimate: Estimate) -> str:
@@ -31,7 +29,8 @@ def _corpus_lines(estimate: Estimate) -> list[str]:
     count = f"{corpus.samples:,}" if corpus.samples_exact else f"about {corpus.samples:,}"
     bad = ", ".join(f"{number} {reason}" for reason, number in corpus.bad_drawn.items())
     lines = [
-        f"corpus: {count} samples in {corpus.shards} shards, {size(corpus.input_bytes)}; {corpus.drawn_samples} drawn: "
+        f"corpus: {count} samples in {corpus.shards} shards, {shown_bytes(corpus.input_bytes)}; "
+        f"{corpus.drawn_samples} drawn: "
         f"{corpus.rows_per_sample:.0f} rows, {corpus.image_tokens_per_sample:.0f} image tokens, "
         f"{corpus.encoded_images_per_sample:.2f} images and {corpus.encoded_tiles_per_sample:.1f} tiles through the "
         f"vision tower a sample; {100 * corpus.bad_share:.1f} % bad{f' ({bad})' if bad else ''}"
@@ -54,8 +53,9 @@ def _job_lines(estimate: Estimate) -> list[str]:
     job, prices = estimate.job, estimate.prices
     stored = f"{job.level} {job.codec}" if job.codec else job.level
     lines = [
-        f"job ({stored}): {estimate.corpus.stored_samples:,} samples, {size(job.bytes_per_sample)} each, "
-        f"{size(job.total_bytes)} in {job.parts:,} parts; {job.gpu_hours:.3g} GPU-hours, {duration(job.wall_s)} on "
+        f"job ({stored}): {estimate.corpus.stored_samples:,} samples, {shown_bytes(job.bytes_per_sample)} each, "
+        f"{shown_bytes(job.total_bytes)} in {job.parts:,} parts; "
+        f"{job.gpu_hours:.3g} GPU-hours, {duration(job.wall_s)} on "
         f"{job.replicas} replicas",
         *([] if estimate.codec_note is None else [f"codec: {estimate.codec_note}"]),
     ]
@@ -79,8 +79,8 @@ def _choice_table(choices: Sequence[Choice]) -> str:
         choices,
         {
             "store": _name,
-            "a sample": lambda choice: size(choice.bytes_per_sample),
-            "in all": lambda choice: size(choice.total_bytes),
+            "a sample": lambda choice: shown_bytes(choice.bytes_per_sample),
+            "in all": lambda choice: shown_bytes(choice.total_bytes),
             "read": lambda choice: shown(choice.read_s, ".3g", times=1e3),
             "then": lambda choice: shown(choice.finish_s, ".3g", times=1e3),
             "x pruned": lambda choice: shown(choice.pruned.times_faster, ".3g"),
@@ -101,14 +101,6 @@ def _uses(choice: Choice) -> str | None:
     if against.break_even_gb_per_s is None:
         return "never"
     return None if choice.read_s is None else shown(against.break_even_reuses, ".3g") or "never"
-
-
-def size(count: float) -> str:
-    """Bytes in a unit that suits them."""
-    for unit, name in SIZES:
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count:.0f} B"
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ from trio_ray.store.dataset import package_version, utc_now
 from trio_ray.store.findings import VerifyReport
 from trio_ray.store.opening import open_store
 from trio_ray.store.totals import Totals, add_up
+from trio_ray.study import shown_bytes
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -123,7 +124,7 @@ def facts_of(cache: PrunedCache, totals: Totals) -> list[tuple[str, str]]:
         ("Stored", f"level {cache.level}, scope {cache.scope}, codec {codec}"),
         ("Samples", f"{totals.stored:,} in {totals.parts:,} parts of {totals.shards:,} shards"),
         ("Retention", f"{totals.retention:.1%} of {totals.image_tokens / stored:,.1f} image tokens a sample"),
-        ("Bytes", f"{_bytes(totals.file_bytes)}, {_bytes(totals.file_bytes / stored)} a sample"),
+        ("Bytes", f"{shown_bytes(totals.file_bytes)}, {shown_bytes(totals.file_bytes / stored)} a sample"),
         ("Quarantine", f"{totals.quarantined:,} samples"),
         ("Made", f"{_moment(dataset.created)}, trio-ray {dataset.package_version}"),
     ]
@@ -146,7 +147,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"bytes": _bytes, "duration": duration, "moment": _moment, "data": _json}
+    environment.filters |= {"bytes": shown_bytes, "duration": duration, "moment": _moment, "data": _json}
     return environment
 
 
@@ -188,7 +189,7 @@ def _histograms(numbers: SampleNumbers, level: str, divergence: np.ndarray | Non
         shown.append(charts.histogram("Tokens kept by the last prune point", last, "tokens", _whole))
     if level != "indices":
         size = numbers.size.astype(np.float64)
-        shown.append(charts.histogram("Size beside the row", size, "bytes", _bytes))
+        shown.append(charts.histogram("Size beside the row", size, "bytes", shown_bytes))
     known = numbers.chance[~np.isnan(numbers.chance)]
     if len(known):
         shown.append(charts.histogram("Chance of the first answer token", 100 * known, "%", _percent))
@@ -280,13 +281,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min" + (f" {seconds % 60:.0f} s" if seconds < 600 and seconds % 60 >= 1 else "")
     return f"{seconds / 3600:.3g} h" if seconds < 36e4 else f"{seconds / 3600:,.0f} h"
-
-
-def _bytes(value: float) -> str:
-    for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {name}"
-    return f"{value:.0f} B"
 
 
 def _moment(text: str) -> str:
