@@ -1,6 +1,9 @@
-"""The bundled model's shape, vocabulary and prompt, in Hugging Face classes only."""
+"""The shape, vocabulary and prompt of the models that can be trained, in Hugging Face classes only."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -15,8 +18,8 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from trio_ray.lab.scenes.families import SHAPES, SIGNS, Family
 from trio_ray.lab.scenes.views import PINPOINTS, TILE
-from trio_ray.lab.scenes.words import vocabulary
 
 PATCH = 14
 PATCHES = (TILE // PATCH) ** 2
@@ -24,6 +27,18 @@ MAX_TILES = 5
 MAX_ROWS = 2048
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PAD, BOS, EOS, UNKNOWN, IMAGE = range(len(SPECIAL))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What tells one trained model from another: the scenes it learns, decoder layers, heads of keys and values."""
+
+    family: Family
+    layers: int
+    kv_heads: int
+
+
+RECIPES: Mapping[str, Recipe] = {"bundled": Recipe(SHAPES, 16, 6), "second": Recipe(SIGNS, 24, 2)}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -38,9 +53,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     """One token a word or sign, upper and lower case apart; decoding puts no space before a sign."""
-    words = [*SPECIAL, "USER", "ASSISTANT", *vocabulary()]
+    words = [*SPECIAL, "USER", "ASSISTANT", *family.vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -60,15 +75,20 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaNextProcessor:
-    """The processor, with the image class that needs no torchvision and so gives the same pixels everywhere."""
+def build_image_processor() -> LlavaNextImageProcessorPil:
+    """The image class that needs no torchvision and so gives the same pixels everywhere."""
+    return LlavaNextImageProcessorPil(
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=[list(grid) for grid in PINPOINTS],
+    )
+
+
+def build_processor(family: Family) -> LlavaNextProcessor:
+    """The processor of a family's words."""
     return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": TILE},
-            crop_size={"height": TILE, "width": TILE},
-            image_grid_pinpoints=[list(grid) for grid in PINPOINTS],
-        ),
-        tokenizer=build_tokenizer(),
+        image_processor=build_image_processor(),
+        tokenizer=build_tokenizer(family),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -76,8 +96,8 @@ def build_processor() -> LlavaNextProcessor:
     )
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaNextConfig:
-    """10 million weights: the vision features are those of the second-last of seven layers, as in LLaVA-NeXT."""
+def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaNextConfig:
+    """10 or 13 million weights; the vision features are those of the second-last of seven layers, as in LLaVA-NeXT."""
     vision = CLIPVisionConfig(
         hidden_size=192,
         intermediate_size=768,
@@ -91,9 +111,9 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaNextConfig:
         vocab_size=-(-len(tokenizer) // 8) * 8,
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=16,
+        num_hidden_layers=recipe.layers,
         num_attention_heads=6,
-        num_key_value_heads=6,
+        num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=MAX_ROWS,
         initializer_range=0.04,
         pad_token_id=PAD,
@@ -110,10 +130,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaNextConfig:
     )
 
 
-def build_model(seed: int) -> LlavaNextForConditionalGeneration:
+def build_model(recipe: Recipe, seed: int) -> LlavaNextForConditionalGeneration:
     """An untrained model in float32."""
     torch.manual_seed(seed)
-    model = LlavaNextForConditionalGeneration(build_config(build_tokenizer()))
+    model = LlavaNextForConditionalGeneration(build_config(recipe, build_tokenizer(recipe.family)))
     model.generation_config = GenerationConfig(
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=16, do_sample=False
     )

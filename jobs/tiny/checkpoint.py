@@ -16,8 +16,8 @@ from torch import Tensor, nn
 MAX_FILE_BYTES = 14 << 20
 
 
-def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write the state after `step` steps; `state.json`, written last, makes it valid."""
+def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, recipe: str) -> None:
+    """Write the state after `step` steps of a recipe; `state.json`, written last, makes it valid."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").unlink(missing_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -29,7 +29,7 @@ def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Opt
     files = _pack(tensors)
     for number, part in enumerate(files):
         save_file({name: tensors[name].cpu().contiguous() for name in part}, folder / f"part-{number}.safetensors")
-    state = {"step": step, "files": len(files)}
+    state = {"recipe": recipe, "step": step, "files": len(files)}
     (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
 

@@ -9,16 +9,26 @@ import torch
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from trio_ray.lab.scenes import make_questions, render_scene
+from trio_ray.lab.scenes import Family, make_questions, render_scene
 
 
 @torch.inference_mode()
 def evaluate(
-    folder: Path, questions: int, device: torch.device, *, per_scene: int = 8, base_view_only: bool = False
+    folder: Path,
+    family: Family,
+    questions: int,
+    device: torch.device,
+    *,
+    per_scene: int = 8,
+    base_view_only: bool = False,
 ) -> dict[str, dict[str, int]]:
     """How many whole answers are right on scenes 0, 1, ... of the test split: all, by type, by grid, fine and coarse.
 
     Args:
+        folder: the exported model.
+        family: the scenes that it was trained on.
+        questions: how many.
+        device: on which it answers.
         per_scene: questions asked about each scene.
         base_view_only: blank the tiles, which leaves the model what the base view shows.
     """
@@ -28,7 +38,7 @@ def evaluate(
     rights: dict[str, list[bool]] = defaultdict(list)
     seed = 0
     while len(rights["all"]) < questions:
-        rendering = render_scene(seed, "test")
+        rendering = render_scene(seed, "test", family)
         seed += 1
         asked = make_questions(rendering.scene, per_scene)[: questions - len(rights["all"])]
         inputs = processor(

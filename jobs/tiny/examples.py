@@ -14,10 +14,20 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from jobs.tiny.architecture import BOS, EOS, IMAGE, MAX_TILES, PAD, PATCH, PATCHES, build_processor
-from trio_ray.lab.scenes import QUESTION_TYPES, Question, Rendering, make_questions
+from jobs.tiny.architecture import (
+    BOS,
+    EOS,
+    IMAGE,
+    MAX_TILES,
+    PAD,
+    PATCH,
+    PATCHES,
+    build_image_processor,
+    build_tokenizer,
+)
+from trio_ray.lab.scenes import QUESTION_TYPES, Family, Question, Rendering, make_questions
+from trio_ray.lab.scenes.families import FAMILIES
 from trio_ray.lab.scenes.views import PINPOINTS, TILE
-from trio_ray.lab.scenes.words import COLORS, LETTERS, SHAPES, TAG_TONES, TAG_WORDS
 
 ROWS = 640
 MAX_IMAGE_ROWS = 336
@@ -25,11 +35,6 @@ MAX_QUESTIONS = 48
 SIDE = TILE // PATCH
 NEWLINE = MAX_TILES * PATCHES  # where an image row takes `image_newline` instead of a patch
 UNLABELLED = 255
-
-# What a patch can show: nothing, a shape or a tag; its colour; the letter or word on it.
-SHAPE_LABELS = (None, *SHAPES, "tag")
-COLOR_LABELS = (None, *COLORS, *(f"{tone} tag" for tone in TAG_TONES))
-MARK_LABELS = (None, *LETTERS, *TAG_WORDS)
 
 # The questions that take longest to learn are asked more often.
 WEIGHTS = {
@@ -74,7 +79,23 @@ def write_example(out: Example, index: int, rendering: Rendering, variant: int =
     out["labels"][index] = _labels(rendering)
     out["sources"][index] = NEWLINE
     out["sources"][index, : len(sources)] = sources
-    _write_questions(out, index, len(sources), make_questions(scene, MAX_QUESTIONS, variant=variant, weights=WEIGHTS))
+    questions = make_questions(scene, MAX_QUESTIONS, variant=variant, weights=WEIGHTS)
+    _write_questions(out, index, scene.family, len(sources), questions)
+
+
+@cache
+def _label_names(family: str) -> tuple[tuple[str | None, ...], ...]:
+    scenes = FAMILIES[family]
+    return (
+        (None, *scenes.shapes, "tag"),
+        (None, *scenes.colors, *(f"{tone} tag" for tone in scenes.tag_tones)),
+        (None, *scenes.letters, *scenes.tag_words),
+    )
+
+
+def label_sizes(family: Family) -> tuple[int, ...]:
+    """How many labels there are of each kind: what a patch shows, its colour, the letter or word on it."""
+    return tuple(len(names) for names in _label_names(family.name))
 
 
 @lru_cache
@@ -100,16 +121,16 @@ def _padding(height: int, width: int, rows: int, columns: int) -> tuple[int, int
 def _labels(rendering: Rendering) -> NDArray[np.uint8]:
     """Shape, colour and mark labels of the thing that covers most of each patch, (MAX_TILES, PATCHES, 3)."""
     scene = rendering.scene
+    shapes, colors, marks = _label_names(scene.family.name)
     table = np.zeros((1 + len(scene.objects) + len(scene.tags), 3), np.uint8)
     for i, item in enumerate(scene.objects, start=1):
         table[i] = (
-            SHAPE_LABELS.index(item.shape),
-            COLOR_LABELS.index(item.color),
-            MARK_LABELS.index(item.letter),
+            shapes.index(item.shape),
+            colors.index(item.color),
+            marks.index(item.letter),
         )
     for i, tag in enumerate(scene.tags, start=1 + len(scene.objects)):
-        marks = COLOR_LABELS.index(f"{tag.tone} tag"), MARK_LABELS.index(tag.word)
-        table[i] = SHAPE_LABELS.index("tag"), *marks
+        table[i] = shapes.index("tag"), colors.index(f"{tag.tone} tag"), marks.index(tag.word)
     owners = np.repeat(rendering.owners[None], 3, axis=0)
     tiles = _owner_processor()(owners, return_tensors="np", input_data_format="channels_first")["pixel_values"][0][:, 0]
     patches = tiles.reshape(-1, SIDE, PATCH, SIDE, PATCH).swapaxes(2, 3).reshape(-1, PATCH * PATCH)
@@ -119,23 +140,23 @@ def _labels(rendering: Rendering) -> NDArray[np.uint8]:
     labels = np.full((MAX_TILES, PATCHES, 3), UNLABELLED, np.uint8)
     labels[: len(tiles)] = table[counts.argmax(axis=1)].reshape(-1, PATCHES, 3)
     base = labels[0]  # the base view need not guess at words that it does not show
-    base[base[:, 0] == SHAPE_LABELS.index("tag"), 2] = UNLABELLED
+    base[base[:, 0] == shapes.index("tag"), 2] = UNLABELLED
     return labels
 
 
-def _write_questions(out: Example, index: int, image_rows: int, questions: list[Question]) -> None:
+def _write_questions(out: Example, index: int, family: Family, image_rows: int, questions: list[Question]) -> None:
     """Lay the prompt's start, the image and as many questions as fit into one row of ROWS tokens."""
     ids, targets = out["ids"][index], out["targets"][index]
     segments, positions = out["segments"][index], out["positions"][index]
-    head = [BOS, *_encode("USER:")]
+    head = [BOS, *_encode(family.name, "USER:")]
     shared = len(head) + image_rows
     ids[:], targets[:], segments[:] = PAD, PAD, UNLABELLED
     ids[: len(head)], ids[len(head) : shared], segments[:shared] = head, IMAGE, 0
     positions[:] = np.arange(ROWS)
     row = shared
     for number, question in enumerate(questions, start=1):
-        asked = _encode(f"{question.text} ASSISTANT:")
-        answer = [*_encode(question.answer), EOS]
+        asked = _encode(family.name, f"{question.text} ASSISTANT:")
+        answer = [*_encode(family.name, question.answer), EOS]
         end = row + len(asked) + len(answer) - 1
         if end > ROWS:
             break
@@ -148,19 +169,19 @@ def _write_questions(out: Example, index: int, image_rows: int, questions: list[
 
 
 @cache
-def _encode(text: str) -> tuple[int, ...]:
-    return tuple(_tokenizer()(text, add_special_tokens=False)["input_ids"])
+def _encode(family: str, text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer(family)(text, add_special_tokens=False)["input_ids"])
 
 
-@lru_cache
-def _tokenizer() -> PreTrainedTokenizerFast:
-    return build_processor().tokenizer
+@cache
+def _tokenizer(family: str) -> PreTrainedTokenizerFast:
+    return build_tokenizer(FAMILIES[family])
 
 
 @lru_cache
 def _image_processor() -> LlavaNextImageProcessorPil:
     """The model's own tiling, left as bytes: the GPU normalises."""
-    processor = build_processor().image_processor
+    processor = build_image_processor()
     processor.do_rescale = processor.do_normalize = False
     return processor
 
@@ -168,7 +189,7 @@ def _image_processor() -> LlavaNextImageProcessorPil:
 @lru_cache
 def _owner_processor() -> LlavaNextImageProcessorPil:
     """The same tiling for maps of numbers, which must not be mixed."""
-    processor = build_processor().image_processor
+    processor = build_image_processor()
     processor.do_rescale = processor.do_normalize = processor.do_convert_rgb = False
     processor.resample = 0
     return processor

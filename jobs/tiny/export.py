@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.tiny.architecture import build_model, build_processor
+from jobs.tiny.architecture import RECIPES, build_processor
 from jobs.tiny.checkpoint import load_checkpoint
 from jobs.tiny.network import SharedImageTraining
 
@@ -17,12 +18,14 @@ HUB_TOWER = "vision_tower.vision_model."
 
 def export(checkpoint: Path, folder: Path) -> None:
     """Write weights (bfloat16, one file), configuration, tokenizer, processor and chat template."""
-    model = build_model(seed=0)
-    load_checkpoint(checkpoint, SharedImageTraining(model))
+    recipe = RECIPES[json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["recipe"]]
+    network = SharedImageTraining(recipe, seed=0)
+    load_checkpoint(checkpoint, network)
+    model = network.model
     model.set_attn_implementation("sdpa")
     model.to(torch.bfloat16).save_pretrained(folder)
     use_hub_names(folder / "model.safetensors")
-    build_processor().save_pretrained(folder)
+    build_processor(recipe.family).save_pretrained(folder)
 
 
 def use_hub_names(weights: Path) -> None:

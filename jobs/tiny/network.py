@@ -15,13 +15,12 @@ from transformers import LlavaNextForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from jobs.tiny.architecture import PAD, PATCHES
-from jobs.tiny.examples import COLOR_LABELS, MARK_LABELS, NEWLINE, SHAPE_LABELS, UNLABELLED
+from jobs.tiny.architecture import PAD, PATCHES, Recipe, build_model
+from jobs.tiny.examples import NEWLINE, UNLABELLED, label_sizes
 from jobs.tiny.stream import Arrays, batch_shares
 
 ATTENTION = "shared_image"
 _compiled_block_mask = torch.compile(create_block_mask)
-LABEL_SIZES = (len(SHAPE_LABELS), len(COLOR_LABELS), len(MARK_LABELS))
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,11 @@ class PatchHeads(nn.Module):
     The second is what gives the class token, and so its attention, a meaning, as CLIP's training would.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, sizes: tuple[int, ...]) -> None:
         super().__init__()
-        self.patch = nn.ModuleList(nn.Linear(width, size) for size in LABEL_SIZES)
-        self.tile = nn.Linear(width, sum(LABEL_SIZES))
+        self.sizes = sizes
+        self.patch = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        self.tile = nn.Linear(width, sum(sizes))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean loss. features (tiles, 1 + patches, width), labels (tiles, patches, 3)."""
@@ -54,7 +54,7 @@ class PatchHeads(nn.Module):
             loss = loss + F.cross_entropy(
                 head(features[:, 1:]).flatten(0, 1).float(), wanted.flatten(), ignore_index=UNLABELLED
             )
-            seen = F.one_hot(wanted.where(wanted != UNLABELLED, 0), LABEL_SIZES[i])
+            seen = F.one_hot(wanted.where(wanted != UNLABELLED, 0), self.sizes[i])
             present.append(seen.amax(dim=1))
         tile = self.tile(features[:, 0]).float()
         return loss + F.binary_cross_entropy_with_logits(tile, torch.cat(present, dim=-1).float())
@@ -66,12 +66,13 @@ class SharedImageTraining(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: LlavaNextForConditionalGeneration) -> None:
+    def __init__(self, recipe: Recipe, seed: int) -> None:
         super().__init__()
+        model = build_model(recipe, seed)
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _shared_image_attention)
         model.set_attn_implementation({"text_config": ATTENTION, "vision_config": "sdpa"})
-        self.model = model
-        self.heads = PatchHeads(model.config.vision_config.hidden_size)
+        self.model: LlavaNextForConditionalGeneration = model
+        self.heads = PatchHeads(model.config.vision_config.hidden_size, label_sizes(recipe.family))
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1) * 255, persistent=False)
 
@@ -158,6 +159,9 @@ def _shared_image_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention under the mask of `_mask`, in the form that Hugging Face's attention registry asks for."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if isinstance(attention_mask, BlockMask):
         query, key = query.to(value.dtype), key.to(value.dtype)  # the rotation leaves them in float32
         out = flex_attention(query, key, value, block_mask=attention_mask, scale=scaling)

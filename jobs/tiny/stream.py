@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from jobs.tiny.examples import FIELDS, Example, write_example
-from trio_ray.lab.scenes import Split, render_scene
+from trio_ray.lab.scenes import FAMILIES, Split, render_scene
 
 CHUNK = 256
 # Scenes a batch holds for each number of tiles, in 24ths. Fixed, so that every batch has the same number of tiles.
@@ -33,8 +33,9 @@ class SceneWindow:
     Construct it before the device is first used: it forks its workers.
     """
 
-    def __init__(self, scenes: int, workers: int, device: torch.device, shown: int = 0) -> None:
-        """`shown`: scenes of the stream that an earlier run has been through."""
+    def __init__(self, family: str, scenes: int, workers: int, device: torch.device, shown: int = 0) -> None:
+        """`family`: what the scenes hold; `shown`: scenes of the stream that an earlier run has been through."""
+        self._family = family
         self._capacity = scenes // CHUNK
         self._free = deque(range(2 * workers + 2))
         self._buffers = [_shared_examples(CHUNK) for _ in self._free]
@@ -70,7 +71,7 @@ class SceneWindow:
     def _send(self) -> None:
         while self._free:
             buffer = self._free.popleft()
-            result = self._pool.apply_async(_render_chunk, (self._next_sent, buffer, "train"))
+            result = self._pool.apply_async(_render_chunk, (self._next_sent, buffer, self._family, "train"))
             self._coming.append((buffer, result))
             self._next_sent += 1
 
@@ -97,11 +98,11 @@ def fixed_batches(tile_counts: torch.Tensor, batch: int) -> list[torch.Tensor]:
     return [torch.cat([pool[number] for pool in pools]) for number in range(full)]
 
 
-def render_examples(split: Split, count: int, workers: int) -> Arrays:
-    """The first `count` scenes of a split, rendered at once, on the CPU."""
+def render_examples(family: str, split: Split, count: int, workers: int) -> Arrays:
+    """The first `count` scenes of a family's split, rendered at once, on the CPU."""
     buffers = [_shared_examples(CHUNK) for _ in range(-(-count // CHUNK))]
     with _start_workers(workers, buffers) as pool:
-        pool.starmap(_render_chunk, [(chunk, chunk, split) for chunk in range(len(buffers))], chunksize=1)
+        pool.starmap(_render_chunk, [(chunk, chunk, family, split) for chunk in range(len(buffers))], chunksize=1)
     return {name: torch.from_numpy(np.concatenate([b[name] for b in buffers])[:count]) for name in FIELDS}
 
 
@@ -116,9 +117,9 @@ def _start_worker(buffers: list[Example]) -> None:
     torch.set_num_threads(1)
 
 
-def _render_chunk(chunk: int, buffer: int, split: Split) -> None:
+def _render_chunk(chunk: int, buffer: int, family: str, split: Split) -> None:
     for row in range(CHUNK):
-        write_example(_buffers[buffer], row, render_scene(chunk * CHUNK + row, split))
+        write_example(_buffers[buffer], row, render_scene(chunk * CHUNK + row, split, FAMILIES[family]))
 
 
 def _shared_examples(count: int) -> Example:

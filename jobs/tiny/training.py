@@ -6,24 +6,28 @@ import json
 import math
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.tiny.architecture import PAD, build_model
+from jobs.tiny.architecture import PAD, RECIPES
 from jobs.tiny.checkpoint import load_checkpoint, save_checkpoint
 from jobs.tiny.network import SharedImageTraining
 from jobs.tiny.stream import Arrays, SceneWindow, fixed_batches, render_examples
 from trio_ray.lab.scenes import QUESTION_TYPES
+
+FIT_SHARE = 0.93
+"""Share of the time left that the steps may take; the rest is for validation and the checkpoint."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One training. Two runs with equal values see the same scenes in the same order."""
 
+    recipe: str = "bundled"
     vision_steps: int = 1000
     steps: int = 2500
     batch: int = 384
@@ -49,11 +53,13 @@ class Training:
         self.config, self.folder, self.device = config, folder, device
         self.started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
+        recipe = RECIPES[config.recipe]
         # Both fork worker processes, which must happen before the GPU is touched.
-        self._validation = render_examples("validation", config.validation_scenes, config.workers)
+        self._validation = render_examples(recipe.family.name, "validation", config.validation_scenes, config.workers)
         first_step = 0 if resume is None else json.loads((resume / "state.json").read_text())["step"]
-        self.network = SharedImageTraining(build_model(config.seed))
-        self.window = SceneWindow(config.window, config.workers, device, scenes_shown(config, first_step))
+        self.network = SharedImageTraining(recipe, config.seed)
+        shown = scenes_shown(config, first_step)
+        self.window = SceneWindow(recipe.family.name, config.window, config.workers, device, shown)
         self.network.to(device)
         self.optimizer = _optimizer(self.network, config, device)
         self.step = 0 if resume is None else load_checkpoint(resume, self.network, self.optimizer)
@@ -63,23 +69,38 @@ class Training:
             self.network.compile_layers()
         self._log(event="start", step=self.step, **asdict(config))
 
-    def run(self, max_seconds: float) -> None:
-        """Train to the last step, or until `max_seconds` since the start are over, then write a checkpoint."""
-        total = self.config.vision_steps + self.config.steps
+    def run(self, max_seconds: float, *, fit: bool = False) -> None:
+        """Train to the last step, or until `max_seconds` since the start are over, then write a checkpoint.
+
+        With `fit` a schedule that would not end in time is shortened while the rate of all weights still warms up, so
+        that the run ends at its lowest rate; the steps chosen are a line of the curves.
+        """
         sums: dict[str, Tensor] = {}
         since, began = self.step, time.monotonic()
-        while self.step < total and time.monotonic() - self.started < max_seconds:
+        while self.step < self.total and time.monotonic() - self.started < max_seconds:
             losses = self._train_step()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
-            if self.step % self.config.report_every == 0 or self.step == total:
+            if self.step % self.config.report_every == 0 or self.step == self.total:
                 means = {name: round(float(value) / (self.step - since), 4) for name, value in sums.items()}
                 pace = (time.monotonic() - began) / (self.step - since)
                 self._report(means, pace)
+                if fit and self.step == self.config.vision_steps + self.config.warmup_steps:
+                    self._fit(pace, max_seconds)
                 sums, since, began = {}, self.step, time.monotonic()
         self.window.close()
-        save_checkpoint(self.folder / "checkpoint", self.network, self.optimizer, self.step)
+        save_checkpoint(self.folder / "checkpoint", self.network, self.optimizer, self.step, self.config.recipe)
         self._log(event="stop", step=self.step)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole schedule."""
+        return self.config.vision_steps + self.config.steps
+
+    def _fit(self, pace: float, max_seconds: float) -> None:
+        steps = fitting_steps(self.config, pace, max_seconds - (time.monotonic() - self.started))
+        self.config = replace(self.config, steps=steps)
+        self._log(event="fit", step=self.step, steps=steps)
 
     def _train_step(self) -> dict[str, Tensor]:
         config = self.config
@@ -100,7 +121,7 @@ class Training:
 
     def _report(self, means: dict[str, float], pace: float) -> None:
         joint = self.step > self.config.vision_steps
-        last = self.step == self.config.vision_steps + self.config.steps
+        last = self.step == self.total
         accuracy = self.validate() if joint and (last or self.step % (3 * self.config.report_every) == 0) else {}
         rate = learning_rate(self.config, self.step - 1)
         self._log(event="report", step=self.step, pace=round(pace, 4), rate=round(rate, 6), **means, **accuracy)
@@ -138,6 +159,11 @@ def scenes_shown(config: TrainingConfig, step: int) -> int:
     """How far the window of scenes has slid by this step."""
     vision = min(step, config.vision_steps)
     return vision * config.vision_scenes_per_step + (step - vision) * config.scenes_per_step
+
+
+def fitting_steps(config: TrainingConfig, pace: float, seconds: float) -> int:
+    """`steps` of a schedule whose warm-up is over, no more than end in `seconds` at `pace` seconds a step."""
+    return min(config.steps, config.warmup_steps + max(1, int(FIT_SHARE * seconds / pace)))
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from transformers import LlavaNextProcessor
 
 from jobs.tiny import stream
-from jobs.tiny.architecture import PAD, build_model, build_processor
+from jobs.tiny.architecture import PAD, RECIPES, Recipe, build_processor
 from jobs.tiny.checkpoint import MAX_FILE_BYTES, load_checkpoint, save_checkpoint
 from jobs.tiny.examples import FIELDS, WEIGHTS, empty_examples, write_example
+from jobs.tiny.export import export
 from jobs.tiny.network import SharedImageTraining
 from jobs.tiny.stream import SceneWindow, batch_shares, fixed_batches, render_examples
-from jobs.tiny.training import Training, TrainingConfig, learning_rate, scenes_shown
-from trio_ray.lab.scenes import Rendering, make_questions, render_scene
+from jobs.tiny.training import Training, TrainingConfig, fitting_steps, learning_rate, scenes_shown
+from trio_ray.lab.scenes import Family, Rendering, make_questions, render_scene
 
 BATCH, CHUNK = 24, 96
 
@@ -27,13 +29,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "CHUNK", CHUNK)
 
 
-def batch_renderings() -> list[Rendering]:
+def batch_renderings(family: Family) -> list[Rendering]:
     """Scenes in the tile counts that a batch of BATCH is made of."""
     wanted = dict(batch_shares(BATCH))
     chosen: list[tuple[int, Rendering]] = []
     seed = 0
     while any(wanted.values()):
-        rendering = render_scene(seed, "validation")
+        rendering = render_scene(seed, "validation", family)
         seed += 1
         height, width = rendering.scene.view.grid
         tiles = 1 + (height // 112) * (width // 112)
@@ -44,16 +46,18 @@ def batch_renderings() -> list[Rendering]:
 
 
 @pytest.mark.slow
-def test_a_shared_image_gives_the_logits_of_each_question_alone() -> None:
-    """Training packs dozens of questions behind one image; the shipped model must see the same numbers for each."""
-    model, processor = build_model(seed=1), build_processor()
-    renderings = batch_renderings()
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_shared_image_gives_the_logits_of_each_question_alone(recipe: Recipe) -> None:
+    """Training packs dozens of questions behind one image; the trained model must see the same numbers for each."""
+    network, processor = SharedImageTraining(recipe, seed=1), build_processor(recipe.family)
+    model = network.model
+    renderings = batch_renderings(recipe.family)
     examples = empty_examples(BATCH)
     for row, rendering in enumerate(renderings):
         write_example(examples, row, rendering)
     arrays = {name: torch.from_numpy(values) for name, values in examples.items()}
     with torch.no_grad():
-        packed = SharedImageTraining(model)(arrays, torch.arange(BATCH)).logits
+        packed = network(arrays, torch.arange(BATCH)).logits
     model.set_attn_implementation("sdpa")
     for row in range(0, BATCH, 4):
         alone = _alone(processor, renderings[row], number=row % 5)
@@ -83,7 +87,7 @@ def test_patch_labels_name_what_the_tiles_show() -> None:
 @pytest.mark.usefixtures("small_chunks")
 def test_the_window_shows_the_same_scenes_however_it_was_reached() -> None:
     """A resumed run must draw from the scenes that an uninterrupted one would have."""
-    going, resumed = (SceneWindow(CHUNK, 2, torch.device("cpu"), shown) for shown in (0, CHUNK))
+    going, resumed = (SceneWindow("shapes", CHUNK, 2, torch.device("cpu"), shown) for shown in (0, CHUNK))
     try:
         going.advance(0)
         before = going.arrays["ids"].clone()
@@ -116,7 +120,7 @@ def test_a_checkpoint_restores_weights_and_second_moments(tmp_path: Path) -> Non
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.randn(4, 2048)).square().sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path, network, optimizer, step=7)
+    save_checkpoint(tmp_path, network, optimizer, step=7, recipe="bundled")
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 1
     assert all(path.stat().st_size < MAX_FILE_BYTES + 4096 for path in files)
@@ -166,10 +170,19 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     resumed = Training(config, tmp_path, cpu, resume=tmp_path / "checkpoint")
     resumed.run(max_seconds=1e9)
     assert resumed.step == 2
+    export(tmp_path / "checkpoint", tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["text_config"]["num_hidden_layers"] == 16
     assert "relation" in (tmp_path / "curves.jsonl").read_text(encoding="utf-8").splitlines()[-2]
 
 
 def test_scenes_can_be_rendered_at_once() -> None:
-    arrays = render_examples("validation", 40, workers=2)
+    arrays = render_examples("shapes", "validation", 40, workers=2)
     assert {name: values.shape[0] for name, values in arrays.items()} == dict.fromkeys(FIELDS, 40)
     assert set(arrays["tile_count"].tolist()) == {3, 4, 5}
+
+
+def test_a_schedule_that_would_not_end_in_time_is_shortened_to_its_end() -> None:
+    """The rate must reach its lowest value; a run that is cut off at a high rate answers badly."""
+    config = TrainingConfig(warmup_steps=200, steps=2500)
+    assert 1000 < fitting_steps(config, pace=0.1, seconds=100.0) < 1200
+    assert fitting_steps(config, pace=0.01, seconds=100.0) == 2500

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trio_ray.errors import ModelError
 from trio_ray.lab.image_sizes import draw_size
-from trio_ray.lab.scenes.words import vocabulary
+from trio_ray.lab.scenes.families import SHAPES
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 from trio_ray.source.sample import Sample, Turn
@@ -104,5 +104,5 @@ def make_question(name: str, random: np.random.Generator) -> str:
     else:
         drawn = WEB_TOKENS * np.exp(WEB_TOKENS_SPREAD * random.standard_normal())
         length = int(np.clip(round(drawn), 1, WEB_TOKENS_MOST))
-    words = [word for word in vocabulary() if word.isalpha()]
+    words = [word for word in SHAPES.vocabulary() if word.isalpha()]
     return " ".join(random.choice(words, TEMPLATE_TOKENS + length))

@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 
 from trio_ray.lab.scenes import QUESTION_TYPES, Question, Scene, compose, make_questions
-from trio_ray.lab.scenes.words import PLURALS, vocabulary
+from trio_ray.lab.scenes.families import FAMILIES, SHAPES, Family
 
-SINGULAR = {plural: shape for shape, plural in PLURALS.items()}
+SINGULAR = {plural: shape for shape, plural in SHAPES.plurals.items()}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,19 @@ def test_only_words_on_tags_are_fine_detail(asked: list[tuple[Scene, Question]])
     assert all(question.fine for _, question in asked if question.type == "text")
 
 
-def test_the_vocabulary_covers_every_question_and_answer(asked: list[tuple[Scene, Question]]) -> None:
-    words = set(vocabulary())
-    for _, question in asked:
-        assert set(re.findall(r"\w+|[^\w\s]", f"{question.text} {question.answer}")) <= words
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_vocabulary_covers_every_question_and_answer(family: Family) -> None:
+    scenes = [compose(seed, "test", family) for seed in range(300)]
+    used = {
+        word
+        for scene in scenes
+        for question in make_questions(scene, 20)
+        for word in re.findall(r"\w+|[^\w\s]", f"{question.text} {question.answer}")
+    }
+    assert used <= set(family.vocabulary())
+
+
+def test_the_families_share_no_thing_that_a_scene_can_hold() -> None:
+    shapes, signs = FAMILIES.values()
+    for name in ("colors", "plurals", "letters", "tag_tones", "tag_words", "yes_no", "counts"):
+        assert not set(getattr(shapes, name)) & set(getattr(signs, name)), name

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from trio_ray.lab.scenes import Rendering, render_scene
+from trio_ray.lab.scenes.families import SHAPES
 from trio_ray.lab.scenes.render import outline
-from trio_ray.lab.scenes.words import COLORS
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def test_four_fifths_of_every_object_is_visible(renderings: list[Rendering]) -> 
 
 def test_objects_have_their_colour(renderings: list[Rendering]) -> None:
     """The commonest colour of an object's pixels is nearer to its own name's colour than to any other's."""
-    palette = np.array(list(COLORS.values()))
+    palette = np.array(list(SHAPES.colors.values()))
     for rendering in renderings:
         pixels = np.asarray(rendering.image)
         for number, item in enumerate(rendering.scene.objects, start=1):
             seen, counts = np.unique(pixels[rendering.owners == number], axis=0, return_counts=True)
             nearest = np.abs(palette - seen[counts.argmax()].astype(int)).sum(axis=1).argmin()
-            assert list(COLORS)[nearest] == item.color
+            assert list(SHAPES.colors)[nearest] == item.color

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trio_ray.lab.scenes.families import MAX_OBJECTS, SHAPES, Family
 from trio_ray.lab.scenes.views import PINPOINTS, View, tile_view
-from trio_ray.lab.scenes.words import COLORS, LETTERS, MAX_OBJECTS, SHAPES, TAG_TONES, TAG_WORDS
 
 Split = Literal["train", "validation", "test"]
 
 MIN_SIDE, MAX_SIDE, MAX_ASPECT = 80, 640, 3.0
-# Shares of the scenes, in the order of PINPOINTS: 2:1 grids, the 2 x 2 grid, 3:1 grids.
-GRID_SHARES = (0.125, 0.125, 0.42, 0.165, 0.165)
 
 # Lengths in tile pixels (see views.py).
-CELL = (40.0, 56.0)
-DIAMETER = (27.0, 50.0)
 TAG_SIZE = (31.0, 17.0)
 TAG_CAP_HEIGHT = 8.5
 # A tag's word is fine detail only where the tiles are this much finer than the base view.
@@ -34,6 +31,13 @@ LETTER_SHARE = {
     "diamond": 0.42,
     "cross": 0.38,
     "heart": 0.42,
+    "hexagon": 0.5,
+    "arrow": 0.42,
+    "house": 0.46,
+    "bar": 0.46,
+    "flower": 0.46,
+    "drop": 0.42,
+    "shield": 0.46,
 }
 
 
@@ -73,6 +77,7 @@ class Scene:
 
     seed: int
     split: Split
+    family: Family
     width: int
     height: int
     objects: tuple[SceneObject, ...]
@@ -93,32 +98,33 @@ def generator(split: str, seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([int.from_bytes(key, "big"), seed])
 
 
-def compose(seed: int, split: Split) -> Scene:
+def compose(seed: int, split: Split, family: Family = SHAPES) -> Scene:
     """Lay out scene number `seed` (0 or more) of a split."""
     rng = generator(split, seed, "layout")
-    width, height = _image_size(rng)
+    width, height = _image_size(rng, family.grid_shares)
     view = tile_view(width, height)
-    pitch = rng.uniform(*CELL)
+    pitch = rng.uniform(*family.cell)
     cells = (max(2, round(view.width / pitch)), max(2, round(view.height / pitch)))
     tag_count = int(rng.choice(3, p=(0.25, 0.5, 0.25))) if view.base_scale * TAG_MIN_ZOOM <= 1 else 0
     count = int(rng.integers(3, min(MAX_OBJECTS, cells[0] * cells[1] - tag_count) + 1))
-    places = _place(rng, view, cells, count, tag_count)
+    places = _place(rng, view, family, cells, count, tag_count)
     return Scene(
         seed=seed,
         split=split,
+        family=family,
         width=width,
         height=height,
-        objects=_objects(rng, [_Disc(*(length / view.scale for length in disc)) for disc in places[:count]]),
-        tags=_tags(rng, places[count:], view.scale),
+        objects=_objects(rng, family, [_Disc(*(length / view.scale for length in disc)) for disc in places[:count]]),
+        tags=_tags(rng, family, places[count:], view.scale),
     )
 
 
 # --- image size ---
 
 
-def _image_size(rng: np.random.Generator) -> tuple[int, int]:
+def _image_size(rng: np.random.Generator, shares: tuple[float, ...]) -> tuple[int, int]:
     """A width and a height in pixels, such that every tile grid gets its share."""
-    wanted = PINPOINTS[int(rng.choice(len(PINPOINTS), p=GRID_SHARES))]
+    wanted = PINPOINTS[int(rng.choice(len(PINPOINTS), p=shares))]
     while True:
         width, height = _propose_size(rng, wanted)
         inside = min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE
@@ -156,18 +162,32 @@ class _Disc(tuple[float, float, float]):
         return super().__new__(cls, (x, y, diameter))
 
 
-def _place(rng: np.random.Generator, view: View, cells: tuple[int, int], count: int, tag_count: int) -> list[_Disc]:
+def _place(
+    rng: np.random.Generator, view: View, family: Family, cells: tuple[int, int], count: int, tag_count: int
+) -> list[_Disc]:
     """Discs for `count` objects, then for `tag_count` tags, on a jittered grid; some objects overlap a little."""
     pitch = (view.width / cells[0], view.height / cells[1])
-    chosen = rng.permutation(cells[0] * cells[1])[: count + tag_count]
+    chosen = rng.permutation(cells[0] * cells[1])
+    if family.clustered:
+        chosen = _nearest_first(chosen, cells)
+    chosen = chosen[: count + tag_count]
     centers = [((cell % cells[0] + 0.5) * pitch[0], (cell // cells[0] + 0.5) * pitch[1]) for cell in chosen]
-    diameters = np.clip(rng.uniform(0.66, 0.96, size=count) * min(pitch), DIAMETER[0], min(DIAMETER[1], min(pitch)))
+    diameters = np.clip(
+        rng.uniform(0.66, 0.96, size=count) * min(pitch), family.diameter[0], min(family.diameter[1], min(pitch))
+    )
     sizes = [*diameters, *[TAG_SIZE[0]] * tag_count]
     for spill in (0.4, 0.4, 0.3, 0.3, 0.2, 0.1, 0.0):
         discs = [_jittered(rng, center, size, pitch, view, spill) for center, size in zip(centers, sizes, strict=True)]
         if spill == 0.0 or _is_clear(discs, count):
             break
     return discs
+
+
+def _nearest_first(order: NDArray[np.int64], cells: tuple[int, int]) -> NDArray[np.int64]:
+    """Cells by their distance from the first one, equal distances in the order given: objects stand together."""
+    columns, rows = order % cells[0], order // cells[0]
+    distance = np.hypot(columns - columns[0], rows - rows[0])
+    return order[np.argsort(distance, kind="stable")]
 
 
 def _jittered(
@@ -202,20 +222,20 @@ def _is_clear(discs: list[_Disc], count: int) -> bool:
 # --- what is at a place ---
 
 
-def _objects(rng: np.random.Generator, discs: list[_Disc]) -> tuple[SceneObject, ...]:
+def _objects(rng: np.random.Generator, family: Family, discs: list[_Disc]) -> tuple[SceneObject, ...]:
     """Shapes and colours from a small palette, so that they repeat; letters that do not."""
-    shapes = rng.permutation(SHAPES)[: rng.integers(2, len(SHAPES) + 1)]
-    colors = rng.permutation(list(COLORS))[: rng.integers(2, len(COLORS) + 1)]
-    letters = rng.permutation(LETTERS)
+    shapes = rng.permutation(family.shapes)[: rng.integers(2, len(family.shapes) + 1)]
+    colors = rng.permutation(list(family.colors))[: rng.integers(2, len(family.colors) + 1)]
+    letters = rng.permutation(family.letters)
     return tuple(
         SceneObject(str(rng.choice(shapes)), str(rng.choice(colors)), str(letters[i]), *disc)
         for i, disc in enumerate(discs)
     )
 
 
-def _tags(rng: np.random.Generator, discs: list[_Disc], scale: float) -> tuple[Tag, ...]:
+def _tags(rng: np.random.Generator, family: Family, discs: list[_Disc], scale: float) -> tuple[Tag, ...]:
     """Tags of different tones, so that the tone names one."""
-    tones, words = rng.permutation(TAG_TONES), rng.permutation(TAG_WORDS)
+    tones, words = rng.permutation(list(family.tag_tones)), rng.permutation(family.tag_words)
     lengths = (TAG_SIZE[0] / scale, TAG_SIZE[1] / scale, TAG_CAP_HEIGHT / scale)
     return tuple(
         Tag(str(tones[i]), str(words[i]), disc[0] / scale, disc[1] / scale, *lengths) for i, disc in enumerate(discs)

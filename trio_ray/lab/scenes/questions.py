@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 
 from trio_ray.lab.scenes.layout import Scene, SceneObject, generator
-from trio_ray.lab.scenes.words import COLORS, PLURALS, SHAPES
 
 # Tile pixels between the centres of two things before one is called left of, or above, the other.
 CLEAR_OFFSET = 20.0
@@ -86,9 +85,9 @@ def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
     singles = [item for item in scene.objects if shapes[item.shape] == 1]
     if singles and _coin(rng):
         item = _pick(rng, singles)
-        return Question(f"What color is the {item.shape}?", item.color, "color", False)
+        return Question(scene.family.phrases.color_of_shape.format(shape=item.shape), item.color, "color", False)
     item = _pick(rng, list(scene.objects))
-    return Question(f"What color is the shape marked {item.letter}?", item.color, "color", False)
+    return Question(scene.family.phrases.color_of_mark.format(letter=item.letter), item.color, "color", False)
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -96,9 +95,9 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     singles = [item for item in scene.objects if colors[item.color] == 1]
     if singles and _coin(rng):
         item = _pick(rng, singles)
-        return Question(f"What shape is {item.color}?", item.shape, "shape", False)
+        return Question(scene.family.phrases.shape_of_color.format(color=item.color), item.shape, "shape", False)
     item = _pick(rng, list(scene.objects))
-    return Question(f"What shape is marked {item.letter}?", item.shape, "shape", False)
+    return Question(scene.family.phrases.shape_of_mark.format(letter=item.letter), item.shape, "shape", False)
 
 
 def _ask_letter(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -106,23 +105,24 @@ def _ask_letter(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not named:
         return None
     item = _pick(rng, named)
-    return Question(f"What letter is on the {_name(item)}?", item.letter, "letter", False)
+    return Question(scene.family.phrases.letter.format(name=_name(item)), item.letter, "letter", False)
 
 
 def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Yes and no alike; most of the absent things share their colour and their shape with things that are there."""
+    phrase, (yes, no) = scene.family.phrases.existence, scene.family.yes_no
     present = {(item.color, item.shape) for item in scene.objects}
     if _coin(rng):
         name = _name(_pick(rng, list(scene.objects)))
-        return Question(f"Is there {_article(name)} {name}?", "yes", "existence", False)
-    colors, shapes = list(COLORS), list(SHAPES)
+        return Question(phrase.format(article=_article(name), name=name), yes, "existence", False)
+    colors, shapes = list(scene.family.colors), list(scene.family.shapes)
     if rng.random() < 0.7:
         colors, shapes = sorted({color for color, _ in present}), sorted({shape for _, shape in present})
     absent = [(color, shape) for color in colors for shape in shapes if (color, shape) not in present]
     if not absent:
         return None
     name = " ".join(absent[int(rng.integers(len(absent)))])
-    return Question(f"Is there {_article(name)} {name}?", "no", "existence", False)
+    return Question(phrase.format(article=_article(name), name=name), no, "existence", False)
 
 
 def _article(name: str) -> str:
@@ -130,20 +130,22 @@ def _article(name: str) -> str:
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
-    attribute, values = ("shape", list(SHAPES)) if _coin(rng) else ("color", list(COLORS))
+    family = scene.family
+    attribute, values = ("shape", list(family.shapes)) if _coin(rng) else ("color", list(family.colors))
     counts = Counter(getattr(item, attribute) for item in scene.objects)
     # Any present count is as likely as another, so that "1" is not the answer to nearly everything.
     wanted = int(rng.choice(sorted({counts[value] for value in values})))
     value = str(rng.choice([value for value in values if counts[value] == wanted]))
-    things = PLURALS[value] if attribute == "shape" else f"{value} shapes"
-    return Question(f"How many {things} are there?", str(wanted), "count", False)
+    things = family.plurals[value] if attribute == "shape" else family.color_group.format(color=value)
+    return Question(family.phrases.count.format(things=things), family.counts[wanted], "count", False)
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     named = _named(scene)
     if len(named) < 2:
         return None
-    word, opposite, axis = [("left of", "right of", 0), ("above", "below", 1)][int(rng.integers(2))]
+    axis = int(rng.integers(2))
+    word, opposite = scene.family.relations[2 * axis : 2 * axis + 2]
     pairs = []
     for first in named:
         for second in named:
@@ -153,39 +155,41 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not pairs:
         return None
     first, second = pairs[int(rng.integers(len(pairs)))]
-    answer = "yes" if _coin(rng) else "no"
+    holds = _coin(rng)
     if _coin(rng):
         first, second, word = second, first, opposite
-    if answer == "no":
+    if not holds:
         first, second = second, first
-    return Question(f"Is the {_name(first)} {word} the {_name(second)}?", answer, "relation", False)
+    text = scene.family.phrases.relation.format(first=_name(first), relation=word, second=_name(second))
+    return Question(text, scene.family.yes_no[0 if holds else 1], "relation", False)
 
 
 def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
+    top, bottom, left, right = scene.family.sides
     clear = []
     for item in _named(scene):
         across, down = item.x / scene.width - 0.5, item.y / scene.height - 0.5
         if min(abs(across), abs(down)) >= MIDDLE_SHARE:
-            clear.append((item, f"{'top' if down < 0 else 'bottom'} {'left' if across < 0 else 'right'}"))
+            clear.append((item, f"{top if down < 0 else bottom} {left if across < 0 else right}"))
     if not clear:
         return None
     item, corner = clear[int(rng.integers(len(clear)))]
-    return Question(f"Where is the {_name(item)}?", corner, "position", False)
+    return Question(scene.family.phrases.position.format(name=_name(item)), corner, "position", False)
 
 
 def _ask_text(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not scene.tags:
         return None
     tag = scene.tags[int(rng.integers(len(scene.tags)))]
-    return Question(f"What word is on the {tag.tone} tag?", tag.word, "text", True)
+    return Question(scene.family.phrases.text.format(tone=tag.tone), tag.word, "text", True)
 
 
 def _ask_list(scene: Scene, rng: np.random.Generator) -> Question | None:
     """All things of one shape, or of one colour, from left to right."""
     groups: dict[str, list[SceneObject]] = {}
     for item in sorted(scene.objects, key=lambda item: item.x):
-        groups.setdefault(PLURALS[item.shape], []).append(item)
-        groups.setdefault(f"{item.color} shapes", []).append(item)
+        groups.setdefault(scene.family.plurals[item.shape], []).append(item)
+        groups.setdefault(scene.family.color_group.format(color=item.color), []).append(item)
     clear = [
         (things, group)
         for things, group in groups.items()
@@ -196,7 +200,7 @@ def _ask_list(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     things, group = clear[int(rng.integers(len(clear)))]
     answer = ", ".join(_name(item) for item in group)
-    return Question(f"List the {things} from left to right.", answer, "list", False)
+    return Question(scene.family.phrases.list.format(things=things), answer, "list", False)
 
 
 QUESTION_TYPES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
