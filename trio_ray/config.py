@@ -511,6 +511,11 @@ class PipelineConfig(Section):
         description="Threads a replica puts coded prefixes into containers in, and compresses what the GPU has not; by "
         "default half of its CPUs, at least 2.",
     )
+    storing: Literal["auto", "process", "replica"] = Field(
+        "auto",
+        description="Where prefixes are packed and written: in processes beside the replica, which costs memory and "
+        "leaves the thread that feeds a GPU alone, or in the replica itself. auto: processes on a GPU.",
+    )
     lookahead: int = Field(128, ge=1, description="Samples prepared ahead of the model.")
     max_bad_fraction: Fraction = Field(
         0.2,

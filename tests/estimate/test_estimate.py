@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.corpora import sample, samples, write_tar
+from tests.corpora import noise, sample, samples, write_tar
 from tests.precompute.runs import run_here
 from trio_ray.config import JobConfig, load_config
 from trio_ray.estimate.choices import Use
@@ -75,6 +75,17 @@ def test_samples_parts_and_bytes_computed_from_shapes_are_those_of_the_job(
     stored, parts, size = made(config)
     assert (found.corpus.stored_samples, found.job.parts) == (stored, parts)
     assert found.job.total_bytes == pytest.approx(size, rel=TOLERANCE)
+
+
+def test_samples_that_the_job_refuses_for_their_fixed_budget_are_not_counted_as_stored(tmp_path: Path) -> None:
+    """The layers before the first prune point alone hold more of the large image than method.tokens allows."""
+    write_tar(tmp_path / "a.tar", [sample(0, png=noise(1, (8, 8))), sample(1, png=noise(2, (1400, 1400)))])
+    values = {"input": [str(tmp_path / "a.tar")], "output": str(tmp_path / "cache"), "cache.codec": "raw"}
+    whole = estimate_for(load_config(values=values)).corpus
+    assert (whole.stored_samples, whole.bad_drawn) == (2, {})
+    prune = {"method.tokens": whole.image_tokens_per_sample / 2, "method.prune_points": [7], "method.weights": [1]}
+    refused = estimate_for(load_config(values=values | prune)).corpus
+    assert (refused.stored_samples, refused.bad_drawn) == (1, {"image_too_large": 1})
 
 
 def test_measured_sizes_are_closer_still_and_every_choice_is_weighed(

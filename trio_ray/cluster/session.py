@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray._private import ray_logging
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
 from trio_ray.errors import ConfigError, JobFailed
@@ -47,9 +49,23 @@ def ray_session(cpus: float) -> Iterator[None]:
         # Named, because Ray would otherwise join whatever was last started here with `ray start`.
         _start(max(math.ceil(cpus), os.cpu_count() or 1))
     try:
-        yield
+        with _without_raylet_messages():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_raylet_messages() -> Iterator[None]:
+    """Ray prints what raylets report, such as the last lines of a lost node's log, whatever `log_to_driver` says. Its
+    own filter of lines (RAY_DEDUP_LOGS_SKIP_REGEX) would have to be set before Ray is imported.
+    """
+    printed = ray_logging.stdout_deduplicator
+    before, printed.skip_re = printed.skip_re, re.compile("")
+    try:
+        yield
+    finally:
+        printed.skip_re = before
 
 
 def _start(cpus: int) -> None:

@@ -152,7 +152,7 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
     schedule = method.schedule
     on_step("reading a sample of the corpus")
     corpus = draw_corpus(config, settings.samples)
-    workload = prepare_workload(corpus.runs, make_preparer(config, checkpoint))
+    workload = prepare_workload(corpus.runs, make_preparer(config, checkpoint, schedule))
     work = count_work(model_config, workload, schedule, method.selector.proxy_rows)
     facts = _facts(corpus, workload)
     codecs = {name: _codec(choice, config) for name, choice in settings.codecs.items()}

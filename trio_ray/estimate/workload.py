@@ -10,6 +10,7 @@ from statistics import fmean
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
 from trio_ray.estimate.draw import Item
+from trio_ray.method.schedule import Schedule
 from trio_ray.model.checkpoint import Checkpoint
 from trio_ray.model.prepare import PreparedImage, PreparedSample, SamplePreparer
 from trio_ray.source.sample import BadSample
@@ -56,7 +57,7 @@ class Workload:
         return fmean(sample.image_tokens for sample in self.samples)
 
 
-def make_preparer(config: JobConfig, checkpoint: Checkpoint) -> SamplePreparer:
+def make_preparer(config: JobConfig, checkpoint: Checkpoint, schedule: Schedule) -> SamplePreparer:
     """The CPU side of a job's replicas, without loading the model's weights; true answers are left out."""
     return SamplePreparer(
         checkpoint.tiler,
@@ -65,6 +66,7 @@ def make_preparer(config: JobConfig, checkpoint: Checkpoint) -> SamplePreparer:
         checkpoint.context,
         config.source.max_pixels,
         config.cache.selected_under,
+        schedule=schedule,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import xxhash
 from torch import Tensor
 
+from trio_ray.method.schedule import Schedule
 from trio_ray.model.prompt import IMAGE_MARKER, PromptError, PromptWriter, up_to_stop
 from trio_ray.model.tiles import Tiler
 from trio_ray.source.images import ImageRejected, decode_image
@@ -99,6 +100,7 @@ class SamplePreparer:
         max_pixels: larger images are rejected before they are decoded.
         instruction: stands in for every sample's own text, which is kept as `ImagePart.turns`.
         stop_tokens: what may end an answer, the usual one first; none where the answers' tokens are not wanted.
+        schedule: rejects samples whose fixed budget is used up before the first token can be dropped.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class SamplePreparer:
         max_pixels: int,
         instruction: str | None = None,
         stop_tokens: Sequence[int] = (),
+        schedule: Schedule | None = None,
     ) -> None:
         self._tiler = tiler
         self._writer = writer
@@ -118,6 +121,7 @@ class SamplePreparer:
         self._max_pixels = max_pixels
         self._instruction = instruction
         self._stop_tokens = stop_tokens
+        self._schedule = schedule
         self._images: OrderedDict[str, Future[PreparedImage]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -149,6 +153,8 @@ class SamplePreparer:
             detail = f"{len(expanded)} rows, and the model's context is {self._context}"
             return BadSample(sample.key, sample.index, Reason.PROMPT_TOO_LONG, detail)
         prepared = PreparedSample(sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer)
+        if self._schedule is not None and not self._schedule.has_room_for(prepared.image_tokens):
+            return _over_budget(prepared, self._schedule)
         if self._instruction is not None:
             prepared = replace(prepared, image_part=self._image_part(prompt, sample.turns))
         if self._stop_tokens and sample.answer:
@@ -216,3 +222,11 @@ class SamplePreparer:
             token_map=self._tiler.token_map(height, width),
             grid=self._tiler.placement(height, width).grid,
         )
+
+
+def _over_budget(sample: PreparedSample, schedule: Schedule) -> BadSample:
+    detail = (
+        f"{sample.image_tokens} image tokens, all held by the layers before prune point {schedule.prune_points[0]}, "
+        f"are more than method.tokens = {schedule.tokens:g} allows; let method.prune_points begin earlier"
+    )
+    return BadSample(sample.key, sample.index, Reason.IMAGE_TOO_LARGE, detail)

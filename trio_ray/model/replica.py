@@ -17,6 +17,7 @@ from trio_ray.kv.prefix import Prefix
 from trio_ray.method.known_indices import KnownIndices
 from trio_ray.method.method import Method
 from trio_ray.method.rows import PackedRows, Positions
+from trio_ray.method.schedule import Schedule
 from trio_ray.method.suppression import Speculation
 from trio_ray.method.visionzip import VisionZip
 from trio_ray.model.attention import Backend, choose_backend, packed_attention
@@ -88,13 +89,20 @@ class Replica:
             model=model,
         )
 
-    def preparer(self, max_pixels: int, instruction: str | None = None, with_answers: bool = False) -> SamplePreparer:
+    def preparer(
+        self,
+        max_pixels: int,
+        instruction: str | None = None,
+        with_answers: bool = False,
+        schedule: Schedule | None = None,
+    ) -> SamplePreparer:
         """The CPU side that belongs to this model.
 
         Args:
             max_pixels: larger images are rejected.
             instruction: stands in for every sample's own text (scope image).
             with_answers: tokenize the true answers too.
+            schedule: rejects samples that its fixed budget has no room for.
 
         Raises:
             ConfigError: answers are wanted, and the model has no stop token to end them with.
@@ -111,6 +119,7 @@ class Replica:
             max_pixels,
             instruction,
             self.stop_tokens if with_answers else (),
+            schedule,
         )
 
     def prefill(

@@ -29,7 +29,9 @@ def suit_budget(stage: ModelStage, config: JobConfig, shard: Shard, opener: Open
     Raises:
         StoreError: the shard could not be read.
     """
-    preparer = stage.replica.preparer(config.source.max_pixels, config.cache.selected_under)
+    preparer = stage.replica.preparer(
+        config.source.max_pixels, config.cache.selected_under, schedule=stage.method.schedule
+    )
     samples = list(islice(preparer.good(read_shard(shard, config.source, opener)), SAMPLES_TRIED))
     if samples:
         try:

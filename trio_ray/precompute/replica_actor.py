@@ -55,8 +55,10 @@ class ReplicaActor(PooledActor[Task]):
         codec = codec_of(spec.dataset.identity, store)
         cpus = cpus_to_count_on(config.replicas)
         storing = StoringSpec.of(config, spec.dataset, codec, spec.run_id, cpus, place_of_this_actor())
+        on_gpu, where = default_device().type == "cuda", config.pipeline.storing
         # On a CPU the model leaves nothing idle that another process could use.
-        memory = HostMemory(pinned=True) if default_device().type == "cuda" else None
+        apart = on_gpu if where == "auto" else where == "process"
+        memory = HostMemory(pinned=on_gpu) if apart else None
         processes = StoringProcesses(storing, memory, SHARDS_AT_ONCE) if memory else None
         try:
             replica = Replica.load(config.model, config.prompt)

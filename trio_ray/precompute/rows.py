@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from trio_ray.method.schedule import Schedule
-from trio_ray.model.packing import Outcome
 from trio_ray.model.prepare import PreparedImage, PreparedSample
 from trio_ray.precompute.host_batch import GoodSample
 from trio_ray.precompute.stored_batch import StoredSample
@@ -38,17 +37,6 @@ def good_sample(sample: PreparedSample, schedule: Schedule) -> GoodSample:
         "answer_ids": list(answer.ids) if answer else None,
     }
     return GoodSample(sample.key, sample.index, columns)
-
-
-def within_budget(outcome: Outcome, schedule: Schedule) -> Outcome:
-    """The outcome, or a `BadSample` where its fixed budget is used up before the first token can be dropped."""
-    if isinstance(outcome, BadSample) or schedule.has_room_for(outcome.image_tokens):
-        return outcome
-    detail = (
-        f"{outcome.image_tokens} image tokens, all held by the layers before prune point {schedule.prune_points[0]}, "
-        f"are more than method.tokens = {schedule.tokens:g} allows; let method.prune_points begin earlier"
-    )
-    return BadSample(outcome.key, outcome.index, Reason.IMAGE_TOO_LARGE, detail)
 
 
 def not_finite(sample: GoodSample, stored: StoredSample) -> BadSample | None:

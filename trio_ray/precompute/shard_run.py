@@ -17,7 +17,6 @@ from trio_ray.precompute.host_batch import HostBatch
 from trio_ray.precompute.model_stage import ModelStage, StoredGroup
 from trio_ray.precompute.outlook import ShardAdvanced
 from trio_ray.precompute.reading_position import ReadingPosition
-from trio_ray.precompute.rows import within_budget
 from trio_ray.precompute.shard_writer import PartReport, ShardSink
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import BadSample, Opener, Sample, Shard
@@ -108,10 +107,13 @@ class ShardRunner:
         """
         cache = self.config.cache
         prepare = self.stage.replica.preparer(
-            self.config.source.max_pixels, cache.selected_under, with_answers=cache.targets != "none"
+            self.config.source.max_pixels,
+            cache.selected_under,
+            with_answers=cache.targets != "none",
+            schedule=self.stage.method.schedule,
         ).prepare
         outcomes = ordered_map(
-            lambda item: within_budget(prepare(item), self.stage.method.schedule),
+            prepare,
             items,
             self.decode_threads,
             self.config.pipeline.lookahead,

@@ -174,7 +174,7 @@ class TrioRay(lmms):
     def _prune(self, requests: dict[int, _Request], new_tokens: int) -> dict[int, str]:
         replica = self._replica
         method = self._method.build(replica.decoder.depth)
-        prepare = replica.preparer(max_pixels=SourceConfig().max_pixels).prepare
+        prepare = replica.preparer(max_pixels=SourceConfig().max_pixels, schedule=method.schedule).prepare
         samples = (self._sample(number, request) for number, request in requests.items())
         answers: dict[int, str] = {}
         for batch in pack(ordered_map(prepare, samples, PREPARE_THREADS, lookahead=32), self._token_budget):
