@@ -89,9 +89,11 @@ def measure_answers(
         lengths[str(tokens)] = _rates(contestants, replica.device, rounds, f"answers of {tokens} tokens", on_step)
         if generate:
             lengths[str(tokens)]["unpruned"] = _unpruned(prefill, generate, tokens)
-    where, cache = next(iter(caches.items()))
-    on_step("several questions on an image")
-    images = _questions(engine, opened[where], cache.rows, sizes.images, threads)
+    images = {
+        f"{name}, {where}": contestant
+        for where, cache in caches.items()
+        for name, contestant in _questions(engine, opened[where], cache.rows, sizes.images, threads).items()
+    }
     return {
         "answer_tokens": lengths,
         "questions": _rates(images, replica.device, rounds, "several questions on an image", on_step),
@@ -101,20 +103,29 @@ def measure_answers(
 def _questions(
     engine: Engine, cache: PrunedCache, rows: Sequence[Row], images: int, threads: int
 ) -> dict[str, Callable[[], int]]:
-    """Six questions behind one stored image, and six stored prompts, of which each has the image in it."""
+    """Six questions behind one stored image; six stored images with a question each; six stored prompts.
+
+    A stored prompt has its question in it, so nothing is left to read before its answer.
+    """
     question = list(range(10, 10 + QUESTION_TOKENS))
+    wanted = _repeated(rows, images)
+    each = [row for row in wanted for _ in range(QUESTIONS_AN_IMAGE)]
 
-    def ask_all(prefix: Prefix) -> list[Request]:
-        return [Request(number, prefix, IMAGE_ANSWER_TOKENS, question) for number in range(QUESTIONS_AN_IMAGE)]
+    def ask(prefix: Prefix, questions: int) -> list[Request]:
+        return [Request(number, prefix, IMAGE_ANSWER_TOKENS, question) for number in range(questions)]
 
-    def on_one_image() -> int:
-        return _answered_from(engine, cache, _repeated(rows, images), threads, ask_all)
+    def answer_prompt(prefix: Prefix) -> list[Request]:
+        return [Request(0, prefix, IMAGE_ANSWER_TOKENS)]
 
-    def single() -> int:
-        wanted = [row for row in _repeated(rows, images) for _ in range(QUESTIONS_AN_IMAGE)]
-        return _answered_from(engine, cache, wanted, threads, lambda prefix: [Request(0, prefix, IMAGE_ANSWER_TOKENS)])
-
-    return {f"{QUESTIONS_AN_IMAGE} questions on one image": on_one_image, f"{QUESTIONS_AN_IMAGE} single ones": single}
+    return {
+        f"{QUESTIONS_AN_IMAGE} questions on one image": partial(
+            _answered_from, engine, cache, wanted, threads, partial(ask, questions=QUESTIONS_AN_IMAGE)
+        ),
+        f"{QUESTIONS_AN_IMAGE} images with a question each": partial(
+            _answered_from, engine, cache, each, threads, partial(ask, questions=1)
+        ),
+        f"{QUESTIONS_AN_IMAGE} stored prompts": partial(_answered_from, engine, cache, each, threads, answer_prompt),
+    }
 
 
 def _rates(
