@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from tests.cluster.pool_actor import Job, TestActor
 from trio_ray.cluster.actors import ActorFactory
 from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
-from trio_ray.cluster.pool import ActorPool
+from trio_ray.cluster.pool import LONGEST_PAUSE_S, ActorPool, _pause_s
 from trio_ray.config import ReplicasConfig
 from trio_ray.errors import JobFailed
 
@@ -162,3 +162,12 @@ def test_an_actor_without_work_left_is_ended_while_the_other_goes_on(nodes: list
 def test_actors_for_which_the_cluster_has_no_room_are_named(nodes: list[str], tmp_path: Path) -> None:
     with pytest.raises(JobFailed, match=r"0 of at least 1 replicas started in 1 s; .* 64 CPUs .*replicas\.cpus"):
         run(ActorFactory(TestActor, (tmp_path,)), fine(1), cpus=64, start_timeout_s=1)
+
+
+def test_pauses_before_a_retry_double_differ_and_end_somewhere() -> None:
+    """Many replicas that a busy store has refused do not come back together."""
+    pauses = {failures: [_pause_s(failures) for _ in range(50)] for failures in (1, 3, 20)}
+    assert all(len(set(drawn)) > 40 for drawn in pauses.values())
+    assert 0.5 <= min(pauses[1]) < max(pauses[1]) <= 1.5
+    assert 2 <= min(pauses[3]) < max(pauses[3]) <= 6
+    assert max(pauses[20]) <= 1.5 * LONGEST_PAUSE_S

@@ -345,3 +345,15 @@ def test_questions_about_one_image_that_follow_each_other_encode_it_once(
     run_here(config, llama, stage=replace(stage, replica=replace(llama, vision=vision, _last_image=None)))
     grid = PrunedCache(str(tmp_path / "cache")).table.column("images")[0].as_py()[0]
     assert vision.tiles == 1 + grid["grid_rows"] * grid["grid_columns"]
+
+
+def test_an_input_replaced_between_planning_and_reading_is_not_taken_for_the_planned_one(
+    tmp_path: Path, tiny_model: Path, llama: Replica
+) -> None:
+    tar = write_tar(tmp_path / "a.tar", samples(4))
+    config = job_config(tiny_model, tar, tmp_path / "cache")
+    plan = plan_job(config, with_gpu=False)
+    write_tar(tar, samples(5, first=50))
+    with pytest.raises(StoreError, match=r"a\.tar"):
+        list(make_runner(config, llama, plan).run(plan.tasks[0].shard, plan.tasks[0].committed))
+    assert account(plan.store).keys == []

@@ -9,19 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from tests.corpora import sample, samples, write_tar
 from tests.precompute.runs import account, job_config, make_runner, part_reports, run_here, storing_order
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.config import JobConfig
-from trio_ray.errors import StoreError
+from trio_ray.config import JobConfig, ModelConfig
+from trio_ray.errors import ConfigError, StoreError
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.host_memory import HostMemory
 from trio_ray.precompute.model_stage import StoredGroup
 from trio_ray.precompute.plan import JobPlan, plan_job
-from trio_ray.precompute.shard_run import ShardRunner
+from trio_ray.precompute.replica_actor import ReplicaActor, ReplicaSpec
+from trio_ray.precompute.shard_run import SHARDS_AT_ONCE, ShardRunner
 from trio_ray.precompute.shard_writer import ShardSink
 from trio_ray.precompute.storing import StoringProcesses, StoringProcessLost
 from trio_ray.source.sample import BadSample, Shard
@@ -191,6 +193,35 @@ def test_processes_end_with_the_replica(
     elsewhere.processes.open(elsewhere.plan.tasks[0].shard).abort()  # it has started
     elsewhere.processes.close()
     assert process._running.returncode == 0
+
+
+def test_processes_end_when_the_model_cannot_be_loaded(tmp_path: Path, tiny_model: Path) -> None:
+    """They start before the model is there, and the actor lives on until its job has heard of the failure."""
+    config = config_of(tmp_path, tiny_model, "cache", pipeline__storing="process")
+    plan = plan_job(config, with_gpu=False)
+    gone = config.model_copy(update={"model": ModelConfig(name=str(tmp_path / "gone"))})
+    actor = ReplicaActor(ReplicaSpec(gone, plan.dataset, plan.run_id))
+    before = set(psutil.Process().children())
+    with pytest.raises(ConfigError, match="gone"):
+        actor.load()
+    assert set(psutil.Process().children()) == before
+
+
+def test_a_replica_on_a_cpu_can_store_in_processes(tmp_path: Path, tiny_model: Path) -> None:
+    """It does so where `pipeline.storing` says it; all that was sent is in the cache."""
+    config = config_of(tmp_path, tiny_model, "cache", pipeline__storing="process")
+    plan = plan_job(config, with_gpu=False)
+    actor = ReplicaActor(ReplicaSpec(config, plan.dataset, plan.run_id))
+    before = set(psutil.Process().children())
+    actor.load()
+    started = set(psutil.Process().children()) - before
+    assert len(started) == SHARDS_AT_ONCE
+    for task in plan.tasks:
+        list(actor.run(task))
+    assert len(account(plan.store).stored) == 27
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_blocks_are_used_again_and_replaced_by_larger_ones() -> None:

@@ -41,8 +41,13 @@ class SegmentBatch:
     text: Tensor
 
     @classmethod
-    def of(cls, segments: Sequence[Segment]) -> SegmentBatch:
-        """Segments of several prefixes, of the same layers, as one batch. Waits for the device."""
+    def of(cls, segments: Sequence[Segment], leads: tuple[int, ...]) -> SegmentBatch:
+        """Segments of several prefixes, of the same layers, as one batch. Waits for the device.
+
+        Args:
+            segments: of the prefixes, in order.
+            leads: of the prefixes; a pruned segment does not tell its own.
+        """
         texts = [segment.text for segment in segments]
         return cls(
             first_layer=segments[0].first_layer,
@@ -50,7 +55,7 @@ class SegmentBatch:
             values=torch.cat([segment.values for segment in segments], 1),
             lengths=tuple(segment.rows for segment in segments),
             image_counts=tuple(int((~text).sum()) for text in texts),
-            leads=tuple(int(text.cumprod(0).sum()) for text in texts),
+            leads=leads,
             position=torch.cat([segment.position for segment in segments]),
             text=torch.cat(texts),
         )
@@ -130,12 +135,16 @@ class PrefixBatch:
 
     @classmethod
     def of(cls, prefixes: Sequence[Prefix]) -> PrefixBatch:
-        """Prefixes made with one schedule as one batch. Waits for the device."""
+        """Prefixes made with one schedule as one batch. Waits for the device.
+
+        What leads to the first image is counted in the first segment, which holds every row unless layer 0 is pruned.
+        """
         points = range(len(prefixes[0].kept))
+        leads = tuple(int(prefix.segments[0].text.cumprod(0).sum()) for prefix in prefixes)
         return cls(
             lengths=tuple(prefix.length for prefix in prefixes),
             segments=tuple(
-                SegmentBatch.of([prefix.segments[number] for prefix in prefixes])
+                SegmentBatch.of([prefix.segments[number] for prefix in prefixes], leads)
                 for number in range(len(prefixes[0].segments))
             ),
             kept=tuple(torch.cat([prefix.kept[point] for prefix in prefixes]) for point in points),
