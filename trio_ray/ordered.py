@@ -62,4 +62,6 @@ def ordered_map(
         finally:
             stopped.set()
             reader.join()
-            pool.shutdown(cancel_futures=True)
+            # A generator that is collected when modules are being cleared finds no `queue.Empty` to cancel with; by
+            # then nothing waits any more.
+            pool.shutdown(cancel_futures=not interpreter_ends())

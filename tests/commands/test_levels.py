@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.corpora import samples, write_tar
+from tests.corpora import samples, write_parquet, write_tar
 from tests.precompute.runs import job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cli import main
@@ -86,6 +86,19 @@ def test_input_that_has_changed_is_refused(
         assert "no longer holds the image" in capsys.readouterr().err
     finally:
         corpus.write_bytes(sound)
+
+
+def test_a_table_that_has_lost_rows_is_refused_in_a_sentence(
+    tiny_model: Path, llama: Replica, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the row was there is nothing any more."""
+    table = write_parquet(tmp_path / "a.parquet", samples(4))
+    config = job_config(tiny_model, table, tmp_path / "cache", cache__level="indices")
+    run_here(config, llama)
+    write_parquet(table, samples(2))
+    for command in (["generate"], ["inspect", "--png", str(tmp_path / "x.png")]):
+        assert main([command[0], config.output, "s0003", *command[1:]]) == 2
+        assert "a.parquet" in capsys.readouterr().err
 
 
 def test_inspect_says_what_each_level_holds(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
