@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from tests.method.layers import FAMILIES, proxy_of, random_model
 from tests.method.prompts import IMAGES, KEEP, KEEP_LATER, PROMPTS, kept_numbers, select, states
 from tests.method.reference import eager_attention, greedy_suppression
 from trio_ray.method.rows import PackedRows, Positions
 from trio_ray.method.selectors.attention import AttentionScore
+from trio_ray.method.selectors.base_view import BaseView
 from trio_ray.method.selectors.catalogue import bundled_selectors, make_selector
+from trio_ray.method.selectors.groups import Groups
 from trio_ray.method.selectors.random import RandomChoice
 from trio_ray.method.selectors.selector import Selector, SuppressingSelector
 from trio_ray.method.selectors.uniform import Uniform
@@ -135,6 +138,34 @@ def test_uniform_leaves_gaps_that_differ_by_at_most_one(sizes: list[tuple[int, i
         gaps = {later - earlier for earlier, later in pairwise(around)}
         assert not gaps or max(gaps) - min(gaps) <= 1
         assert all(number < tokens for number in numbers)
+
+
+# --- base view ---
+
+
+def test_base_view_takes_the_tiles_only_when_the_base_view_is_used_up() -> None:
+    rows = PackedRows.pack([torch.ones(20, dtype=torch.bool)], "cpu")
+    hidden = torch.randn(20, 8)
+    for keep in (3, 6, 11):
+        selection = BaseView(view_tokens=6).select(hidden, rows, proxy_of(random_model("llama"), hidden, rows), [keep])
+        numbers = selection.rows.tolist()
+        assert len(numbers) == keep
+        assert sum(number < 6 for number in numbers) == min(keep, 6)
+
+
+# --- groups ---
+
+
+@pytest.mark.parametrize("large", [4, 30])
+def test_groups_gives_a_small_group_as_many_places_as_a_large_one(large: int) -> None:
+    """Whoever is asked about the small one would otherwise find nothing of it."""
+    torch.manual_seed(0)
+    centre = F.normalize(torch.randn(2, 16), dim=-1)
+    hidden = torch.cat([centre[0] + 0.05 * torch.randn(large, 16), centre[1] + 0.05 * torch.randn(4, 16)])
+    rows = PackedRows.pack([torch.ones(large + 4, dtype=torch.bool)], "cpu")
+    selector = Groups(directions=1, threshold=NO_SUPPRESSION, first_sample=0.0)
+    selection = selector.select(hidden, rows, proxy_of(random_model("llama"), hidden, rows), [4])
+    assert sum(row < large for row in selection.rows.tolist()) == 2
 
 
 # --- attention ---

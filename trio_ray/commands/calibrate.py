@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = parser.add_mutually_exclusive_group(required=True)
     made.add_argument("--out", metavar="FILE", help="the basis")
     made.add_argument("--schedule", metavar="FILE", help="search a schedule, and write its settings (YAML) here")
+    parser.add_argument("--candidates", type=whole(1), metavar="N", help="schedules that --schedule tries (default 96)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -122,18 +123,19 @@ def _search(arguments: argparse.Namespace) -> int:
 
     check_file("--schedule", arguments.schedule)
     config = job_config(arguments)
+    started, candidates = time.monotonic(), arguments.candidates or CANDIDATES
     replica = Replica.load(config.model, config.prompt)
     samples = draw_samples(config, replica, arguments.samples)
-    with shown_count("schedules", CANDIDATES) as show:
+    with shown_count("schedules", candidates) as show:
         found = search_schedule(
             replica, samples, config.method,
-            scope=config.cache.scope, batch_rows=config.pipeline.batch_rows, on_candidate=show,
+            scope=config.cache.scope, batch_rows=config.pipeline.batch_rows, candidates=candidates, on_candidate=show,
         )  # fmt: skip
     print(found)
     settings = found.method.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     text = f"# {found}\n{yaml.safe_dump({'method': settings}, sort_keys=False)}"
     write_file("--schedule", arguments.schedule, text.encode())
-    print(f"written: {arguments.schedule}")
+    print(f"written: {arguments.schedule}; {time.monotonic() - started:.0f} s")
     return 0
 
 

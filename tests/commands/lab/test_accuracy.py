@@ -41,7 +41,7 @@ def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
     write_corpus(tmp_path, scenes=10, samples_per_shard=40, split="validation", questions_per_image=2)
     out = tmp_path / "out"
     options = ["--input", str(tmp_path / "*.tar"), "--scope", "image", "--questions", "4", "--retentions", "1", "0.2"]
-    assert main(["lab", "accuracy", *options, "--methods", "uniform", "--out", str(out)]) == 0
+    assert main(["lab", "accuracy", *options, "--methods", "uniform", "--layout", "uniform", "--out", str(out)]) == 0
     whole, uniform = json.loads((out / "accuracy.json").read_text())
     assert whole["accuracy"] == 1.0
     assert uniform["questions"] == 4
@@ -56,6 +56,7 @@ def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
         (["--retentions", "0.5", "2"], "--retentions"),
         (["--retentions", "0"], "--retentions"),
         (["--questions", "0"], "--questions"),
+        (["--scenes", "photographs"], "--scenes"),
         (["--questions", "1", "--model", "/no/such/model"], "model.name"),
     ],
 )

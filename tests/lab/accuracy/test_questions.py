@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
 from PIL import Image, ImageChops
 
 from trio_ray.lab.accuracy.questions import HeldOutQuestion, held_out_questions
-from trio_ray.lab.scenes import QUESTION_TYPES, compose, make_questions, render_scene
+from trio_ray.lab.scenes import FAMILIES, QUESTION_TYPES, compose, make_questions, render_scene
 from trio_ray.lab.scenes.corpus import write_corpus
 
 
@@ -51,3 +52,9 @@ def test_a_corpus_holds_the_same_questions(tmp_path: Path) -> None:
         asked = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]  # type: ignore[arg-type]
     ours = held_out_questions(len(asked), per_scene=3, first_seed=5)
     assert [(q.sample.turns[0].text, q.answer) for q in ours] == [(row["question"], row["answer"]) for row in asked]
+
+
+def test_questions_about_another_family_are_in_its_words() -> None:
+    known = set(FAMILIES["signs"].vocabulary())
+    for question in held_out_questions(6, family="signs", workers=1):
+        assert set(re.findall(r"\w+|[^\w\s]", question.sample.turns[0].text)) <= known

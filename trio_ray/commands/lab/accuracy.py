@@ -19,7 +19,8 @@ import time
 from trio_ray.commands._options import SHARE, add_settings_options, make_folder, print_written, settings, whole
 from trio_ray.commands._progress import shown_count
 from trio_ray.config import JobConfig
-from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods
+from trio_ray.errors import ConfigError
+from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods, possible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", metavar="NAME",
         help="rows of the table (default all), or module:Class for a selector of your own",
     )  # fmt: skip
+    parser.add_argument(
+        "--layout", choices=("ragged", "uniform"), default="ragged",
+        help="uniform: one prune before layer 0, for engines that need it (default ragged)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scenes", default="shapes", metavar="FAMILY", help="which rendered scenes: shapes (default) or signs"
+    )
     parser.add_argument(
         "--auto", type=whole(12), metavar="N",
         help="also search a schedule for each selector (method.schedule: auto), on N samples of their own: validation "
@@ -66,25 +74,32 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.accuracy.found import found_settings
     from trio_ray.lab.accuracy.questions import corpus_questions, held_out_questions
     from trio_ray.lab.accuracy.report import study, summarise
+    from trio_ray.lab.scenes import FAMILIES
     from trio_ray.model.replica import Replica
 
     options = {"input": "input", "model": "model.name", "dtype": "model.dtype", "scope": "cache.scope"}
     config = settings(JobConfig, arguments, options)
     folder = make_folder("--out", arguments.out) if arguments.out else None
     started = time.monotonic()
+    if arguments.scenes not in FAMILIES:
+        raise ConfigError("--scenes", f"{arguments.scenes!r} is none of {', '.join(FAMILIES)}")
+    family = arguments.scenes
     wanted, more = arguments.questions, arguments.auto or 0
     if config.input:
         drawn = corpus_questions(config, wanted + more)
         questions, searched = drawn[:wanted], drawn[wanted:]
     else:
-        questions = held_out_questions(wanted, first_seed=arguments.first_seed)
-        searched = held_out_questions(more, split="validation") if more else []
-    compared = [
-        Setting(name if retention < 1 else "all tokens", retention, method_config(name, retention))
-        for retention in arguments.retentions
-        for name in (arguments.methods or methods() if retention < 1 else ["trio"])
+        questions = held_out_questions(wanted, first_seed=arguments.first_seed, family=family)
+        searched = held_out_questions(more, split="validation", family=family) if more else []
+    compared = [Setting("all tokens", 1.0, method_config("trio", 1.0)) for share in arguments.retentions if share >= 1]
+    compared += [
+        Setting(name, share, method_config(name, share, arguments.layout))
+        for share in arguments.retentions
+        for name in arguments.methods or methods()
+        if share < 1 and possible(name, arguments.layout)
     ]
     replica = Replica.load(config.model, config.prompt)
+    compared = [setting.for_views(replica.tiler.side**2) for setting in compared]
     if more:
         compared += found_settings(replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows)
     with shown_count("questions", len(questions)) as show:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ class Setting:
     name: str
     retention: float
     config: MethodConfig
+
+    def for_views(self, tokens: int) -> Setting:
+        """The setting for a model whose views have so many tokens, which plain downsampling must know."""
+        if self.config.selector != "base-view":
+            return self
+        settings = {"view_tokens": tokens, **self.config.settings}
+        return replace(self, config=self.config.model_copy(update={"settings": settings}))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from trio_ray.config import MethodConfig
 from trio_ray.errors import ConfigError
+from trio_ray.method.method import Layout
 
 RETENTIONS = (1.0, 0.333, 0.222, 0.111, 0.056)
 
@@ -30,7 +31,16 @@ def methods() -> dict[str, Mapping[str, Any]]:
     return table
 
 
-def method_config(name: str, retention: float) -> MethodConfig:
+def possible(name: str, layout: Layout) -> bool:
+    """Whether a method of `methods` can have this layout: uniform allows one prune before layer 0, compacted."""
+    settings = methods().get(name, {})
+    if layout == "ragged":
+        return True
+    second_prune = "encoder" in settings and "prune_points" not in settings
+    return settings.get("positions") != "original" and not second_prune
+
+
+def method_config(name: str, retention: float, layout: Layout = "ragged") -> MethodConfig:
     """The configuration behind a name of `methods`, or of a selector of your own, `module:Class`.
 
     Raises:
@@ -39,4 +49,4 @@ def method_config(name: str, retention: float) -> MethodConfig:
     if ":" not in name and name not in methods():
         raise ConfigError("--methods", f"{name!r} is none of {', '.join(methods())}, and no module:Class")
     settings = {"selector": name} if ":" in name else methods()[name]
-    return MethodConfig.model_validate({"retention": retention, **settings})
+    return MethodConfig.model_validate({"retention": retention, "layout": layout, **settings})

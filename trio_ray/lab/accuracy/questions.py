@@ -12,7 +12,7 @@ import xxhash
 
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
-from trio_ray.lab.scenes import Split, make_questions, render_scene
+from trio_ray.lab.scenes import FAMILIES, Split, make_questions, render_scene
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Sample, Turn
 from trio_ray.source.shards import split_file
@@ -44,7 +44,7 @@ class HeldOutQuestion:
 
 
 def held_out_questions(
-    count: int, per_scene: int = 4, split: Split = "test", first_seed: int = 0, workers: int = 2
+    count: int, per_scene: int = 4, split: Split = "test", first_seed: int = 0, workers: int = 2, family: str = "shapes"
 ) -> list[HeldOutQuestion]:
     """`count` questions, `per_scene` about each scene where it has so many.
 
@@ -54,6 +54,7 @@ def held_out_questions(
         split: scenes of another split share no seed with these, by construction.
         first_seed: the scenes are first_seed, first_seed + 1, ...
         workers: processes that render.
+        family: of the scenes.
     """
     questions: list[HeldOutQuestion] = []
     with ProcessPoolExecutor(workers) as pool:
@@ -61,7 +62,7 @@ def held_out_questions(
         while len(questions) < count:
             scenes = -(-(count - len(questions)) // per_scene)
             tasks = [
-                (seed, min(SCENES_PER_TASK, start + scenes - seed), per_scene, split)
+                (seed, min(SCENES_PER_TASK, start + scenes - seed), per_scene, split, family)
                 for seed in range(start, start + scenes, SCENES_PER_TASK)
             ]
             for found in pool.map(_render, tasks):
@@ -99,13 +100,13 @@ def corpus_questions(config: JobConfig, count: int) -> list[HeldOutQuestion]:
     return questions
 
 
-def _render(task: tuple[int, int, int, Split]) -> list[HeldOutQuestion]:
-    first, scenes, per_scene, split = task
-    return [question for seed in range(first, first + scenes) for question in _ask(seed, per_scene, split)]
+def _render(task: tuple[int, int, int, Split, str]) -> list[HeldOutQuestion]:
+    first, scenes, per_scene, split, family = task
+    return [question for seed in range(first, first + scenes) for question in _ask(seed, per_scene, split, family)]
 
 
-def _ask(seed: int, per_scene: int, split: Split) -> Iterator[HeldOutQuestion]:
-    rendering = render_scene(seed, split)
+def _ask(seed: int, per_scene: int, split: Split, family: str) -> Iterator[HeldOutQuestion]:
+    rendering = render_scene(seed, split, FAMILIES[family])
     buffer = io.BytesIO()
     rendering.image.save(buffer, "PNG")
     for number, question in enumerate(make_questions(rendering.scene, per_scene)):

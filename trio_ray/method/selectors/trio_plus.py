@@ -16,9 +16,11 @@ from trio_ray.method.schedule import ScheduleShape
 from trio_ray.method.selectors.selector import Selection, Selector, Threshold
 from trio_ray.method.selectors.trio import AUTHORS_ROWS, AUTHORS_THRESHOLD, SupervisedRows
 from trio_ray.method.selectors.uniform import evenly
-from trio_ray.method.suppression import NO_SUPPRESSION, suppress
+from trio_ray.method.suppression import NO_SUPPRESSION, Speculation, suppress
 
 PLUS_ROWS = (-5, -4, -3, -2, -1)
+
+PLUS_SHAPE = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 9), weights=(100, 75, 55, 40, 9, 4))
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -41,7 +43,7 @@ class TrioPlus(Selector):
     """
 
     name: ClassVar[str] = "trio-plus"
-    shape: ClassVar[ScheduleShape] = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 9), weights=(100, 75, 55, 40, 9, 4))
+    shape: ClassVar[ScheduleShape] = PLUS_SHAPE
     positions: ClassVar[Positions] = "original"
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "first_sample": (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -68,12 +70,39 @@ class TrioPlus(Selector):
     def select(self, hidden: Tensor, rows: PackedRows, proxy: ProxyLayer, keep: Sequence[int]) -> Selection:
         """The salient share by suppression, the rest at even steps; see `Selector`."""
         score = self.score(hidden, rows, proxy)
-        slots, real = rows.padded_images
-        salient = [
-            max(1, round((1 - (self.first_sample if length == end else self.later_sample)) * count)) if count else 0
-            for length, end, count in zip(rows.lengths, rows.ends, keep, strict=True)
-        ]
-        chosen = suppress(score[slots], hidden, slots, real, salient, self.threshold, self.speculation)
-        sampled = [count - share for count, share in zip(keep, salient, strict=True)]
-        chosen = chosen | evenly(real & ~chosen, sampled)
-        return self.keep_chosen(rows, chosen & real, keep, score)
+        shares = (self.first_sample, self.later_sample)
+        chosen = salient_and_even(score, hidden, rows, keep, shares, self.threshold, self.speculation)
+        return self.keep_chosen(rows, chosen, keep, score)
+
+
+def salient_and_even(
+    score: Tensor,
+    hidden: Tensor,
+    rows: PackedRows,
+    keep: Sequence[int],
+    shares: tuple[float, float],
+    threshold: float,
+    speculation: Speculation | None,
+) -> Tensor:
+    """Choose the best scores by suppression, and a share at even steps from those that the score passes over.
+
+    Args:
+        score: (T,) fp32.
+        hidden: (T, d), what similarity is measured on.
+        rows: their layout.
+        keep: image rows that each sample keeps.
+        shares: of the evenly taken tokens, at a sample's first prune and at later ones.
+        threshold: of suppression.
+        speculation: see `suppress`.
+
+    Returns:
+        (B, N) bool, of `rows.padded_images`.
+    """
+    slots, real = rows.padded_images
+    salient = [
+        max(1, round((1 - shares[0 if length == end else 1]) * count)) if count else 0
+        for length, end, count in zip(rows.lengths, rows.ends, keep, strict=True)
+    ]
+    chosen = suppress(score[slots], hidden, slots, real, salient, threshold, speculation)
+    sampled = [count - share for count, share in zip(keep, salient, strict=True)]
+    return (chosen | evenly(real & ~chosen, sampled)) & real

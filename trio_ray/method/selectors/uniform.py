@@ -30,12 +30,12 @@ class Uniform(Selector):
         return evenly(real, keep)
 
 
-def evenly(allowed: Tensor, counts: Sequence[int]) -> Tensor:
+def evenly(allowed: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
     """(B, N) bool: `counts[s]` of the places where `allowed` ((B, N) bool) is True, at even steps through them.
 
     Of n places, those where the running share `i * count / n` passes a whole number.
     """
     step = allowed.cumsum(1) - 1
-    wanted = on_device(tuple(counts), allowed.device)[:, None]
+    wanted = (counts if isinstance(counts, Tensor) else on_device(tuple(counts), allowed.device))[:, None]
     places = allowed.sum(1, keepdim=True).clamp_min(1)
     return ((step + 1) * wanted // places > step * wanted // places) & allowed
