@@ -68,7 +68,7 @@ def test_duckdb_finds_the_files_that_count_in_the_commit_records(cache: PrunedCa
     left = Path(cache.uri) / cache.commits[0].files["samples"].name
     left.with_name("00000-dead.parquet").write_bytes(b"no table")
     with duckdb.connect() as sql:
-        records = "FROM read_json(? || '/commits/*/*.json')"
+        records = "FROM read_json(? || '/commits/*/*/*.json')"
         sql.execute(
             f"SET VARIABLE files = (SELECT list(? || '/' || files.samples.name) {records})", [cache.uri, cache.uri]
         )

@@ -13,7 +13,7 @@ from trio_ray.store.layout import data_name
 @pytest.fixture
 def orphan(cache: Path) -> Path:
     """What a killed attempt leaves."""
-    shard = next((cache / "commits").iterdir()).name
+    shard = next((cache / "commits").glob("*/*")).name
     file = cache / data_name(shard, 7, "deadattempt", "tar")
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half a part")

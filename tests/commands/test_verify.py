@@ -72,7 +72,7 @@ def test_a_foreign_object_is_found(cache: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_missing_end_is_no_damage_but_said(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    next((cache / "commits").glob("a-*/00001.json")).unlink()
+    next((cache / "commits").glob("*/a-*/00001.json")).unlink()
     status, shown = verified(cache, capsys)
     assert status == 0
     assert "incomplete: shard a-" in shown

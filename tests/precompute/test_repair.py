@@ -27,7 +27,7 @@ def test_the_next_run_makes_exactly_the_parts_that_were_set_aside(
     run_here(config, llama)
     store = LocalStore(tmp_path / "cache")
     sound = sorted(account(store).keys)
-    first, second = sorted((tmp_path / "cache" / "commits").iterdir())
+    first, second = sorted((tmp_path / "cache" / "commits").glob("*/*"))
     (tar,) = (tmp_path / "cache" / "data").glob(f"*/{first.name}/00001-*.tar")
     tar.write_bytes(tar.read_bytes()[:-700])  # a disk that was full, or a copy that was cut
     next((tmp_path / "cache" / "data").glob(f"*/{second.name}/00002-*.parquet")).unlink()
@@ -74,7 +74,7 @@ def test_a_deleted_record_is_told_from_a_kill_before_its_commit_where_there_is_a
     run_here(config, llama)
     store = LocalStore(tmp_path / "cache")
     complete_catalog(store, 2)
-    (last,) = (tmp_path / "cache" / "commits").glob("*/00002.json")
+    (last,) = (tmp_path / "cache" / "commits").glob("*/*/00002.json")
     last.unlink()
     ((name, detail),) = [(finding.object, finding.detail) for finding in verify(store, 2).findings if finding.is_damage]
     assert name == str(last.relative_to(tmp_path / "cache"))

@@ -189,14 +189,14 @@ def test_the_layout_is_the_documented_one(store: ObjectStore, dataset: Dataset) 
     writer.quarantine("b", 1, "image_corrupt", "cannot be decoded")
     writer.commit(True)
     assert [info.name for info in store.list()] == [
-        "commits/s1/00003.json",
+        "commits/9/s1/00003.json",
         "data/7d/s1/00003-abc123.locators",
         "data/7d/s1/00003-abc123.parquet",
         "data/7d/s1/00003-abc123.quarantine.parquet",
         "data/7d/s1/00003-abc123.tar",
         "dataset.json",
     ]
-    assert commit_name("s1", 3) == "commits/s1/00003.json"
+    assert commit_name("s1", 3) == "commits/9/s1/00003.json"
     assert data_name("s1", 3, "abc123", "tar") == "data/7d/s1/00003-abc123.tar"
     with pytest.raises(ObjectMissing):
         read_commit(store, "s1", 4)

@@ -143,7 +143,7 @@ def test_no_damage_anywhere_goes_unseen_or_crashes(sound_cache: Path, data: st.D
         "data/train-00000.tar/notes.txt",
         "data/x.parquet",
         "commits/x.json",
-        "commits/s/1.json",
+        "commits/d/s/1.json",
         "other/y",
     ],
 )

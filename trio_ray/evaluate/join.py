@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ _COLUMNS = (*_TASK_COLUMNS, "images", "turns", "answer")
 _IMAGE = "first_image"
 
 _BLOCK_ROWS = 4096
+_REPEATED = ("shard", "prompt", "kv_object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def join(
         scorer: how a true answer that only the cache has is to be understood.
     """
     asked = list(questions)
-    index = _Index(cache, {question.key for question in asked if isinstance(question, Question)})
+    index = _Index(cache, (question.key for question in asked if isinstance(question, Question)))
     found = [question if isinstance(question, Unanswered) else index.find(question) for question in asked]
     outcomes = _held_against_rows(asked, found, cache, scorer)
     answerable = [outcome for outcome in outcomes if isinstance(outcome, Answerable)]
@@ -144,28 +145,30 @@ class _Index:
     The cache is read once, table by table, so that memory grows with the questions and not with the cache.
     """
 
-    def __init__(self, cache: PrunedCache, wanted: set[str]) -> None:
+    def __init__(self, cache: PrunedCache, wanted: Iterable[str]) -> None:
         self._uri = cache.uri
         self._any_question = cache.scope == "image"
-        self._taken: set[tuple[str, str]] = set()
+        self._taken: dict[str, set[str]] = {}
         self._shards = set(cache.commits.shards)
-        self._stored: dict[str, list[StoredRow]] = {}
+        # Tuples, because nearly all keys have one row, and a list takes twice the memory of a tuple of one.
+        self._stored: dict[str, tuple[StoredRow, ...]] = dict.fromkeys(wanted, ())
         with closing(cache.scan(_COLUMNS)) as tables:
-            for block in _in_blocks(_rows_of(table, wanted) for table in tables):
+            for block in _in_blocks(_rows_of(table, self._stored) for table in tables):
                 for number, key in enumerate(block.column("key").to_pylist()):
-                    self._stored.setdefault(key, []).append(StoredRow(block, number))
+                    self._stored[key] += (StoredRow(block, number),)
         self._bad: dict[str, dict[str, str]] = {}
         for row in cache.quarantine_rows():
-            if row["key"] in wanted:
+            if row["key"] in self._stored:
                 self._bad.setdefault(row["key"], {})[row["shard"]] = f"{row['reason']}: {row['detail']}"
 
     def find(self, question: Question) -> StoredRow | Unanswered:
-        place = (question.shard, question.key)
-        if place in self._taken and not self._any_question:
-            detail = f"an earlier question of its file has the same key {question.key!r}; name another key_column"
-            return _no(question, Outcome.DUPLICATE, detail)
-        self._taken.add(place)
-        among, bad = self._stored.get(question.key, []), self._bad.get(question.key, {})
+        if not self._any_question:
+            taken = self._taken.setdefault(question.shard, set())
+            if question.key in taken:
+                detail = f"an earlier question of its file has the same key {question.key!r}; name another key_column"
+                return _no(question, Outcome.DUPLICATE, detail)
+            taken.add(question.key)
+        among, bad = self._stored[question.key], self._bad.get(question.key, {})
         stored = [(one.table.column("shard")[one.number].as_py(), one) for one in among]
         if question.shard in self._shards:
             stored = [(shard, one) for shard, one in stored if shard == question.shard]
@@ -181,7 +184,7 @@ class _Index:
         return stored[0][1]
 
 
-def _rows_of(table: pa.Table, keys: set[str]) -> pa.Table:
+def _rows_of(table: pa.Table, keys: Container[str]) -> pa.Table:
     """The rows of some keys, with the hash of the first image instead of all about the images."""
     numbers = [number for number, key in enumerate(table.column("key").to_pylist()) if key in keys]
     rows = table.take(pa.array(numbers, pa.int64()))
@@ -190,16 +193,25 @@ def _rows_of(table: pa.Table, keys: set[str]) -> pa.Table:
 
 
 def _in_blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of one piece and not too few rows: many small ones would take more memory."""
+    """The same rows in tables of one piece and not too few rows: many small ones would take more memory. Columns that
+    say the same of many rows become dictionaries.
+    """
     waiting: list[pa.Table] = []
     for table in tables:
         if len(table):
             waiting.append(table)
         if sum(map(len, waiting)) >= _BLOCK_ROWS:
-            yield pa.concat_tables(waiting).combine_chunks()
+            yield _block(waiting)
             waiting = []
     if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield _block(waiting)
+
+
+def _block(tables: list[pa.Table]) -> pa.Table:
+    block = pa.concat_tables(tables).combine_chunks()
+    for name in _REPEATED:
+        block = block.set_column(block.column_names.index(name), name, block.column(name).dictionary_encode())
+    return block
 
 
 def _no(question: Question, outcome: Outcome, detail: str) -> Unanswered:

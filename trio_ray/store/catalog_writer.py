@@ -23,7 +23,6 @@ from trio_ray.store.catalog import (
 )
 from trio_ray.store.commit_table import Part, list_commits, read_commits, read_rows
 from trio_ray.store.key_index import IndexRef, merge_indexes, write_index
-from trio_ray.store.layout import commit_prefix
 from trio_ray.store.locators import LOCATOR, read_locators
 from trio_ray.store.objects import ObjectStore
 
@@ -86,8 +85,8 @@ def append_parts(store: ObjectStore, parts: Iterable[Part], threads: int) -> Non
     wanted = set(parts)
     shards = sorted({shard for shard, _ in wanted})
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda shard: list(list_commits(store, commit_prefix(shard))), shards)
-        listed = {part: info for of_shard in found for part, info in of_shard if part in wanted}
+        found = pool.map(lambda shard: list_commits(store, shard), shards)
+        listed = {part: info for of_shard in found for part, info in of_shard.items() if part in wanted}
     _append(store, usable_catalog(store), read_rows(store, listed, threads), threads)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, get_args, overload
 
 import numpy as np
@@ -36,13 +36,16 @@ from trio_ray.store.commits import (
     parse_commit,
 )
 from trio_ray.store.layout import COMMITS as COMMITS_FOLDER
-from trio_ray.store.layout import FileKind, commit_prefix, parse_commit_name
+from trio_ray.store.layout import COMMITS_FOLDERS, FileKind, commit_prefix, parse_commit_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.record import canonical_json
 from trio_ray.store.tables import COMMITS
 
 _KINDS: tuple[FileKind, ...] = get_args(FileKind)
 _ROWS_AT_ONCE = 1024
+
+LISTED_ALONE = 1000
+"""So many names S3 lists with one request."""
 
 Part = tuple[str, int]
 """A part by its shard's name and its number."""
@@ -245,8 +248,11 @@ def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None 
         ObjectDamaged: at the first record that is not as it was written.
         StoreError: one cannot be read.
     """
-    prefixes = [COMMITS_FOLDER] if shards is None else [commit_prefix(shard) for shard in sorted(set(shards))]
-    waiting = {part: info for prefix in prefixes for part, info in list_commits(store, prefix)}
+    waiting = (
+        list_all_commits(store, threads)
+        if shards is None
+        else _list_prefixes(store, [commit_prefix(shard) for shard in set(shards)], threads)
+    )
     catalog = usable_catalog(store) if len(waiting) >= WORTH_IT else NO_CATALOG
     tables: list[pa.Table] = []
     dropped: list[int] = []
@@ -269,23 +275,47 @@ def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None 
     return CommitTable(store, catalog, np.array(dropped, np.int64), tail, threads, tables)
 
 
-def list_commits(store: ObjectStore, prefix: str = COMMITS_FOLDER) -> Iterator[tuple[Part, ObjectInfo]]:
-    """The commit records below a prefix, as they are listed."""
-    for info in store.list(prefix):
+def list_all_commits(store: ObjectStore, threads: int) -> dict[Part, ObjectInfo]:
+    """The objects of all commit records, by shard and part.
+
+    Of few records one listing tells all; where there are more, those of `COMMITS_FOLDERS` are read side by side.
+    Raises `StoreError` where they cannot be listed.
+    """
+    first = list(islice(store.list(COMMITS_FOLDER), LISTED_ALONE))
+    if len(first) < LISTED_ALONE:
+        return dict(_records(first))
+    return _list_prefixes(store, COMMITS_FOLDERS, threads)
+
+
+def list_commits(store: ObjectStore, shard: str) -> dict[Part, ObjectInfo]:
+    """The objects of a shard's commit records, by shard and part. Raises as `list_all_commits` does."""
+    return dict(_records(store.list(commit_prefix(shard))))
+
+
+def _list_prefixes(store: ObjectStore, prefixes: Sequence[str], threads: int) -> dict[Part, ObjectInfo]:
+    with ThreadPoolExecutor(threads) as pool:
+        listed = pool.map(lambda prefix: list(_records(store.list(prefix))), prefixes)
+        return {part: info for below in listed for part, info in below}
+
+
+def _records(listed: Iterable[ObjectInfo]) -> Iterator[tuple[Part, ObjectInfo]]:
+    for info in listed:
         part = parse_commit_name(info.name)
         if part is not None:
             yield part, info
 
 
 def read_rows(store: ObjectStore, listed: Mapping[Part, ObjectInfo], threads: int) -> pa.Table:
-    """The records of listed parts as rows (`COMMITS`). Raises as `read_commits` does."""
+    """The records of listed parts as rows (`COMMITS`), by shard and part: a segment that is made of them holds a range
+    of shards. Raises as `read_commits` does.
+    """
 
     def read(entry: tuple[Part, ObjectInfo]) -> dict[str, Any]:
         (shard, part), info = entry
         return row_of(parse_commit(store.read(info.name), shard, part, store.uri_of(info.name)), info.etag)
 
     with ThreadPoolExecutor(threads) as pool:
-        return table_of(list(pool.map(read, listed.items())))
+        return table_of(list(pool.map(read, sorted(listed.items(), key=lambda entry: entry[0]))))
 
 
 def blank_rows(parts: int) -> pa.Table:

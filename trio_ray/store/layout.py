@@ -12,6 +12,8 @@ DATASET = "dataset.json"
 COMMITS = "commits/"
 CATALOG = "catalog/"
 CATALOG_VERSIONS = "catalog/version-"
+COMMITS_FOLDERS = tuple(f"{COMMITS}{digit:x}/" for digit in range(16))
+"""All prefixes that commit records lie below; they can be listed side by side."""
 DATA = "data/"
 FAILURES = "failures/"
 ASIDE = "aside/"
@@ -31,7 +33,7 @@ _SHARD = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}"
 _PART = r"\d{5,9}"
 _SHARD_NAME = re.compile(_SHARD)
 _ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
-_COMMIT_NAME = re.compile(rf"commits/({_SHARD})/({_PART})\.json")
+_COMMIT_NAME = re.compile(rf"commits/[0-9a-f]/({_SHARD})/({_PART})\.json")
 _ASIDE_NAME = re.compile(rf"aside/({_SHARD})/({_PART})\.json")
 _BASIS_NAME = re.compile(r"codec/[0-9a-f]{32}\.safetensors")
 _FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
@@ -55,8 +57,12 @@ class DataName:
 
 
 def commit_prefix(shard: str) -> str:
-    """Where the commit records of one shard lie."""
-    return f"{COMMITS}{_checked_shard(shard)}/"
+    """Where the commit records of one shard lie.
+
+    A hexadecimal digit comes first: S3 lists 1,000 names at a time, and a listing can follow 16 prefixes at once.
+    """
+    digit = xxhash.xxh3_64_hexdigest(_checked_shard(shard).encode())[0]
+    return f"{COMMITS}{digit}/{shard}/"
 
 
 def commit_name(shard: str, part: int) -> str:
@@ -126,9 +132,10 @@ def is_basis_name(name: str) -> bool:
 def parse_commit_name(name: str) -> tuple[str, int] | None:
     """Shard and part of a commit record's name; None for any other name."""
     match = _COMMIT_NAME.fullmatch(name)
-    if match is None or _part_text(int(match[2])) != match[2]:
+    if match is None:
         return None
-    return match[1], int(match[2])
+    shard, part = match[1], int(match[2])
+    return (shard, part) if commit_name(shard, part) == name else None
 
 
 def parse_data_name(name: str) -> DataName | None:

@@ -72,11 +72,10 @@ class LocalStore(ObjectStore):
         folder, _, _ = prefix.rpartition("/")
         if folder:
             check_name(folder, self.uri)
-        for path in self._files(self._root / folder):
-            name = path.relative_to(self._root).as_posix()
-            if name.startswith(prefix) and not path.name.startswith(TEMPORARY_PREFIX):
+        for name, entry in self._files(folder):
+            if name.startswith(prefix) and not entry.name.startswith(TEMPORARY_PREFIX):
                 with contextlib.suppress(FileNotFoundError):  # deleted while we were listing
-                    yield _info(name, path.stat())
+                    yield _info(name, entry.stat())
 
     def stat(self, name: str) -> ObjectInfo:
         path = self._path(name)
@@ -143,11 +142,10 @@ class LocalStore(ObjectStore):
             path.unlink()
 
     def list_unfinished(self) -> Iterator[UnfinishedWrite]:
-        for path in self._files(self._root):
-            if path.name.startswith(TEMPORARY_PREFIX):
+        for name, entry in self._files(""):
+            if entry.name.startswith(TEMPORARY_PREFIX):
                 with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    name = path.relative_to(self._root).as_posix()
+                    status = entry.stat()
                     yield UnfinishedWrite(name, name, status.st_size, status.st_mtime)
 
     def remove_unfinished(self, unfinished: UnfinishedWrite) -> None:
@@ -156,18 +154,20 @@ class LocalStore(ObjectStore):
     def _path(self, name: str) -> Path:
         return self._root / check_name(name, self.uri)
 
-    def _files(self, folder: Path) -> Iterator[Path]:
-        """All files below `folder`, in one fixed order; none if the folder does not exist."""
-        with translated(str(folder)):
+    def _files(self, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """All files below a folder of the root, by name below the root, in one fixed order; none if it is not there."""
+        path = self._root / folder
+        with translated(str(path)):
             try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
             except (FileNotFoundError, NotADirectoryError):
                 return
         for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir():
-                yield from self._files(folder / entry.name)
+                yield from self._files(name)
             else:
-                yield folder / entry.name
+                yield name, entry
 
 
 class _LocalReader(io.FileIO):
