@@ -20,7 +20,7 @@ from trio_ray.store.tables import place_columns
 
 # What loading and batching a prefix needs of its row; the rest would only travel to the replicas and back.
 _TASK_COLUMNS = ("key", "shard", "prompt", "top_ids", *place_columns("kv"))
-_COLUMNS = (*_TASK_COLUMNS, "images", "turns", "answer")
+_COLUMNS = (*_TASK_COLUMNS, "images.list.element.hash", "turns", "answer")
 _IMAGE = "first_image"
 
 _BLOCK_ROWS = 4096

@@ -22,7 +22,8 @@ SHARD = "shard"
 def read_part_table(store: ObjectStore, commit: CommitRecord, kind: FileKind, columns: Sequence[str]) -> pa.Table:
     """Columns of one part's table, `SHARD` among them if it is wanted. The part must have such a table.
 
-    Its checksum is that of the whole file, so the whole file is read.
+    A path in Parquet's words, such as `images.list.element.hash`, gives its column with these fields alone. The
+    table's checksum is that of the whole file, so the whole file is read.
 
     Raises:
         ObjectDamaged: the table is not as it was committed.
@@ -37,10 +38,13 @@ def read_part_table(store: ObjectStore, commit: CommitRecord, kind: FileKind, co
     if stored.metadata.num_rows != count:
         message = f"has {stored.metadata.num_rows} rows, its commit record says {count}"
         raise ObjectDamaged(store.uri_of(file.name), message)
-    table = stored.read([name for name in columns if name != SHARD]).replace_schema_metadata(None)
+    wanted = [name for name in columns if name != SHARD]
+    table = stored.read(wanted, use_threads=False).replace_schema_metadata(None)  # callers have threads of their own
     if SHARD not in columns:
         return table
-    return table.append_column(SHARD, pa.array([commit.shard.name] * count, pa.string())).select(list(columns))
+    return table.append_column(SHARD, pa.array([commit.shard.name] * count, pa.string())).select(
+        [name.partition(".")[0] for name in columns]
+    )
 
 
 def quarantine_rows(store: ObjectStore, commits: CommitTable) -> Iterator[dict[str, str]]:
