@@ -61,10 +61,15 @@ def records(store: ObjectStore, dataset: Dataset) -> list[CommitRecord]:
     return [commit(store, dataset, name, part, (name, part) in (("a", 2), ("b", 3))) for name, part in PARTS]
 
 
+def complete(store: ObjectStore) -> int:
+    """Append what the catalog lacks, as a run does at its end."""
+    return complete_catalog(store, read_commits(store, 2), 2)
+
+
 @pytest.fixture
 def catalogued(store: ObjectStore, records: list[CommitRecord]) -> ObjectStore:
     """A store whose catalog has all its records."""
-    assert complete_catalog(store, 2) == len(records)
+    assert complete(store) == len(records)
     return store
 
 
@@ -87,7 +92,7 @@ def test_all_records_come_from_the_catalog(catalogued: ObjectStore, records: lis
 
 def test_of_few_records_there_is_no_catalog_and_it_is_not_asked_for(store: ObjectStore, dataset: Dataset) -> None:
     few = [commit(store, dataset, "a", part) for part in range(3)]
-    assert complete_catalog(store, 2) == 0
+    assert complete(store) == 0
     with counted_requests() as requests:
         assert read_commits(store, 2) == few
     assert not any(name.startswith(CATALOG) for name in [*requests.names, *(info.name for info in store.list())])
@@ -102,9 +107,9 @@ def test_what_was_committed_since_is_read_where_it_lies_and_appended_alone(
         assert commits == [late, *records]
     assert commit_name("0", 0) in requests.names
     before = read_catalog(catalogued).segments
-    assert complete_catalog(catalogued, 2) == 1
+    assert complete(catalogued) == 1
     assert read_catalog(catalogued).segments[: len(before) - 1] == before[:-1]
-    assert complete_catalog(catalogued, 2) == 0
+    assert complete(catalogued) == 0
 
 
 def test_appending_costs_what_is_new(catalogued: ObjectStore, dataset: Dataset) -> None:
@@ -130,7 +135,7 @@ def test_records_win_over_the_catalog(catalogued: ObjectStore, dataset: Dataset,
     for gone in ("a.1.1", "b.3.0"):
         with pytest.raises(UnknownKey):
             cache.row(gone)
-    assert complete_catalog(catalogued, 2) == len(cache.commits), "nothing of the last segment counts any more"
+    assert complete(catalogued) == len(cache.commits), "nothing of the last segment counts any more"
     assert opened(catalogued).row("new")["index"] == 1001
     assert [finding.kind for finding in verify(catalogued, 2).findings if finding.is_damage] == []
 
@@ -149,7 +154,7 @@ def test_without_it_or_with_a_damaged_one_the_records_are_read_one_by_one(
         assert read_commits(catalogued, 2) == records
         assert any(name in finding.object or name in finding.detail for finding in verify(catalogued, 2).findings)
     assert "one by one" in caplog.text
-    assert complete_catalog(catalogued, 2) > 0, "it is made anew"
+    assert complete(catalogued) > 0, "it is made anew"
     with counted_requests() as requests:
         assert read_commits(catalogued, 2) == records
     assert not any(read.startswith("commits/") for read in requests.names)
@@ -199,7 +204,7 @@ def test_a_run_appends_as_it_commits(store: ObjectStore, dataset: Dataset) -> No
             while writer._appending is not None and not writer._appending.done():
                 time.sleep(0.01)
         assert read_catalog(store).parts == 6
-    assert complete_catalog(store, 2) == 1
+    assert complete(store) == 1
 
 
 def test_two_writers_lose_nothing(catalogued: ObjectStore, dataset: Dataset) -> None:
@@ -241,13 +246,13 @@ def test_a_kill_at_any_write_leaves_a_whole_cache(
         for name in ("put", "create", "writer"):
             patch.setattr(type(store), name, killing(getattr(type(store), name)))
         with pytest.raises(_Killed):
-            complete_catalog(store, 2)
+            complete(store)
     assert read_commits(store, 2) == records
     assert opened(store).row("b.3.2")["index"] == 3002
     report = verify(store, 2)
     assert report.ok
     assert all(finding.kind is FindingKind.ORPHAN for finding in report.findings)
-    complete_catalog(store, 2)
+    complete(store)
     assert read_commits(store, 2).tail.num_rows == 0
     time.sleep(1.1)  # S3 counts whole seconds
     collect_garbage(store, 0.0, dry_run=False)
@@ -261,7 +266,8 @@ from trio_ray.store import catalog_writer, commit_table
 from trio_ray.store.local import LocalStore
 catalog_writer.WORTH_IT = commit_table.WORTH_IT = catalog_writer.SEGMENT_PARTS = 1
 print("go", flush=True)
-catalog_writer.complete_catalog(LocalStore(sys.argv[1]), 2)
+store = LocalStore(sys.argv[1])
+catalog_writer.complete_catalog(store, commit_table.read_commits(store, 2), 2)
 """
 
 
@@ -282,7 +288,7 @@ def test_real_kills_while_the_catalog_is_written_harm_no_reader(tmp_path: Path) 
         assert read_commits(store, 2) == made
         assert opened(store).row("a.7.1")["index"] == 7001
         assert verify(store, 2).ok
-    complete_catalog(store, 2)
+    complete(store)
     assert read_catalog(store).parts == 12
 
 

@@ -75,7 +75,7 @@ def test_a_written_catalog_is_as_described(
     for module in (catalog_writer, commit_table):
         monkeypatch.setattr(module, "WORTH_IT", 1)
     write_part(store, dataset)
-    assert catalog_writer.complete_catalog(store, 2) == 1
+    assert catalog_writer.complete_catalog(store, commit_table.read_commits(store, 2), 2) == 1
     (version,) = (json.loads(store.read(info.name)) for info in store.list(CATALOG_VERSIONS))
     validator = Draft202012Validator(described("catalog.schema.json"))
     assert [error.message for error in validator.iter_errors(version)] == []

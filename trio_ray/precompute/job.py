@@ -30,6 +30,7 @@ from trio_ray.precompute.summary import JobSummary
 from trio_ray.precompute.verdict import all_bad_so_far, judge
 from trio_ray.source.sample import Shard
 from trio_ray.store.catalog_writer import CatalogWriter, complete_catalog
+from trio_ray.store.commit_table import CommitTable, read_commits
 from trio_ray.store.commits import (
     FailureRecord,
     RunRecord,
@@ -96,17 +97,19 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
             session.enter_context(ray_session(replicas.max * replicas.cpus))
             progress.begin(Phase("loading the model on replicas"))
             _Work(config, plan, run, summary, progress, observer).do(started)
+        # A run without work has read all records already.
+        commits = read_commits(plan.store, LISTING_THREADS) if plan.tasks else plan.commits
         with _logged("the catalog lacks parts, whose records are read one by one"):
-            complete_catalog(plan.store, LISTING_THREADS)
+            complete_catalog(plan.store, commits, LISTING_THREADS)
         summary.seconds = time.monotonic() - started
-        _judge(config, plan, summary, progress)
+        _judge(config, plan, commits, summary, progress)
     return summary
 
 
-def _judge(config: JobConfig, plan: JobPlan, summary: JobSummary, progress: Progress) -> None:
+def _judge(config: JobConfig, plan: JobPlan, commits: CommitTable, summary: JobSummary, progress: Progress) -> None:
     """Hold the whole cache against the limit of bad samples, and name the input that was damaged."""
     shards = {shard.name: shard for shard in (*plan.complete, *(task.shard for task in plan.tasks))}
-    verdict = judge(plan.store, shards, LISTING_THREADS)
+    verdict = judge(commits, shards)
     summary.cache_stored, summary.cache_quarantined = verdict.stored, verdict.quarantined
     for name, damage in verdict.damaged.items():
         summary.failed[_label(shards[name])] = (

@@ -35,7 +35,7 @@ from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
-from trio_ray.store.commit_table import ShardProgress, read_commits
+from trio_ray.store.commit_table import CommitTable, ShardProgress, read_commits
 from trio_ray.store.commits import delete_commits
 from trio_ray.store.dataset import Dataset, check_same, create_or_check, existing_dataset, hash_identity, new_dataset
 from trio_ray.store.input_version import is_copy
@@ -70,6 +70,7 @@ class JobPlan:
     Attributes:
         model: the job's model, with the commit and the arithmetic that every replica takes.
         chosen: by setting that was left open, what a new cache got and why, in one line.
+        commits: the parts that were there when the plan was made.
         tasks: shards with work left.
         complete: shards that need none.
         lost: shards that cannot be processed, each with the reason: files that cannot be read, or have changed since a
@@ -81,6 +82,7 @@ class JobPlan:
     dataset: Dataset
     method: Method
     model: ModelConfig
+    commits: CommitTable
     chosen: dict[str, str] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
     complete: list[Shard] = field(default_factory=list)
@@ -140,7 +142,9 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
         dataset = create_or_check(store, identity, samples, config.model.label, checked.given)
     if named is not None and named.basis is not None:
         store_basis(store, named.basis)
-    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method_of(dataset.identity), config.model, chosen)
+    commits = read_commits(store, LISTING_THREADS)
+    method = method_of(dataset.identity)
+    plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, commits, chosen)
     _find_work(plan, checked.units, config, config.pipeline.redo_damaged)
     return plan
 
@@ -186,7 +190,8 @@ def preview_job(config: JobConfig, with_gpu: bool) -> tuple[JobPlan, bool]:
         dataset = new_dataset(identity, 1, config.model.label)
     else:
         check_same(store, dataset, with_existing(identity, config, dataset), checked.given)
-    plan = JobPlan("preview", store, dataset, method_of(dataset.identity), config.model)
+    commits = read_commits(store, LISTING_THREADS)
+    plan = JobPlan("preview", store, dataset, method_of(dataset.identity), config.model, commits)
     _find_work(plan, checked.units, config, redo_damaged=False)
     return plan, is_new
 
@@ -283,7 +288,7 @@ def _units_of(file: InputFile, config: JobConfig, opener: StoreOpener) -> list[t
 
 def _find_work(plan: JobPlan, units: list[tuple[Shard, str | None]], config: JobConfig, redo_damaged: bool) -> None:
     limits = _limits(units, config)
-    progress = read_commits(plan.store, LISTING_THREADS).progress()
+    progress = plan.commits.progress()
     # By file, because the rows of a file that has changed are cut into other shards.
     begun: dict[str, list[ShardProgress]] = {}
     for one in progress.values():

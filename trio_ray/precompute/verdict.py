@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from trio_ray.errors import JobFailed
-from trio_ray.store.commit_table import read_commits
-from trio_ray.store.objects import ObjectStore
+from trio_ray.store.commit_table import CommitTable
 
 SAMPLES_BEFORE_LIMIT = 100
 """Of fewer samples a share says little."""
@@ -40,18 +39,13 @@ class Verdict:
             )
 
 
-def judge(store: ObjectStore, shards: Iterable[str], threads: int) -> Verdict:
-    """Read all commit records.
+def judge(commits: CommitTable, shards: Iterable[str]) -> Verdict:
+    """Add up all committed parts.
 
     Args:
-        store: the cache.
+        commits: of the cache.
         shards: names of those whose damage is asked about.
-        threads: that read.
-
-    Raises:
-        StoreError: a record cannot be read.
     """
-    commits = read_commits(store, threads)
     wanted = set(shards)
     told = commits.rows.select(["shard", "damage"])
     told = told.filter(pc.is_valid(told.column("damage")))

@@ -21,7 +21,7 @@ from trio_ray.store.catalog import (
     usable_catalog,
     write_segment,
 )
-from trio_ray.store.commit_table import Part, list_commits, read_commits, read_rows
+from trio_ray.store.commit_table import CommitTable, Part, list_commits, read_rows
 from trio_ray.store.key_index import IndexRef, merge_indexes, write_index
 from trio_ray.store.locators import LOCATOR, read_locators
 from trio_ray.store.objects import ObjectStore
@@ -90,17 +90,20 @@ def append_parts(store: ObjectStore, parts: Iterable[Part], threads: int) -> Non
     _append(store, usable_catalog(store), read_rows(store, listed, threads), threads)
 
 
-def complete_catalog(store: ObjectStore, threads: int) -> int:
+def complete_catalog(store: ObjectStore, commits: CommitTable, threads: int) -> int:
     """Append all committed parts that the catalog lacks, if there are many parts; make a damaged catalog anew.
+
+    Args:
+        store: the cache.
+        commits: all its parts, as they have just been read.
+        threads: that read and write.
 
     Returns:
         The number of parts appended.
 
     Raises:
-        ObjectDamaged: a commit record is not as it was written.
-        StoreError: a record cannot be read, or something not be written. The catalog is what it was before.
+        StoreError: something cannot be read or written. The catalog is what it was before.
     """
-    commits = read_commits(store, threads)
     if len(commits) < WORTH_IT:
         return 0
     if any(commits.dead_segments):

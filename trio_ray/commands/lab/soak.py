@@ -16,7 +16,7 @@ import datetime
 import tempfile
 from pathlib import Path
 
-from trio_ray.commands._options import make_folder, print_written, whole
+from trio_ray.commands._options import make_folder, number, print_written, whole
 from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import JobFailed
 
@@ -25,14 +25,20 @@ ACTS = ("driver", "replica", "writer", "node", "stopped", "disk_full")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of kills (default 30)")
+    parser.add_argument("--minutes", type=number(above=0), default=30.0, metavar="M", help="of kills (default 30)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of kills and faults (default 0)")
     parser.add_argument(
-        "--share", type=float, default=0.4, metavar="SHARE", help="of the requests that are faulty (default 0.4)"
+        "--share",
+        type=number(least=0, below=1),
+        default=0.4,
+        metavar="SHARE",
+        help="of the requests that are faulty (default 0.4)",
     )
-    parser.add_argument("--interval", type=float, default=10.0, metavar="S", help="seconds between kills (default 10)")
     parser.add_argument(
-        "--silence", type=float, default=30.0, metavar="S", help="replicas.silence_limit_s (default 30)"
+        "--interval", type=number(above=0), default=10.0, metavar="S", help="seconds between kills (default 10)"
+    )
+    parser.add_argument(
+        "--silence", type=number(above=0), default=30.0, metavar="S", help="replicas.silence_limit_s (default 30)"
     )
     parser.add_argument("--shards", type=whole(1), default=24, metavar="N", help="of each job (default 24)")
     parser.add_argument("--per-shard", type=whole(4), default=40, metavar="N", help="samples a shard (default 40)")

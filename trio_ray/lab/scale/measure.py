@@ -103,9 +103,9 @@ class Subject:
     def resume(self) -> dict[str, Any]:
         """All that a job with nothing left to do asks its output for."""
         store = open_store(self.uri, self.s3)
-        begun = read_commits(store, THREADS).progress()
-        appended = complete_catalog(store, THREADS)
-        return {"shards": len(begun), "appended": appended, "stored": judge(store, (), THREADS).stored}
+        commits = read_commits(store, THREADS)
+        appended = complete_catalog(store, commits, THREADS)
+        return {"shards": len(commits.progress()), "appended": appended, "stored": judge(commits, ()).stored}
 
     def append(self) -> dict[str, Any]:
         """A shard's parts to the catalog, as a running job does it."""

@@ -17,6 +17,7 @@ import xxhash
 
 from trio_ray.config import S3Config
 from trio_ray.store.catalog_writer import complete_catalog
+from trio_ray.store.commit_table import read_commits
 from trio_ray.store.commits import (
     CommitRecord,
     FileRecord,
@@ -81,7 +82,7 @@ class Synthetic:
             return
         self._store.put(self._tar, b"".join(self._members))
         self.commit(parts)
-        complete_catalog(self._store, THREADS)
+        complete_catalog(self._store, read_commits(self._store, THREADS), THREADS)
 
     def commit(self, parts: Iterable[int]) -> None:
         """Commit parts without a word to the catalog."""
