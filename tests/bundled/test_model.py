@@ -12,6 +12,7 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from jobs.tiny.evaluation import evaluate
 from trio_ray.lab.scenes import compose, make_questions
+from trio_ray.lab.scenes.families import SHAPES
 from trio_ray.lab.scenes.views import PINPOINTS
 from trio_ray.model.loading import BUNDLED_FOLDER
 
@@ -48,7 +49,7 @@ def test_the_architecture_is_llava_next_with_a_deep_decoder() -> None:
 
 def test_it_answers_held_out_questions_of_every_type() -> None:
     """A sample of what the model card states: 60 questions, of which it may miss four."""
-    found = evaluate(BUNDLED_FOLDER, 60, torch.device("cpu"), per_scene=3)
+    found = evaluate(BUNDLED_FOLDER, SHAPES, 60, torch.device("cpu"), per_scene=3)
     assert found["all"]["asked"] == 60
     assert found["all"]["right"] >= 56
     assert sum(name.startswith("type ") for name in found) == 9
