@@ -70,6 +70,11 @@ def random_prefix(
     )  # fmt: skip
 
 
+def batch_of(segments: Sequence[Segment]) -> SegmentBatch:
+    """Segments that hold every row ahead of their first image row."""
+    return SegmentBatch.of(segments, tuple(int(segment.text.cumprod(0).sum()) for segment in segments))
+
+
 def restored(
     codec: Codec, tensors: Mapping[str, Tensor], shapes: Sequence[SegmentShape], position: Tensor, text: Tensor
 ) -> SegmentBatch:

@@ -16,7 +16,7 @@ from trio_ray.model.replica import Replica
 from trio_ray.precompute import job
 from trio_ray.precompute.job import run_job
 from trio_ray.store import catalog_writer, commit_table
-from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commit_table import CommitTable, read_commits
 from trio_ray.store.commits import read_failures
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import ObjectStore
@@ -73,7 +73,7 @@ def test_a_run_leaves_copies_of_the_commit_records(finished: JobConfig, monkeypa
 def test_what_the_cache_can_do_without_does_not_end_a_run(
     finished: JobConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def slowed_down(store: ObjectStore, threads: int) -> int:
+    def slowed_down(store: ObjectStore, commits: CommitTable, threads: int) -> int:
         raise StoreError(store.uri, "SlowDown")
 
     monkeypatch.setattr(job, "complete_catalog", slowed_down)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kv.prefixes import LEAD, codec_of, contained, random_prefix
-from trio_ray.kv.batch import SegmentBatch, SegmentShape
+from tests.kv.prefixes import LEAD, batch_of, codec_of, contained, random_prefix
+from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.classes import split_rows
 from trio_ray.kv.restore import read_container
 
@@ -13,7 +13,7 @@ from trio_ray.kv.restore import read_container
 @pytest.mark.parametrize("sinks", [0, LEAD, LEAD + 1, LEAD + 4, 100])
 def test_rows_are_split_by_text_and_sinks(sinks: int) -> None:
     prefixes = [random_prefix(rows=(rows,), layers=(1,)) for rows in (30, 8, 12)]
-    batch = SegmentBatch.of([prefix.segments[0] for prefix in prefixes])
+    batch = batch_of([prefix.segments[0] for prefix in prefixes])
     images, protected = split_rows(batch.text, SegmentShape.of(batch), sinks)
     wanted_images, wanted_protected = [], []
     for start, prefix in zip((0, 30, 38), prefixes, strict=True):

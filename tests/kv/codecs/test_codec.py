@@ -9,8 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kv.prefixes import CODECS, TEXTS, assert_same_frame, code, codec_of, contained, random_prefix, restored
-from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
+from tests.kv.prefixes import (
+    CODECS,
+    TEXTS,
+    assert_same_frame,
+    batch_of,
+    code,
+    codec_of,
+    contained,
+    random_prefix,
+    restored,
+)
+from trio_ray.kv.batch import PrefixBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodecError
 from trio_ray.kv.codecs.registry import make_codec
 from trio_ray.kv.container import write_container
@@ -93,7 +103,7 @@ def test_a_sample_without_image_rows_is_coded_too(codec: Codec) -> None:
 
 def test_a_batch_need_not_be_contiguous(codec: Codec) -> None:
     """A prefill may hand over views with heads and channels in another order in memory."""
-    batch = SegmentBatch.of([random_prefix().segments[1]])
+    batch = batch_of([random_prefix().segments[1]])
     turned = replace(batch, keys=batch.keys.transpose(2, 3).contiguous().transpose(2, 3))
     assert not turned.keys.is_contiguous()
     coded, same = codec.encode(turned), codec.encode(batch)
@@ -121,7 +131,7 @@ def test_a_head_width_that_cannot_be_packed_is_refused_by_name() -> None:
 def test_raw_is_bit_exact(dtype: torch.dtype) -> None:
     codec = codec_of("raw")
     for segment in random_prefix(dtype).segments:
-        batch = SegmentBatch.of([segment])
+        batch = batch_of([segment])
         back = restored(codec, codec.encode(batch).tensors, SegmentShape.of(batch), segment.position, segment.text)
         assert torch.equal(back.keys, segment.keys)
         assert torch.equal(back.values, segment.values)

@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 from tests.kv.bases import LEADS, make_basis, make_segments
-from tests.kv.prefixes import restored
+from tests.kv.prefixes import batch_of, restored
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.codec import CodecError
 from trio_ray.kv.codecs.registry import make_codec
@@ -80,7 +80,7 @@ def test_a_samples_bytes_do_not_depend_on_its_batch() -> None:
     for batch in make_segments(5, seed=4):
         together = codec.encode(batch).split()
         for piece, segment in zip(together, batch.split(), strict=True):
-            alone = codec.encode(SegmentBatch.of([segment])).split()[0]
+            alone = codec.encode(batch_of([segment])).split()[0]
             assert torch.equal(piece[TENSOR], alone[TENSOR])
 
 
@@ -91,7 +91,7 @@ def test_a_batch_decodes_as_its_samples_do_alone(number: int, monkeypatch: pytes
         monkeypatch.setattr(f"trio_ray.kv.codecs.transform.{name}", value)
     codec, batch = transform(), make_segments(5, seed=4, dtype=torch.float32)[number]
     for ours, segment in zip(decoded(codec, batch), batch.split(), strict=True):
-        alone = decoded(codec, SegmentBatch.of([segment]))[0]
+        alone = decoded(codec, batch_of([segment]))[0]
         torch.testing.assert_close(ours.keys, alone.keys, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.values, alone.values, rtol=1e-5, atol=1e-5)
 
@@ -189,7 +189,7 @@ def test_rows_that_are_the_same_in_every_sample_cost_nothing_and_come_back() -> 
             *(x[:, :LEADS] for x in (first.keys, first.values)),
             *(x[:LEADS] for x in (first.position, first.text)),
         )
-        stored = codec.encode(SegmentBatch.of([only])).tensors[TENSOR]
+        stored = codec.encode(batch_of([only])).tensors[TENSOR]
         assert set(stored.tolist()) <= ZEROS
 
 
@@ -209,7 +209,7 @@ def test_a_sample_without_images_or_without_text_behind_them_is_coded() -> None:
     segment = batch.split()[0]
     for rows in (segment.text, ~segment.text):
         part = Segment(1, segment.keys[:, rows], segment.values[:, rows], segment.position[rows], segment.text[rows])
-        after = decoded(codec, SegmentBatch.of([part]))[0]
+        after = decoded(codec, batch_of([part]))[0]
         assert after.keys.shape == part.keys.shape
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.interpreter import on_devices
 from tests.kv.bases import LEADS, make_basis, make_segments
+from tests.kv.prefixes import batch_of
 from trio_ray.kv.batch import SegmentBatch
 from trio_ray.kv.codecs import transform
 from trio_ray.kv.codecs.transform import TENSOR, Transform, TransformSpec, row_coder
@@ -173,4 +174,4 @@ def _with_lopsided_samples(batch: SegmentBatch) -> SegmentBatch:
         segments[number] = Segment(
             of.first_layer, of.keys[:, rows], of.values[:, rows], of.position[rows], of.text[rows]
         )
-    return SegmentBatch.of(segments)
+    return batch_of(segments)
