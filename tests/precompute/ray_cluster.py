@@ -31,7 +31,12 @@ class SmallCluster:
 
     def __init__(self) -> None:
         self.dashboard_port = _free_port()
-        dashboard = {"include_dashboard": True, "dashboard_port": self.dashboard_port}
+        # The agent, which takes jobs, has one fixed port by default, that of any other head on this machine.
+        dashboard = {
+            "include_dashboard": True,
+            "dashboard_port": self.dashboard_port,
+            "dashboard_agent_listen_port": _free_port(),
+        }
         self._cluster = Cluster(initialize_head=True, head_node_args={**NODE, **dashboard})
         self._second: Any = self._cluster.add_node(**NODE)
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="error")
