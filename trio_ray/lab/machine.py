@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,15 @@ from typing import Any
 import torch
 
 PACKAGES = ("trio-ray", "torch", "transformers", "triton", "flash-attn", "fa3-fwd", "pillow", "numpy")
+
+
+def describe_run(device: torch.device) -> dict[str, Any]:
+    """Date, machine and versions, which every record of a measurement begins with."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(device),
+        "versions": describe_versions(),
+    }
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

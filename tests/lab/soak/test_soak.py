@@ -12,9 +12,9 @@ from tests.store.caches import row
 from trio_ray.config import S3Config
 from trio_ray.errors import ConfigError
 from trio_ray.lab.soak.report import study, what_is_wrong
-from trio_ray.lab.soak.saboteur import ACTS
+from trio_ray.lab.soak.settings import ACTS, Soak
 from trio_ray.lab.soak.small_disk import small_disk
-from trio_ray.lab.soak.soak import Soak, account, run_soak
+from trio_ray.lab.soak.soak import account, run_soak
 from trio_ray.store.commit_table import read_commits
 from trio_ray.store.dataset import load_dataset
 from trio_ray.store.opening import open_store

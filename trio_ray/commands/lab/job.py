@@ -12,7 +12,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     from trio_ray.lab.jobs.report import study
     from trio_ray.lab.jobs.whole_job import JobBench, JobRun, run_bench
-    from trio_ray.lab.machine import describe_machine, describe_versions
+    from trio_ray.lab.machine import describe_run
     from trio_ray.model.decoder import default_device
     from trio_ray.model.shapes import SHAPES, write_model
 
@@ -73,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs=runs,
     )
     about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(default_device()),
-        "versions": describe_versions(),
+        **describe_run(default_device()),
         "shapes": arguments.shapes,
         "config": bench.config.model_dump(mode="json", exclude={"input", "output", "s3"}),
     }

@@ -11,7 +11,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    from trio_ray.lab.machine import describe_machine, describe_versions
+    from trio_ray.lab.machine import describe_run
     from trio_ray.lab.scale.bench import ScaleBench, run_bench, study
     from trio_ray.model.decoder import default_device
 
@@ -61,9 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         what=tuple(arguments.what),
     )
     about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(default_device()),
-        "versions": describe_versions(),
+        **describe_run(default_device()),
         "store": "S3" if arguments.output.startswith("s3://") else "folder",
     }
     folder = Path(arguments.out)

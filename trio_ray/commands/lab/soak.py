@@ -12,36 +12,49 @@ example:
 from __future__ import annotations
 
 import argparse
-import datetime
 import tempfile
 from pathlib import Path
 
 from trio_ray.commands._options import make_folder, number, print_written, whole
 from trio_ray.commands._progress import shown_steps
 from trio_ray.errors import JobFailed
-
-ACTS = ("driver", "replica", "writer", "node", "stopped", "disk_full")
+from trio_ray.lab.soak.settings import ACTS, Soak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--minutes", type=number(above=0), default=30.0, metavar="M", help="of kills (default 30)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of kills and faults (default 0)")
+    default = Soak()
+    parser.add_argument(
+        "--minutes", type=number(above=0), default=default.minutes, metavar="M", help="of kills (default 30)"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0), default=default.seed, metavar="N", help="of kills and faults (default 0)"
+    )
     parser.add_argument(
         "--share",
         type=number(least=0, below=1),
-        default=0.4,
+        default=default.share,
         metavar="SHARE",
         help="of the requests that are faulty (default 0.4)",
     )
     parser.add_argument(
-        "--interval", type=number(above=0), default=10.0, metavar="S", help="seconds between kills (default 10)"
+        "--interval",
+        type=number(above=0),
+        default=default.interval_s,
+        metavar="S",
+        help="seconds between kills (default 10)",
     )
     parser.add_argument(
-        "--silence", type=number(above=0), default=30.0, metavar="S", help="replicas.silence_limit_s (default 30)"
+        "--silence",
+        type=number(above=0),
+        default=default.silence_limit_s,
+        metavar="S",
+        help="replicas.silence_limit_s (default 30)",
     )
-    parser.add_argument("--shards", type=whole(1), default=24, metavar="N", help="of each job (default 24)")
-    parser.add_argument("--per-shard", type=whole(4), default=40, metavar="N", help="samples a shard (default 40)")
+    parser.add_argument("--shards", type=whole(1), default=default.shards, metavar="N", help="of each job (default 24)")
+    parser.add_argument(
+        "--per-shard", type=whole(4), default=default.per_shard, metavar="N", help="samples a shard (default 40)"
+    )
     parser.add_argument(
         "--without", nargs="+", default=[], choices=ACTS, metavar="WHAT", help=f"leave out, of: {', '.join(ACTS)}"
     )
@@ -55,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run and report."""
     import torch
 
-    from trio_ray.lab.machine import describe_machine, describe_versions
+    from trio_ray.lab.machine import describe_run
     from trio_ray.lab.soak.report import study, what_is_wrong
-    from trio_ray.lab.soak.soak import Soak, run_soak
+    from trio_ray.lab.soak.soak import run_soak
 
     folder = make_folder("--out", arguments.out)
     soak = Soak(
@@ -70,15 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
         per_shard=arguments.per_shard,
         acts=tuple(name for name in ACTS if name not in arguments.without),
     )
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(torch.device("cpu")),
-        "versions": describe_versions(),
-    }
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
     with shown_steps() as show:
         record = run_soak(soak, scratch.absolute(), show)
-    result = study({**about, **record})
+    result = study({**describe_run(torch.device("cpu")), **record})
     print(result.text)
     print_written(result.write(folder))
     if wrong := what_is_wrong(record, arguments.at_least):

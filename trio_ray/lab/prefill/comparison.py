@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from trio_ray.lab.machine import describe_machine, describe_versions
+from trio_ray.lab.machine import describe_run
 from trio_ray.lab.prefill.authors import AuthorsTrio
 from trio_ray.lab.prefill.contestant import Contestant
 from trio_ray.lab.prefill.peak import matmul_peak
@@ -47,9 +46,7 @@ def compare(
         on_step(f"stages: {name}")
         stages[name] = _stages(contestant, settings.rounds)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(replica.device),
-        "versions": describe_versions(),
+        **describe_run(replica.device),
         "settings": asdict(settings),
         "dtype": str(replica.dtype).removeprefix("torch."),
         "attention": replica.attention,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 
 from trio_ray.config import DEFAULT_TOKEN_BUDGET, ModelConfig, S3Config
 from trio_ray.estimate.made_up_states import GEOMETRIES, Geometry, prefix_batch
-from trio_ray.lab.machine import describe_machine, describe_versions
+from trio_ray.lab.machine import describe_run
 from trio_ray.lab.prefill.comparison import pruned_prefill
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.answers import AnsweringSizes, measure_answers
@@ -201,9 +200,7 @@ def run_bench(
         on_result: given the record as far as it has come, after each part.
     """
     record: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(default_device()),
-        "versions": describe_versions(),
+        **describe_run(default_device()),
         "settings": asdict(settings),
         "shapes": {},
     }

@@ -14,10 +14,6 @@ import psutil
 from trio_ray.lab.soak.local_cluster import LocalCluster, kill
 from trio_ray.lab.soak.small_disk import SmallDisk
 
-ACTS = ("driver", "replica", "writer", "node", "stopped", "disk_full")
-"""SIGKILL of the driver, a replica, a process that stores, all of a node; SIGSTOP of a replica; a disk that is full for
-some seconds."""
-
 NODE_AWAY_S = 2.0
 MOST_AHEAD = 4
 DISK_FULL_S = 4.0
@@ -30,8 +26,8 @@ class Saboteur:
 
     Attributes:
         cluster: the job's.
-        disk: the output's file system where the job writes to one; None where it writes to S3.
-        acts: which it does.
+        disk: the file system of outputs that are a folder.
+        acts: which it does, of `settings.ACTS`.
         silence_limit_s: of the job: a stopped replica must be gone soon after.
         seed: of the order of acts that were equally often done.
         done: number of acts, by kind.
