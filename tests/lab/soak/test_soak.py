@@ -34,7 +34,7 @@ def may_mount(folder: Path) -> bool:
 def test_nothing_is_lost_or_stored_twice_whatever_dies(tmp_path: Path) -> None:
     """Driver, replica, storing process and node are killed, a replica is stopped, the disk is full, S3 fails."""
     acts = ACTS if may_mount(tmp_path / "probe") else tuple(act for act in ACTS if act != "disk_full")
-    soak = Soak(0.9, seed=1, interval_s=6, silence_limit_s=40, shards=3, per_shard=12, acts=acts)
+    soak = Soak(0.9, 0.9, seed=1, interval_s=6, silence_limit_s=40, shards=3, per_shard=12, acts=acts)
     record = run_soak(soak, tmp_path, lambda what: None)
     assert what_is_wrong(record, at_least=0) == [], study(record).text
     assert sum(record["acts"].values()) >= 1, record["acts"]
@@ -73,7 +73,7 @@ def test_what_happened_too_rarely_is_said() -> None:
         "job 0 (s3): 1 lost, 0 doubled, 0 damaged",
         "1 stopped replicas were not ended by replicas.silence_limit_s",
         "2 tracebacks were shown to the user",
-        "happened less than 20 times: driver killed 3; give more --minutes",
+        "happened less than 20 times: driver killed 3; give more --most-minutes",
     ]
 
 

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=number(above=0), default=default.minutes, metavar="M", help="of kills (default 30)"
     )
     parser.add_argument(
+        "--most-minutes",
+        type=number(above=0),
+        metavar="M",
+        help="of kills, while something has happened less than --at-least times (default 1.5 x --minutes)",
+    )
+    parser.add_argument(
         "--seed", type=whole(0), default=default.seed, metavar="N", help="of kills and faults (default 0)"
     )
     parser.add_argument(
@@ -59,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without", nargs="+", default=[], choices=ACTS, metavar="WHAT", help=f"leave out, of: {', '.join(ACTS)}"
     )
     parser.add_argument(
-        "--at-least", type=whole(0), default=1, metavar="N", help="times that each must have happened (default 1)"
+        "--at-least",
+        type=whole(0),
+        default=default.at_least,
+        metavar="N",
+        help="times that each must have happened (default 1)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results and the jobs' logs")
 
@@ -75,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = make_folder("--out", arguments.out)
     soak = Soak(
         minutes=arguments.minutes,
+        most_minutes=max(arguments.minutes, arguments.most_minutes or 1.5 * arguments.minutes),
+        at_least=arguments.at_least,
         seed=arguments.seed,
         share=arguments.share,
         interval_s=arguments.interval,

@@ -70,5 +70,5 @@ def what_is_wrong(record: Mapping[str, Any], at_least: int) -> list[str]:
     rare = {name: count for name, count in (*record["acts"].items(), *record["faults"].items()) if count < at_least}
     if rare:
         found = ", ".join(f"{_NAMES[name]} {count}" for name, count in rare.items())
-        wrong.append(f"happened less than {at_least} times: {found}; give more --minutes")
+        wrong.append(f"happened less than {at_least} times: {found}; give more --most-minutes")
     return wrong

@@ -65,6 +65,10 @@ class Saboteur:
                 return name
         return None
 
+    def least(self) -> int:
+        """How often the rarest act was done."""
+        return min((self.done[name] for name in self.acts), default=0)
+
     def tick(self) -> None:
         """Bring back what was taken away, when its time has come."""
         now = time.monotonic()

@@ -90,22 +90,23 @@ class _Jobs:
         self._address = address
         self._saboteur = saboteur
         self._show = show
-        self._until = 0.0
+        self._began = 0.0
         self._next_act = 0.0
+        self._acts_left = 0
+        self._peace_since: float | None = None
         self._exits: Counter[str] = Counter()
 
     def run(self) -> dict[str, Any]:
         """All jobs; the record."""
-        began = time.monotonic()
-        self._until = began + 60 * self._soak.minutes
+        self._began = time.monotonic()
         jobs: list[dict[str, Any]] = []
-        while len(jobs) < OUTPUTS or time.monotonic() < self._until:
+        while len(jobs) < OUTPUTS or not self._is_over():
             jobs.append(self._job(len(jobs)))
             if not jobs[-1]["ended"]:
                 break
         logs = "".join(path.read_text(errors="replace") for path in self._folder.glob("*.log"))
         return {
-            "seconds": time.monotonic() - began,
+            "seconds": time.monotonic() - self._began,
             "acts": {name: self._saboteur.done[name] for name in self._soak.acts},
             "requests": self._proxy.requests,
             "faults": {name: self._proxy.faults[name] for name in FAULTS},
@@ -120,6 +121,7 @@ class _Jobs:
         local = "disk_full" in self._soak.acts and number % 2 == 0
         uri = str(self._saboteur.disk.folder / "cache") if local else f"s3://{BUCKET}/cache-{number}"
         began = time.monotonic()
+        self._acts_left, self._peace_since = self._soak.acts_per_job, None
         ended = self._run_until_done(uri, number, local)
         store = open_store(uri, self._server.config)
         found = account(store, self._soak.shards, self._soak.per_shard)
@@ -144,7 +146,7 @@ class _Jobs:
                 self._exits["killed" if code < 0 else str(code)] += 1
                 if code == 0:
                     return True
-                if time.monotonic() > self._until + ENDS_WITHIN_S:
+                if self._must_have_ended():
                     return False
 
     def _disturb(self, driver: subprocess.Popen[bytes], local: bool) -> int | None:
@@ -152,18 +154,34 @@ class _Jobs:
         saboteur = self._saboteur
         while (code := driver.poll()) is None:
             time.sleep(POLL_S)
-            now = time.monotonic()
-            if now > self._until:
+            if self._is_in_peace():
                 saboteur.settle()
-                if now > self._until + ENDS_WITHIN_S:
+                if self._must_have_ended():
                     return None
             else:
                 saboteur.tick()
+                now = time.monotonic()
                 if now >= self._next_act and (act := saboteur.act(driver, local)):
                     self._next_act = now + self._soak.interval_s
+                    self._acts_left -= 1
                     self._show(f"{act} ({sum(saboteur.done.values())} in all, {self._proxy.requests} requests)")
         saboteur.tick()
         return code
+
+    def _is_over(self) -> bool:
+        """Whether the time is over and each thing happened often enough, or even the longest time is over."""
+        minutes = (time.monotonic() - self._began) / 60
+        least = min(self._saboteur.least(), *(self._proxy.faults[name] for name in FAULTS))
+        return minutes >= self._soak.most_minutes or (minutes >= self._soak.minutes and least >= self._soak.at_least)
+
+    def _is_in_peace(self) -> bool:
+        """Whether the job was hit often enough to be left alone from now on."""
+        if self._peace_since is None and (self._acts_left <= 0 or self._is_over()):
+            self._peace_since = time.monotonic()
+        return self._peace_since is not None
+
+    def _must_have_ended(self) -> bool:
+        return self._is_in_peace() and time.monotonic() > (self._peace_since or 0.0) + ENDS_WITHIN_S
 
     def _start(self, uri: str, log: Any) -> subprocess.Popen[bytes]:
         soak = self._soak
