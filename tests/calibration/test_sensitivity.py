@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tests.model.corpus import make_sample, prepare
@@ -42,7 +44,7 @@ def information(replica: Replica, prefix: Prefix, name: str) -> float:
         tensor = getattr(segment, name).clone()
         tensor[0, 2, 0, 1] += shift
         changed = type(segment)(**{**vars(segment), name: tensor})
-        moved = Prefix(prefix.length, (changed, *prefix.segments[1:]), prefix.kept, prefix.top_ids, prefix.top_logprobs)
+        moved = replace(prefix, segments=(changed, *prefix.segments[1:]))
         return Continuation(replica.decoder, [moved], room=len(TOKENS)).score([TOKENS])[0][1:].double()
 
     slope = (logits(0.05) - logits(-0.05)) / 0.1

@@ -65,7 +65,7 @@ def random_prefix(
         segments.append(Segment(first, states(count, length), states(count, length), position.int(), text))
         first += count
     return Prefix(
-        length=rows[0], segments=tuple(segments), kept=tuple(images.int() for images in kept[1:]),
+        length=rows[0], lead=LEAD, segments=tuple(segments), kept=tuple(images.int() for images in kept[1:]),
         top_ids=torch.tensor([7, 2, 40], dtype=torch.int32), top_logprobs=torch.tensor([-0.1, -2.5, -4.0]),
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def assert_same(ours: Prefix, truth: Prefix) -> None:
 
 def assert_same_frame(ours: Prefix, truth: Prefix) -> None:
     """All but the numbers in keys and values."""
-    assert ours.length == truth.length
+    assert (ours.length, ours.lead) == (truth.length, truth.lead)
     assert len(ours.segments) == len(truth.segments)
     for a, b in zip(ours.segments, truth.segments, strict=True):
         assert a.first_layer == b.first_layer

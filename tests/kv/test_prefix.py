@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from tests.kv.prefixes import LEAD, random_prefix
+from tests.kv.prefixes import FINGERPRINT, KEY, LEAD, codec_of, contained, random_prefix
 from trio_ray.kv.batch import PrefixBatch
+from trio_ray.kv.restore import read_container
 
 
 def test_bytes_count_keys_and_values_of_every_layer() -> None:
@@ -28,11 +30,23 @@ def test_a_prefix_says_what_it_is() -> None:
     assert "4 layers hold 17 to 30; bfloat16 on cpu" in shown
 
 
-def test_the_lead_of_a_batch_is_that_of_the_unpruned_prompt_even_where_the_first_image_lost_all_its_rows() -> None:
-    """The text between two images is no lead of the second one."""
+@pytest.mark.parametrize("is_first_pruned", [False, True])
+def test_the_lead_is_that_of_the_unpruned_prompt_even_where_the_first_image_lost_all_its_rows(
+    is_first_pruned: bool,
+) -> None:
+    """The text between two images is no lead of the second one, in whichever layers the first image is gone.
+
+    A prefix keeps its lead through a batch and through a container; a schedule may prune before layer 0.
+    """
     prefix = random_prefix(rows=(30, 17), layers=(1, 3))
-    first, pruned = prefix.segments
-    text = pruned.text.clone()
-    text[LEAD : LEAD + 2] = True
-    alone = replace(prefix, segments=(first, replace(pruned, text=text)))
-    assert [segment.leads for segment in PrefixBatch.of([alone, prefix]).segments] == [(LEAD, LEAD)] * 2
+    segments = list(prefix.segments)
+    for number in (0, 1) if is_first_pruned else (1,):
+        text = segments[number].text.clone()
+        text[LEAD : LEAD + 2] = True
+        segments[number] = replace(segments[number], text=text)
+    alone = replace(prefix, segments=tuple(segments))
+    batch = PrefixBatch.of([alone, prefix])
+    assert [segment.leads for segment in batch.segments] == [(LEAD, LEAD)] * 2
+    codec = codec_of("int8")
+    back = read_container(contained(batch.split()[0], codec), codec, key=KEY, fingerprint=FINGERPRINT)
+    assert PrefixBatch.of([back]).segments[0].leads == (LEAD,)

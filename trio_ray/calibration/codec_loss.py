@@ -111,7 +111,8 @@ def without_last_rows(prefix: Prefix, count: int) -> Prefix:
         )
         for segment in prefix.segments
     ]
-    return replace(prefix, length=prefix.length - count, segments=tuple(segments))
+    length = prefix.length - count
+    return replace(prefix, length=length, lead=min(prefix.lead, length), segments=tuple(segments))
 
 
 def values_of(prefix: Prefix) -> int:

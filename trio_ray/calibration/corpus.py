@@ -124,6 +124,7 @@ def _on_host(prefix: Prefix) -> Prefix:
     )
     return Prefix(
         prefix.length - 1,
+        min(prefix.lead, prefix.length - 1),
         segments,
         tuple(kept.cpu() for kept in prefix.kept),
         prefix.top_ids.cpu(),

@@ -25,8 +25,7 @@ class SegmentBatch:
         keys, values: (layers, T, kv_heads, head_dim). Keys are rotated.
         lengths: rows of each sample.
         image_counts: image rows among them.
-        leads: text rows ahead of each sample's first image row in the unpruned prompt. A pruned segment may begin
-            with more text rows than that, where a prompt has several images and the first one lost all its rows.
+        leads: text rows ahead of each sample's first image row in the unpruned prompt (`Prefix.lead`).
         position: (T,) int32, ascending within a sample.
         text: (T,) bool.
     """
@@ -46,7 +45,7 @@ class SegmentBatch:
 
         Args:
             segments: of the prefixes, in order.
-            leads: of the prefixes; a pruned segment does not tell its own.
+            leads: of the prefixes.
         """
         texts = [segment.text for segment in segments]
         return cls(
@@ -135,12 +134,9 @@ class PrefixBatch:
 
     @classmethod
     def of(cls, prefixes: Sequence[Prefix]) -> PrefixBatch:
-        """Prefixes made with one schedule as one batch. Waits for the device.
-
-        What leads to the first image is counted in the first segment, which holds every row unless layer 0 is pruned.
-        """
+        """Prefixes made with one schedule as one batch. Waits for the device."""
         points = range(len(prefixes[0].kept))
-        leads = tuple(int(prefix.segments[0].text.cumprod(0).sum()) for prefix in prefixes)
+        leads = tuple(prefix.lead for prefix in prefixes)
         return cls(
             lengths=tuple(prefix.length for prefix in prefixes),
             segments=tuple(
@@ -164,6 +160,7 @@ class PrefixBatch:
         return [
             Prefix(
                 length,
+                self.segments[0].leads[sample],
                 tuple(of_samples[sample] for of_samples in segments),
                 tuple(of_samples[sample] for of_samples in kept),
                 self.top_ids[sample],

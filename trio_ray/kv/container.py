@@ -165,7 +165,7 @@ def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None)
         segments=tuple({name: pieces[f"{n}.{name}"] for name in own} for n, own in enumerate(layouts)),
         position=rows.position,
         text=rows.text,
-        frame=Prefix(header.counts.length, (), rows.kept, rows.top_ids, rows.top_logprobs),
+        frame=Prefix(header.counts.length, header.shapes[0].lead, (), rows.kept, rows.top_ids, rows.top_logprobs),
     )
 
 

@@ -61,6 +61,8 @@ class Prefix:
     Attributes:
         length: rows of the prompt as it entered the decoder: unpruned, or as an encoder step left it. The next token
             has this position in every layer.
+        lead: text rows ahead of the first image row in that prompt. A pruned segment does not tell: it may begin with
+            more text rows, where a prompt has several images and the first one lost all its rows.
         segments: in order, covering all layers.
         kept: per prune point (K,) int32, indices into the sample's original image tokens, ascending.
         top_ids: (k,) int32, the first answer token's most likely values, best first; k is 0 where the prefix ends with
@@ -69,6 +71,7 @@ class Prefix:
     """
 
     length: int
+    lead: int
     segments: tuple[Segment, ...]
     kept: tuple[Tensor, ...]
     top_ids: Tensor
@@ -106,6 +109,7 @@ class Prefix:
         """The same on a device."""
         return Prefix(
             self.length,
+            self.lead,
             tuple(segment.on_device(device) for segment in self.segments),
             tuple(kept.to(device) for kept in self.kept),
             self.top_ids.to(device),

@@ -26,7 +26,7 @@ def prefix_of(first: int, second: int) -> Prefix:
         )
         for start, layers, rows in ((0, 1, first), (1, 3, second))
     )
-    return Prefix(first, segments, (), torch.zeros(1, dtype=torch.int32), torch.zeros(1))
+    return Prefix(first, first, segments, (), torch.zeros(1, dtype=torch.int32), torch.zeros(1))
 
 
 def test_ranges_never_overlap_and_free_neighbours_become_one() -> None:

@@ -123,7 +123,7 @@ class CodecBenchmark:
                 layers = codec.whole_groups(segment.first_layer, CPU_LAYERS)
             keys, values = segment.keys[:layers].cpu(), segment.values[:layers].cpu()
             few.append(Segment(segment.first_layer, keys, values, segment.position.cpu(), segment.text.cpu()))
-        alone = Prefix(first.length, tuple(few), (), first.top_ids.cpu(), first.top_logprobs.cpu())
+        alone = Prefix(first.length, first.lead, tuple(few), (), first.top_ids.cpu(), first.top_logprobs.cpu())
         return PrefixBatch.of([alone])
 
     def _rates(self, batch: PrefixBatch, codec: Codec) -> tuple[float, float]:
