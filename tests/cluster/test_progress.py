@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from trio_ray.cluster.progress import (
+    DownloadPhases,
     LogProgress,
     NoProgress,
     Phase,
@@ -128,3 +129,15 @@ def test_bytes_are_shown_in_units_of_a_thousand() -> None:
     assert [size_text(size) for size in (12, 1500, 2_340_000, 5e9, 7.25e12)] == [
         "12 bytes", "1.5 kB", "2.3 MB", "5.0 GB", "7.25 TB",
     ]  # fmt: skip
+
+
+def test_a_download_is_a_phase_that_counts_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    display = LogProgress()
+    download = DownloadPhases(display)
+    download.begin("owner/model (9 files)", 15_200_000_000)
+    download.show(7_600_400_000)
+    display.close()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "downloading owner/model (9 files)"
+    assert last.startswith("downloading owner/model (9 files): MB 7600/15200 (")
+    assert last.endswith(" left")

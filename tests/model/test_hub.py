@@ -17,16 +17,17 @@ import pytest
 from tests.model.hub_server import COMMITS, hub_server
 
 LOAD = """
-import json, sys
-from trio_ray.config import ModelConfig
+import contextlib, json, os, sys
+from trio_ray.cluster.progress import progress_display
 from trio_ray.errors import ConfigError
 from trio_ray.model.hub import download_model
 out = []
-for name, revision in json.loads(sys.argv[1]):
-    try:
-        out.append(str(download_model(name, revision)))
-    except ConfigError as error:
-        out.append(str(error))
+with progress_display() if "IN_A_COMMAND" in os.environ else contextlib.nullcontext():
+    for name, revision in json.loads(sys.argv[1]):
+        try:
+            out.append(str(download_model(name, revision)))
+        except ConfigError as error:
+            out.append(str(error))
 print(json.dumps(out))
 """
 
@@ -64,9 +65,13 @@ def test_a_model_is_downloaded_once_with_its_size_told_and_its_commit_named(
         assert {file.name for file in Path(folder).iterdir()} == {
             file.name for file in repository[COMMITS["main"]].iterdir()
         } - {"README.md"}
-        assert shown.count("downloading owner/model: 0.00 GB in 14 files") == 1
+        assert shown.count("downloading owner/model (14 files): 0.00 GB") == 1
         assert "100%" in shown, "a bar counts the bytes"
-        (old, pinned), shown = load([("owner/model", "old"), ("owner/model", COMMITS["main"])], home, endpoint)
+        commits = [("owner/model", "old"), ("owner/model", COMMITS["main"])]
+        (old, pinned), shown = load(commits, home, endpoint, IN_A_COMMAND="1")
+        phases = shown.splitlines()
+        assert phases[0].startswith("downloading owner/model (")
+        assert phases[1:] == ["checking the model"], "the display of a command shows it, and no bar beside it"
         assert (Path(old).name, pinned) == (COMMITS["old"], folder)
         asked.clear()
         load([("owner/model", COMMITS["main"])], home, endpoint)

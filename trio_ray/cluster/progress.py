@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from trio_ray.errors import TrioRayError
+from trio_ray.model.hub import downloads_shown_on
 
 LOG_EVERY_S = 30.0
 
@@ -212,17 +213,40 @@ class Both:
             display.say(line)
 
 
+class DownloadPhases:
+    """Shows downloads of models as phases."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, what: str, size: int) -> None:
+        """See `DownloadDisplay`."""
+        self._progress.begin(Phase(f"downloading {what}", "MB", max(1, round(size / 1e6)), rate_of="MB"))
+
+    def show(self, done: int) -> None:
+        """See `DownloadDisplay`."""
+        self._progress.update({"MB": round(done / 1e6)})
+
+    def end(self) -> None:
+        """See `DownloadDisplay`."""
+        self._progress.begin(Phase("checking the model"))
+
+
 @contextmanager
 def progress_display(log_file: str | None = None) -> Iterator[Progress]:
-    """A bar where standard error is a terminal, lines where it is not; the lines go into `log_file` as well."""
+    """A bar where standard error is a terminal, lines where it is not; the lines go into `log_file` as well.
+
+    Downloads of models are phases of it.
+    """
     console = Console(stderr=True)
     display = TerminalProgress(console) if console.is_terminal else LogProgress()
     try:
-        if log_file is None:
-            yield display
-        else:
-            with _lines_to(log_file) as lines:
-                yield Both(display, lines)
+        with ExitStack() as stack:
+            progress: Progress = display
+            if log_file is not None:
+                progress = Both(display, stack.enter_context(_lines_to(log_file)))
+            stack.enter_context(downloads_shown_on(DownloadPhases(progress)))
+            yield progress
     finally:
         display.close()
 

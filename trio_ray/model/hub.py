@@ -6,10 +6,12 @@ import errno
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trio_ray.errors import ConfigError
 
@@ -18,6 +20,52 @@ NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 UNNEEDED_FILES = ["*/*", "consolidated*"]
 
 log = logging.getLogger(__name__)
+
+
+class DownloadDisplay(Protocol):
+    """Shows how a download goes on."""
+
+    def begin(self, what: str, size: int) -> None:
+        """`size` bytes of `what` are downloaded from now on."""
+        ...
+
+    def show(self, done: int) -> None:
+        """So many bytes are there. Is called by several threads, one at a time."""
+        ...
+
+    def end(self) -> None:
+        """The download is over, or has failed."""
+        ...
+
+
+class _StandardError:
+    """A line and a bar, whatever HF_HUB_DISABLE_PROGRESS_BARS says of the small files that others download."""
+
+    def begin(self, what: str, size: int) -> None:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        print(f"downloading {what}: {size / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        every_s = 1.0 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(total=size, unit="B", unit_scale=True, file=sys.stderr, mininterval=every_s)
+
+    def show(self, done: int) -> None:
+        self._bar.update(done - self._bar.n)
+
+    def end(self) -> None:
+        self._bar.close()
+
+
+_display: ContextVar[DownloadDisplay | None] = ContextVar("download_display", default=None)
+
+
+@contextmanager
+def downloads_shown_on(display: DownloadDisplay) -> Iterator[None]:
+    """Downloads of this thread are shown on this display until the end, and not by a bar on standard error."""
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)
 
 
 def download_model(name: str, revision: str | None) -> Path:
@@ -48,10 +96,15 @@ def download_model(name: str, revision: str | None) -> Path:
             log.warning("%s: the hub cannot be reached, so the downloaded commit %s is used", name, folder.name)
             return folder
         missing = [file for file in files if file.will_download]
-        if missing:
-            size = sum(file.file_size or 0 for file in missing) / 1e9
-            print(f"downloading {name}: {size:.2f} GB in {len(missing)} files", file=sys.stderr, flush=True)
-        return Path(snapshot_download(**{**wanted, "revision": _commit(files, revision)}, tqdm_class=_progress_bar()))
+        wanted["revision"] = _commit(files, revision)
+        if not missing:
+            return Path(snapshot_download(**wanted, tqdm_class=_counter(None)))
+        display = _display.get() or _StandardError()
+        display.begin(f"{name} ({len(missing)} files)", sum(file.file_size or 0 for file in missing))
+        try:
+            return Path(snapshot_download(**wanted, tqdm_class=_counter(display)))
+        finally:
+            display.end()
 
 
 def _downloaded_before(wanted: dict[str, Any]) -> Path | None:
@@ -68,18 +121,34 @@ def _commit(files: Any, revision: str | None) -> str | None:
     return files[0].commit_hash if files else revision
 
 
-def _progress_bar() -> Any:
-    """A bar on standard error, whatever HF_HUB_DISABLE_PROGRESS_BARS says of the small files that others download."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+def _counter(display: DownloadDisplay | None) -> Any:
+    """A class that the hub client takes for a bar: it shows nothing, and tells the display how many bytes are there.
 
-    class Bar(tqdm):
+    The client counts bytes in several bars (received, written), of which the one that is furthest counts.
+    """
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    furthest = 0
+
+    class Counter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
-            kwargs.update(file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 30.0)
-            kwargs["disable"] = kwargs.get("unit") != "B"
-            super().__init__(*args, **kwargs)
+            self._counts_bytes = kwargs.get("unit") == "B"
+            self._bytes = 0
+            super().__init__(*args, **{**kwargs, "disable": True})
 
-    return Bar
+        def update(self, n: float | None = 1) -> None:
+            nonlocal furthest
+            if display is None or not self._counts_bytes:
+                return
+            with lock:
+                self._bytes += int(n or 0)
+                if self._bytes > furthest:
+                    furthest = self._bytes
+                    display.show(furthest)
+
+    return Counter
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
