@@ -18,6 +18,7 @@ from tests.corpora import noise, photo, sample, samples, tar_bytes, write_jsonl,
 from tests.precompute.runs import account, job_config, make_runner, part_reports, run_here, storing_order
 from tests.source.corpus import FailingFile
 from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.calibration.corpus import draw_samples
 from trio_ray.errors import StoreError
 from trio_ray.method.rows import PackedRows
 from trio_ray.model import prepare
@@ -113,7 +114,7 @@ def test_bad_samples_are_named_with_their_reason_and_cost_nothing_else(
     assert among.table.column("top_ids") == alone.table.column("top_ids")
 
 
-def test_a_sample_whose_fixed_budget_the_first_layers_use_up_is_not_stored(
+def test_a_sample_whose_fixed_budget_the_first_layers_use_up_is_not_stored_nor_calibrated_on(
     tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
     tar = write_tar(tmp_path / "a.tar", [sample(0, png=noise(1, (8, 8))), sample(1, png=noise(2, (200, 200)))])
@@ -136,6 +137,7 @@ def test_a_sample_whose_fixed_budget_the_first_layers_use_up_is_not_stored(
     assert (bad["key"], bad["reason"]) == ("s0001", "image_too_large")
     assert f"{large} image tokens" in bad["detail"]
     assert "method.prune_points" in bad["detail"]
+    assert [drawn.key for drawn in draw_samples(config, llama, 2)] == ["s0000"]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def _shards_of(file: InputFile, config: JobConfig, opener: Opener) -> list[Shard
 
 
 def _draw(shard: Shard, config: JobConfig, replica: Replica, opener: Opener) -> Iterator[PreparedSample]:
-    preparer = replica.preparer(config.source.max_pixels, config.cache.selected_under)
+    schedule = config.method.build(replica.decoder.depth).schedule
+    preparer = replica.preparer(config.source.max_pixels, config.cache.selected_under, schedule=schedule)
     with contextlib.suppress(StoreError):
         for first in range(STRIDE):
 

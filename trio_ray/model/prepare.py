@@ -153,8 +153,8 @@ class SamplePreparer:
             detail = f"{len(expanded)} rows, and the model's context is {self._context}"
             return BadSample(sample.key, sample.index, Reason.PROMPT_TOO_LONG, detail)
         prepared = PreparedSample(sample.key, sample.index, prompt, tuple(ids), tuple(expanded), images, sample.answer)
-        if self._schedule is not None and not self._schedule.has_room_for(prepared.image_tokens):
-            return _over_budget(prepared, self._schedule)
+        if self._schedule is not None and (refused := over_budget(prepared, self._schedule)) is not None:
+            return refused
         if self._instruction is not None:
             prepared = replace(prepared, image_part=self._image_part(prompt, sample.turns))
         if self._stop_tokens and sample.answer:
@@ -224,7 +224,12 @@ class SamplePreparer:
         )
 
 
-def _over_budget(sample: PreparedSample, schedule: Schedule) -> BadSample:
+def over_budget(sample: PreparedSample, schedule: Schedule) -> BadSample | None:
+    """Why a sample cannot be pruned to a schedule's fixed budget: it is used up before the first token can be dropped.
+    None where it can.
+    """
+    if schedule.has_room_for(sample.image_tokens):
+        return None
     detail = (
         f"{sample.image_tokens} image tokens, all held by the layers before prune point {schedule.prune_points[0]}, "
         f"are more than method.tokens = {schedule.tokens:g} allows; let method.prune_points begin earlier"

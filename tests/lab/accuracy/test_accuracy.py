@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.model.corpus import prepare
+from trio_ray.config import MethodConfig
 from trio_ray.errors import ConfigError
 from trio_ray.evaluate.scoring.bootstrap import interval
 from trio_ray.lab.accuracy.accuracy import Result, Setting, measure_accuracy, prepared_batches
@@ -52,6 +53,15 @@ def test_questions_come_in_order_in_batches_of_the_wanted_size(
     batches = list(prepared_batches(bundled, questions, 4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert [sample.key for batch in batches for sample in batch] == [question.sample.key for question in questions]
+
+
+def test_a_question_for_which_a_fixed_budget_has_no_room_is_refused(
+    bundled: Replica, questions: list[HeldOutQuestion]
+) -> None:
+    """As the job does it: all that such a prune leaves is the one token that always stays."""
+    tight = MethodConfig(tokens=10, prune_points=(7,), weights=(1.0,))
+    with pytest.raises(ConfigError, match=r"cannot be asked: image_too_large: .* method\.tokens = 10 allows"):
+        measure_accuracy(bundled, questions[:2], [Setting("tight", 0.1, tight)], 2)
 
 
 @pytest.mark.parametrize("retention", [retention for retention in RETENTIONS if retention < 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.method.method import Method
 from trio_ray.model.image_scope import Scope
-from trio_ray.model.prepare import PreparedSample
+from trio_ray.model.prepare import PreparedSample, over_budget
 from trio_ray.model.replica import Replica
 from trio_ray.ordered import ordered_map
 from trio_ray.source.sample import BadSample
@@ -99,6 +99,9 @@ def measure_accuracy(
         instruction: selects with this in view instead of the question, once for each image, and asks all questions
             about it behind the same prefix (scope image).
         scorer: how answers are scored.
+
+    Raises:
+        ConfigError: one of the questions cannot be asked under one of the settings.
     """
     answers: list[list[str]] = [[] for _ in settings]
     methods = [setting.config.build(replica.decoder.depth) for setting in settings]
@@ -106,6 +109,7 @@ def measure_accuracy(
     real = views = done = 0
     for samples in prepared_batches(replica, questions, batch, instruction):
         for number, method in enumerate(methods):
+            _refuse(over_budget(sample, method.schedule) for sample in samples)
             given, took = _answer(replica, samples, method, "image" if instruction else "prompt")
             answers[number] += given
             seconds[number] += took
@@ -169,10 +173,18 @@ def prepared_batches(
     samples: list[PreparedSample] = []
     for outcome in ordered_map(preparer.prepare, asked, threads=2, lookahead=2 * size):
         if isinstance(outcome, BadSample):
-            raise ConfigError("input", f"sample {outcome.key} cannot be asked: {outcome.reason}: {outcome.detail}")
-        samples.append(outcome)
+            _refuse([outcome])
+        else:
+            samples.append(outcome)
         if len(samples) == size:
             yield samples
             samples = []
     if samples:
         yield samples
+
+
+def _refuse(outcomes: Iterable[BadSample | None]) -> None:
+    """Raise a `ConfigError` at the first sample that cannot be asked."""
+    for bad in outcomes:
+        if bad is not None:
+            raise ConfigError("input", f"sample {bad.key} cannot be asked: {bad.reason}: {bad.detail}")
