@@ -86,8 +86,14 @@ def test_a_signal_ends_a_command_with_a_sentence_and_what_is_open_is_closed(
     assert process.returncode == code
 
 
-COMMANDS = ["calibrate", "demo", "distill", "estimate", "evaluate", "gc", "generate", "inspect", "precompute", "verify"]
-LAB = ["accuracy", "agreement", "codecs", "conformance", "fidelity", "job", "prefill"]
+COMMANDS = [
+    "calibrate", "demo", "distill", "estimate", "evaluate", "export", "gc", "generate", "inspect", "precompute",
+    "report", "verify",
+]  # fmt: skip
+LAB = [
+    "accuracy", "agreement", "codecs", "conformance", "fidelity", "job", "prefill", "report", "restore", "scale",
+    "soak",
+]  # fmt: skip
 
 
 def test_help_names_every_command_and_imports_none() -> None:
