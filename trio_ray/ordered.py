@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+Waiting = queue.Queue["Future[R] | BaseException | None"]
+"""Results that have not been yielded; what the items raised; None at their end."""
 
 
 def interpreter_ends() -> bool:
@@ -18,16 +20,51 @@ def interpreter_ends() -> bool:
     return not threading.main_thread().is_alive()
 
 
-def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], threads: int, lookahead: int
-) -> Generator[R, None, None]:
+class OrderedResults(Iterator[R]):
+    """What `ordered_map` returns. The work begins when the first result, or whether there is one, is asked for."""
+
+    def __init__(self, results: Generator[Any, None, None], waiting: Waiting[R]) -> None:
+        self._results, self._waiting, self._begun = results, waiting, False
+
+    def __next__(self) -> R:
+        self._begin()
+        result: R = next(self._results)
+        return result
+
+    def ready(self) -> bool:
+        """Whether `next` would return, or raise, without waiting for work."""
+        self._begin()
+        with self._waiting.mutex:
+            if not self._waiting.queue:
+                return False
+            entry = self._waiting.queue[0]
+        return not isinstance(entry, Future) or entry.done()
+
+    def close(self) -> None:
+        """Stop the work, and wait for what is being done."""
+        self._results.close()
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            next(self._results, None)
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int, lookahead: int) -> OrderedResults[R]:
     """Apply `function` to `items` in threads and yield the results in order.
 
     The items are drawn in a thread of their own, so that a slow reader, too, runs beside the consumer. At most
     `lookahead` results wait. An exception of the reader or of `function` is raised here, after the results before it.
-    Closing the generator stops everything.
+    Closing the iterator stops everything.
     """
-    waiting: queue.Queue[Future[R] | BaseException | None] = queue.Queue(maxsize=lookahead)
+    waiting: Waiting[R] = queue.Queue(maxsize=lookahead)
+    return OrderedResults(_results(function, items, threads, waiting), waiting)
+
+
+def _results(
+    function: Callable[[T], R], items: Iterable[T], threads: int, waiting: Waiting[R]
+) -> Generator[Any, None, None]:
+    """None once the work has begun, and then the results."""
     stopped = threading.Event()
 
     def wanted() -> bool:
@@ -55,6 +92,7 @@ def ordered_map(
         reader = threading.Thread(target=draw)
         reader.start()
         try:
+            yield None
             while (entry := waiting.get()) is not None:
                 if isinstance(entry, BaseException):
                     raise entry

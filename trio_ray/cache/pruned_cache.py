@@ -9,14 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import torch
 
-from trio_ray.cache.arena import Arena, Block
+from trio_ray.cache.ahead import FetchAhead, Finished, RestoreAhead, UnderWay
+from trio_ray.cache.arena import Arena
 from trio_ray.cache.fetched import Fetched, Row, StoredBytes, Wanted, fetch
 from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cache.key_lookup import KeyLookup, Place
@@ -31,12 +32,11 @@ from trio_ray.kv.container import CheckedContainer, check_containers
 from trio_ray.kv.embeds import Embeds, read_embeds
 from trio_ray.kv.header import ContainerError
 from trio_ray.kv.prefix import Prefix
-from trio_ray.kv.restore import restore_containers
+from trio_ray.kv.restore import RestoreUnderWay, start_restore
 from trio_ray.kv.target import Allocate
 from trio_ray.method.method import Method
 from trio_ray.model.image_scope import Scope
 from trio_ray.model.loading import model_fingerprint, pinned
-from trio_ray.ordered import ordered_map
 from trio_ray.store.commit_table import CommitTable, read_commits
 from trio_ray.store.dataset import differences, load_dataset
 from trio_ray.store.layout import commit_name, is_shard_name
@@ -364,7 +364,7 @@ class PrunedCache:
             For each sample its prefix, or the error that says why there is none: `PrefixDamaged` where the bytes are
             another sample's or another cache's, or cannot be understood.
         """
-        return self._restore(fetched, self._check(fetched), torch.device(device), allocate)
+        return self._start(self._check(fetched), torch.device(device), allocate).finish()
 
     def fetched(
         self, rows: Iterable[Row], batch: int = BATCH, threads: int = THREADS, ahead: int = AHEAD
@@ -384,48 +384,43 @@ class PrunedCache:
         threads: int = THREADS,
         ahead: int = AHEAD,
         allocate: Allocate | None = None,
-    ) -> Generator[list[StoredPrefix | UnreadablePrefix], None, None]:
+    ) -> RestoreAhead[list[StoredPrefix | UnreadablePrefix]]:
         """`fetch` and `restore` for many rows: while one batch is restored and used, the next ones are fetched.
 
         Stored bytes go into memory that is used again (pinned for a GPU), of at most `AHEAD_BYTES`. For a GPU, or with
-        `allocate`, batches are restored in the caller's thread and on its stream; for a CPU in threads, too.
+        `allocate`, batches are restored from the caller's thread and on its stream, the next one beside the use of one
+        where it has come by then; for a CPU in threads, too.
 
         Args:
             rows: as `table` and `rows_at` give them; they may come slowly.
-            device, allocate: see `restore`.
+            device, allocate: see `restore`. `allocate` is called once for each batch, in order.
             batch: samples restored together; fewer where they take more than `BATCH_BYTES`.
             threads: requests in flight.
             ahead: batches that may wait.
 
-        Yields:
-            For each batch of rows, in order, what `restore` returns.
-
-        Raises:
-            OtherLevel: the cache stores no prefixes.
-            StoreError: the store failed in another way than for a lost or damaged object.
+        Returns:
+            An iterator of what `restore` returns for each batch of rows, in order; close it. Its `ready` says whether a
+            batch is there. It raises:
+                OtherLevel: the cache stores no prefixes.
+                StoreError: the store failed in another way than for a lost or damaged object.
         """
         device = torch.device(device)
         on_gpu = device.type == "cuda"
 
-        def finish(
-            pair: tuple[Fetched, list[CheckedContainer | PrefixDamaged]],
-        ) -> list[StoredPrefix | UnreadablePrefix]:
-            fetched, checked = pair
-            restored = self._restore(fetched, checked, device, allocate)
-            assert fetched.block is not None
-            fetched.block.release(torch.cuda.current_stream(device).record_event() if on_gpu else None)
-            return restored
-
-        def check(fetched: Fetched) -> tuple[Fetched, list[CheckedContainer | PrefixDamaged]]:
-            return fetched, self._check(fetched)
+        def start(checked: _Checked) -> UnderWay[list[StoredPrefix | UnreadablePrefix]]:
+            begun = self._start(checked, device, allocate)
+            assert isinstance(checked.fetched, Fetched)
+            assert checked.fetched.block is not None
+            event = torch.cuda.current_stream(device).record_event() if on_gpu else None
+            checked.fetched.block.release(event)
+            return begun
 
         if on_gpu or allocate is not None:
-            with closing(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, check)) as batches:
-                yield from map(finish, batches)
-        else:
-            in_thread = self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched: finish(check(fetched)))
-            with closing(in_thread) as restored:
-                yield from restored
+            return RestoreAhead(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, self._check), start)
+        in_thread = self._fetch_ahead(
+            rows, batch, threads, ahead, False, lambda fetched: start(self._check(fetched)).finish()
+        )
+        return RestoreAhead(in_thread, Finished)
 
     def stream(
         self,
@@ -509,45 +504,34 @@ class PrunedCache:
             raise OtherLevel(row["key"], self.uri, f"the cache holds {self.level}, not {kind}: {_INSTEAD[self.level]}")
         return Member(number, row["key"], name, offset, length, checksum)
 
-    def _check(self, fetched: Sequence[StoredBytes | UnreadablePrefix]) -> list[CheckedContainer | PrefixDamaged]:
-        """The sound containers in order, or what is wrong with one; nothing for a sample that could not be fetched.
+    def _check(self, fetched: Sequence[StoredBytes | UnreadablePrefix]) -> _Checked:
+        """Headers and small tensors compared.
 
         In one thread: headers are Python's work, and threads would only wait for its lock. What can run in parallel,
         reading and comparing checksums, is done by `fetch`.
         """
         stored = [sample for sample in fetched if isinstance(sample, StoredBytes)]
         if not stored:
-            return []
-        assert self.codec is not None  # there would be no bytes
+            return _Checked(fetched, [])
         items = [(sample.row["key"], sample.data) for sample in stored]
-        outcomes = check_containers(items, self.codec, self.dataset.identity_hash)
-        return [
-            outcome if isinstance(outcome, CheckedContainer) else self._damaged(sample.row, outcome)
-            for sample, outcome in zip(stored, outcomes, strict=True)
-        ]
+        outcomes = check_containers(items, self._needed_codec, self.dataset.identity_hash)
+        return _Checked(
+            fetched,
+            [
+                outcome if isinstance(outcome, CheckedContainer) else self._damaged(sample.row, outcome)
+                for sample, outcome in zip(stored, outcomes, strict=True)
+            ],
+        )
 
-    def _restore(
-        self,
-        fetched: Sequence[StoredBytes | UnreadablePrefix],
-        checked: Sequence[CheckedContainer | PrefixDamaged],
-        device: torch.device,
-        allocate: Allocate | None,
-    ) -> list[StoredPrefix | UnreadablePrefix]:
-        """For each sample its prefix, or the error of fetching, checking or restoring it."""
-        sound = [container for container in checked if isinstance(container, CheckedContainer)]
-        prefixes = iter(restore_containers(sound, self.codec, device, allocate) if sound and self.codec else ())
-        containers = iter(checked)
-        outcomes: list[StoredPrefix | UnreadablePrefix] = []
-        for sample in fetched:
-            if isinstance(sample, UnreadablePrefix):
-                outcomes.append(sample)
-            elif isinstance(container := next(containers), PrefixDamaged):
-                outcomes.append(container)
-            elif isinstance(prefix := next(prefixes), ContainerError):
-                outcomes.append(self._damaged(sample.row, prefix))
-            else:
-                outcomes.append(StoredPrefix(sample.row, prefix))
-        return outcomes
+    @property
+    def _needed_codec(self) -> Codec:
+        assert self.codec is not None  # there would be no bytes
+        return self.codec
+
+    def _start(self, checked: _Checked, device: torch.device, allocate: Allocate | None) -> _Restoring:
+        """Begin to restore what is sound."""
+        sound = [container for container in checked.containers if isinstance(container, CheckedContainer)]
+        return _Restoring(self, checked, start_restore(sound, self._needed_codec, device, allocate))
 
     def _damaged(self, row: Row, error: ContainerError) -> PrefixDamaged:
         return PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(error))
@@ -559,28 +543,48 @@ class PrunedCache:
         threads: int,
         ahead: int,
         pinned: bool,
-        finish: Callable[[Fetched], T],
-    ) -> Generator[T, None, None]:
-        """Batches of rows fetched and finished in threads, in order, while the consumer works."""
-        arena = Arena(AHEAD_BYTES, pinned)
-        placed = takewhile(lambda pair: pair[1] is not None, self._placed(_batches(rows, batch), arena))
+        prepare: Callable[[Fetched], T],
+    ) -> FetchAhead[T]:
+        """Batches of rows fetched and prepared in threads, in order, while the consumer works."""
+        wanted = map(self._wanted, _batches(rows, batch))
+        return FetchAhead(self._store, wanted, prepare, threads, ahead, Arena(AHEAD_BYTES, pinned))
 
-        def work(pair: tuple[Wanted, Block | None]) -> T:
-            return finish(fetch(self._store, pair[0], pool, pair[1]))
 
-        with ThreadPoolExecutor(threads) as pool:
-            finished = ordered_map(work, placed, threads=2, lookahead=ahead)
-            try:
-                yield from finished
-            finally:
-                arena.close()
-                finished.close()
+@dataclass(frozen=True)
+class _Checked:
+    """A batch that was fetched, and in order the sound containers of it, or what is wrong with one; nothing for a
+    sample that could not be fetched.
+    """
 
-    def _placed(self, batches: Iterable[list[Row]], arena: Arena) -> Iterator[tuple[Wanted, Block | None]]:
-        """Each batch's requests and its memory, which is waited for; None in its place once the arena is closed."""
-        for rows in batches:
-            wanted = self._wanted(rows)
-            yield wanted, arena.take(wanted.size)
+    fetched: Sequence[StoredBytes | UnreadablePrefix]
+    containers: Sequence[CheckedContainer | PrefixDamaged]
+
+
+@dataclass(frozen=True)
+class _Restoring:
+    """A batch whose sound containers a device is restoring."""
+
+    cache: PrunedCache
+    checked: _Checked
+    under_way: RestoreUnderWay
+
+    def is_done(self) -> bool:
+        return self.under_way.is_done()
+
+    def finish(self) -> list[StoredPrefix | UnreadablePrefix]:
+        """For each sample its prefix, or the error of fetching, checking or restoring it."""
+        prefixes, containers = iter(self.under_way.prefixes()), iter(self.checked.containers)
+        outcomes: list[StoredPrefix | UnreadablePrefix] = []
+        for sample in self.checked.fetched:
+            if isinstance(sample, UnreadablePrefix):
+                outcomes.append(sample)
+            elif isinstance(container := next(containers), PrefixDamaged):
+                outcomes.append(container)
+            elif isinstance(prefix := next(prefixes), ContainerError):
+                outcomes.append(self.cache._damaged(sample.row, prefix))
+            else:
+                outcomes.append(StoredPrefix(sample.row, prefix))
+        return outcomes
 
 
 def _batches(rows: Iterable[Row], batch: int) -> Iterator[list[Row]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -40,8 +40,8 @@ class Decoded:
         answers: task number -> answer.
         faults: task number -> why there is none.
         read_bytes: bytes of the prefixes that were read.
-        waited_s: seconds that went into fetching and restoring prefixes.
-        decoded_s: seconds that went into decoding.
+        waited_s: seconds in which there was nothing to do but to wait for prefixes.
+        decoded_s: the other seconds.
     """
 
     answers: dict[int, str] = field(default_factory=dict)
@@ -58,6 +58,56 @@ class _Asked:
     number: int
     tokens: Sequence[int]
     first_token: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredBatch:
+    """Samples that were restored together, and the seconds in which there was nothing to do but to wait for them."""
+
+    samples: Sequence[StoredPrefix | UnreadablePrefix]
+    waited_s: float
+
+
+def restored_between_steps(
+    cache: PrunedCache, rows: Sequence[Row], engine: Engine, threads: int
+) -> Generator[RestoredBatch | list[Answer], None, None]:
+    """Restore prefixes batch by batch, and decode as long as a batch has yet to come.
+
+    On a GPU they are restored into the engine's memory; on a CPU in threads of the cache, and copied.
+
+    Args:
+        cache: where they are.
+        rows: of the prefixes.
+        engine: decodes the requests that the caller submits. What is not submitted when the caller asks for more loses
+            its memory.
+        threads: requests to the store in flight.
+
+    Yields:
+        Batches in the order of the rows, and between them what `Engine.step` returns. Behind the last batch requests
+        may still be under way.
+
+    Raises:
+        StoreError: the store failed in another way than for a lost or damaged object.
+    """
+    targets = PoolTargets(engine) if engine.device.type == "cuda" else None
+    with closing(cache.restored(rows, engine.device, threads=threads, allocate=targets)) as batches:
+        try:
+            while True:
+                while True:
+                    come = batches.ready()  # which begins to restore what has been fetched
+                    if not engine.waiting and (come or not engine.busy):
+                        break
+                    yield engine.step()
+                started = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield RestoredBatch(batch, time.perf_counter() - started)
+                if targets is not None:
+                    targets.release()
+        finally:
+            if targets is not None:
+                targets.close()
 
 
 class PrefixDecoder:
@@ -121,31 +171,17 @@ class PrefixDecoder:
     def _restored(
         self, rows: dict[Place, Row], done: Decoded
     ) -> Iterator[tuple[Place, StoredPrefix | UnreadablePrefix]]:
-        """Prefixes in the order in which they are stored. Between batches it decodes until all requests have entered.
-
-        On a GPU they are restored into the engine's memory; on a CPU in threads of the cache, and copied.
-        """
+        """Prefixes in the order in which they are stored; their requests must be submitted at once."""
         places = sorted(rows)
-        targets = PoolTargets(self._engine) if self._replica.device.type == "cuda" else None
-        batches = self._cache.restored(
-            (rows[place] for place in places),
-            self._replica.device,
-            threads=self._settings.read_threads,
-            allocate=targets,
-        )
         following = iter(places)
-        with closing(batches):
-            while True:
-                started = time.perf_counter()
-                batch = next(batches, None)
-                done.waited_s += time.perf_counter() - started
-                if batch is None:
-                    return
-                yield from zip(islice(following, len(batch)), batch, strict=True)
-                if targets is not None:
-                    targets.release()
-                while self._engine.waiting:
-                    self._note(self._engine.step(), done)
+        cache, threads = self._cache, self._settings.read_threads
+        with closing(restored_between_steps(cache, [rows[place] for place in places], self._engine, threads)) as steps:
+            for step in steps:
+                if isinstance(step, RestoredBatch):
+                    yield from zip(islice(following, len(step.samples)), step.samples, strict=True)
+                    done.waited_s += step.waited_s
+                else:
+                    self._note(step, done)
 
     def _submit(self, outcome: StoredPrefix | UnreadablePrefix, question: _Asked, done: Decoded) -> None:
         if isinstance(outcome, UnreadablePrefix):

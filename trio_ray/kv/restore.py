@@ -7,7 +7,7 @@ rows that decoding reads. On a CPU the same is done tensor by tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -90,50 +90,105 @@ def restore_containers(
     device: torch.device | str = "cpu",
     allocate: Allocate | None = None,
 ) -> list[Prefix | ContainerError]:
-    """Restore many samples together: on a GPU a few copies and kernels for all of them.
+    """`start_restore`, and wait for it."""
+    return start_restore(checked, codec, device, allocate).prefixes()
+
+
+def start_restore(
+    checked: Sequence[CheckedContainer],
+    codec: Codec,
+    device: torch.device | str = "cpu",
+    allocate: Allocate | None = None,
+) -> RestoreUnderWay:
+    """Restore many samples together: on a GPU by a few copies and kernels for all of them, which nothing waits for.
+
+    The stored bytes travel on a stream of their own, so that those of one call arrive while an earlier one's are
+    decompressed.
 
     Args:
         checked: what `check_containers` returned.
         codec: the cache's.
         device: where keys and values are restored; the small tensors of a prefix stay on the CPU.
-        allocate: says where keys and values go. It is called once for each set of samples whose segments hold the same
-            layers. None makes new packed tensors.
+        allocate: says where keys and values go; called once. None makes new packed tensors.
 
-    Returns:
-        For each sample its prefix, or the error that only restoring it could find. Keys and values are views of the
-        targets' tensors, which stay in memory as long as one of the prefixes is in use.
+    Raises:
+        What `allocate` raises, before anything is done.
     """
     device = torch.device(device)
-    allocate = allocate or fresh_targets(device)
     alike: dict[Kind, list[int]] = {}
     for number, sample in enumerate(checked):
         alike.setdefault(sample.kind, []).append(number)
-    outcomes: dict[int, Prefix | ContainerError] = {}
-    for numbers in alike.values():
-        samples = [checked[number] for number in numbers]
-        targets = allocate([sample.shapes for sample in samples])
-        outcomes |= zip(numbers, _restore(samples, codec, device, targets), strict=True)
-    return [outcomes[number] for number in range(len(checked))]
+    kinds = [[checked[number] for number in numbers] for numbers in alike.values()]
+    targets = (allocate or fresh_targets(device))([[sample.shapes for sample in samples] for samples in kinds])
+    begun = [_start(samples, codec, device, own) for samples, own in zip(kinds, targets, strict=True)]
+    done = None
+    if device.type == "cuda":
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(device))
+    order = [number for numbers in alike.values() for number in numbers]
+    return RestoreUnderWay(begun, order, done)
 
 
-def _restore(
+class RestoreUnderWay:
+    """Samples that a device is restoring."""
+
+    def __init__(self, kinds: Sequence[_KindUnderWay], order: Sequence[int], done: torch.cuda.Event | None) -> None:
+        self._kinds, self._order, self._done = kinds, order, done
+
+    def is_done(self) -> bool:
+        """Whether the device has finished."""
+        return self._done is None or self._done.query()
+
+    def prefixes(self) -> list[Prefix | ContainerError]:
+        """Wait, and return for each sample its prefix, or the error that only restoring it could find.
+
+        Keys and values are views of the targets' tensors, which stay in memory as long as one of the prefixes is in
+        use.
+        """
+        if self._done is not None:
+            self._done.synchronize()  # the only time that the CPU waits for the GPU
+        outcomes = dict(zip(self._order, (one for kind in self._kinds for one in kind.prefixes()), strict=True))
+        return [outcomes[number] for number in range(len(outcomes))]
+
+
+@dataclass(frozen=True)
+class _KindUnderWay:
+    """Samples of one kind.
+
+    Attributes:
+        samples: they.
+        split: by segment those of the samples.
+        faults: what is wrong with each sample, as far as the CPU has found it; empty for nothing.
+        damaged: (B,) int32 in host memory once the device is done: not 0 where it has found something; None where
+            it looks for nothing.
+    """
+
+    samples: Sequence[CheckedContainer]
+    split: Sequence[Sequence[Segment]]
+    faults: Sequence[str]
+    damaged: Tensor | None
+
+    def prefixes(self) -> list[Prefix | ContainerError]:
+        found = [0] * len(self.samples) if self.damaged is None else self.damaged.tolist()
+        faults = [fault or (DAMAGED if bad else "") for fault, bad in zip(self.faults, found, strict=True)]
+        return [
+            ContainerError(fault) if fault else replace(sample.frame, segments=own)
+            for sample, own, fault in zip(self.samples, zip(*self.split, strict=True), faults, strict=True)
+        ]
+
+
+def _start(
     samples: Sequence[CheckedContainer], codec: Codec, device: torch.device, targets: Sequence[RowTarget]
-) -> list[Prefix | ContainerError]:
-    """The prefixes of samples of one kind."""
-    damaged: Tensor | None = None
-    if has_triton(device):
-        staged = stage(samples, device)
-        faults = staged.faults
-        tensors, damaged = restore_tensors(staged.source, staged.tensors, samples[0].lossless != NONE)
-    else:
+) -> _KindUnderWay:
+    """Begin to restore samples of one kind."""
+    if not has_triton(device):
         tensors, faults = decompress_on_host(samples, device)
+        return _KindUnderWay(samples, inverse(samples, codec, tensors, targets), faults, None)
+    staged = stage(samples, device)
+    tensors, damaged = restore_tensors(staged.source, staged.tensors, samples[0].lossless != NONE)
     split = inverse(samples, codec, tensors, targets)
-    if damaged is not None:  # the only time that the CPU waits for the GPU
-        faults = [fault or (DAMAGED if bad else "") for fault, bad in zip(faults, damaged.tolist(), strict=True)]
-    return [
-        ContainerError(fault) if fault else replace(sample.frame, segments=own)
-        for sample, own, fault in zip(samples, zip(*split, strict=True), faults, strict=True)
-    ]
+    found = torch.empty(damaged.shape, dtype=damaged.dtype, pin_memory=torch.cuda.is_available())
+    return _KindUnderWay(samples, split, staged.faults, found.copy_(damaged, non_blocking=True))
 
 
 def decompress_on_host(
@@ -194,15 +249,20 @@ def inverse(
 def _split(target: RowTarget, shapes: Sequence[SegmentShape], position: Tensor, text: Tensor) -> list[Segment]:
     """The samples' segments, as views of a target."""
     rows = [shape.rows for shape in shapes]
-    return [
-        Segment(
-            shape.first_layer,
-            target.keys[:, start : start + shape.rows],
-            target.values[:, start : start + shape.rows],
-            own_position,
-            own_text,
-        )
-        for shape, start, own_position, own_text in zip(
-            shapes, target.starts, position.split(rows), text.split(rows), strict=True
-        )
-    ]
+    parts = zip(
+        shapes,
+        _runs(target.keys, target.starts, rows),
+        _runs(target.values, target.starts, rows),
+        position.split(rows),
+        text.split(rows),
+        strict=True,
+    )
+    return [Segment(shape.first_layer, *own) for shape, *own in parts]
+
+
+def _runs(states: Tensor, starts: Sequence[int], rows: Sequence[int]) -> Sequence[Tensor]:
+    """Runs of rows, the second dimension. Where they follow each other, one call cuts them all."""
+    ends = [start + count for start, count in zip(starts, rows, strict=True)]
+    if starts and list(starts[1:]) == ends[:-1]:
+        return states[:, starts[0] : ends[-1]].split(rows, 1)
+    return [states[:, start:end] for start, end in zip(starts, ends, strict=True)]

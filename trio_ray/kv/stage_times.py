@@ -72,7 +72,7 @@ def stage_times(
         lossless, (tensors, _) = timed(lambda: restore_tensors(staged.source, staged.tensors, are_planes))
     else:
         lossless, (tensors, _) = timed(lambda: decompress_on_host(checked, device))
-    targets = fresh_targets(device)([sample.shapes for sample in checked])
+    (targets,) = fresh_targets(device)([[sample.shapes for sample in checked]])
     inverted, _ = timed(lambda: inverse(checked, codec, tensors, targets))
     whole, _ = timed(lambda: restore_containers(checked, codec, device))
     return StageTimes(check, copy, lossless, inverted, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from trio_ray.kv.container import CheckedContainer
 from trio_ray.kv.header import ZSTD
@@ -25,6 +27,8 @@ DECOMPRESS_THREADS = max(THREADS, os.cpu_count() or 1)
 """The same that decompress what a GPU cannot."""
 WORTH_THREADS = 1 << 24
 """Fewer bytes are copied by the caller's thread."""
+COPIED_AT_ONCE = 1 << 25
+"""Bytes; the few numbers that other work sends to the GPU wait for no more than this."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,28 @@ def _pinned(sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
 
 
 def _copied(span: Tensor, device: torch.device) -> Tensor:
-    source = torch.empty(max(8, -(-len(span) // 8) * 8), dtype=torch.uint8, device=device)
-    source[: len(span)].copy_(span, non_blocking=True)
+    """The bytes on the device, for its current stream. They travel on another one, beside what that is doing."""
+    if device.type != "cuda":  # Triton's interpreter
+        return F.pad(span, (0, _padding(len(span))))
+    current, copying = torch.cuda.current_stream(device), _copy_stream(device)
+    with torch.cuda.stream(copying):
+        source = torch.empty(len(span) + _padding(len(span)), dtype=torch.uint8, device=device)
+        for start in range(0, len(span), COPIED_AT_ONCE):
+            piece = span[start : start + COPIED_AT_ONCE]
+            source[start : start + len(piece)].copy_(piece, non_blocking=True)
+    current.wait_stream(copying)
+    source.record_stream(current)
     return source
+
+
+def _padding(size: int) -> int:
+    """Bytes to the next multiple of 8, of which there is one at least."""
+    return max(8, -(-size // 8) * 8) - size
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentShape
+from trio_ray.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,8 @@ class RowTarget:
             keys, values: see `RowTarget`.
             starts, lengths: (B,) of the samples.
         """
-        rows = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        moved = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
-        if keys.is_cuda:
-            moved = moved.pin_memory().to(keys.device, non_blocking=True)
-        return cls(keys, values, moved, tuple(starts))
+        rows = np.concatenate([np.arange(0)] + [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+        return cls(keys, values, to_device(torch.from_numpy(rows), keys.device), tuple(starts))
 
     @classmethod
     def fresh(cls, shapes: Sequence[SegmentShape], device: torch.device) -> RowTarget:
@@ -59,15 +59,20 @@ class RowTarget:
         return cls(keys, values, torch.arange(sum(lengths), device=device), starts)
 
 
-Allocate = Callable[[Sequence[tuple[SegmentShape, ...]]], Sequence[RowTarget]]
-"""Takes the shapes of the segments of every sample of a call (outer: sample, inner: segment) and returns a target for
-each segment. The dtype of a target's tensors may differ from the stored one; restore then converts."""
+Allocate = Callable[[Sequence[Sequence[tuple[SegmentShape, ...]]]], Sequence[Sequence[RowTarget]]]
+"""Takes the shapes of the segments of every sample of a call (outermost: kinds of samples, whose segments hold the same
+layers; then samples; then segments) and returns for each kind a target for each segment. The dtype of a target may
+differ from the stored one; restore then converts."""
+
+
+class TargetsInUse(TrioRayError):
+    """An `Allocate` has no room as long as its caller keeps what it restored before from being used."""
 
 
 def fresh_targets(device: torch.device) -> Allocate:
     """An `Allocate` that makes new packed tensors on a device for every call."""
 
-    def allocate(shapes: Sequence[tuple[SegmentShape, ...]]) -> list[RowTarget]:
-        return [RowTarget.fresh(own, device) for own in zip(*shapes, strict=True)]
+    def allocate(kinds: Sequence[Sequence[tuple[SegmentShape, ...]]]) -> list[list[RowTarget]]:
+        return [[RowTarget.fresh(own, device) for own in zip(*shapes, strict=True)] for shapes in kinds]
 
     return allocate

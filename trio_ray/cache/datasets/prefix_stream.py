@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -13,11 +13,12 @@ import xxhash
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from trio_ray.cache.datasets.batch import Batch, Sample, collate
+from trio_ray.cache.ahead import RestoreAhead
+from trio_ray.cache.datasets.batch import Batch, collate
 from trio_ray.cache.datasets.epoch_order import WINDOW, EpochOrder
 from trio_ray.cache.datasets.process_cache import ProcessCache
-from trio_ray.cache.fetched import Row
-from trio_ray.cache.pruned_cache import THREADS, OnBad, PrunedCache
+from trio_ray.cache.fetched import Fetched, Row
+from trio_ray.cache.pruned_cache import THREADS, OnBad, PrunedCache, StoredPrefix
 from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.errors import ConfigError
 
@@ -128,7 +129,7 @@ class PrefixStream(IterableDataset[Batch]):
 
     def _read(
         self, cache: PrunedCache, rows: Iterator[Row]
-    ) -> Generator[Sequence[Sample | UnreadablePrefix], None, None]:
+    ) -> RestoreAhead[list[StoredPrefix | UnreadablePrefix]] | Generator[Fetched, None, None]:
         if self._restore:
             return cache.restored(rows, batch=self._batch_size, threads=self._threads)
         return cache.fetched(rows, self._batch_size, self._threads)

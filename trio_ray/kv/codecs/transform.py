@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.codecs.transform_basis import (
     KINDS,
     TENSORS,
+    TEXT,
     Basis,
     Components,
     Group,
@@ -296,6 +298,8 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
     lengths = [shape.rows for shape in shapes]
     starts = list(accumulate(lengths, initial=0))[:-1]
     device, total = text.device, sum(lengths)
+    if device.type == "cpu":
+        return _rows_on_host(text.numpy(), shapes, leads)
     sample = torch.repeat_interleave(
         torch.arange(len(shapes), device=device), on_device(lengths, device), output_size=total
     )
@@ -307,6 +311,24 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
         counts = tuple(_row_counts(shape)[kind] for shape in shapes)
         index = select_rows(mask, sum(counts))
         kinds.append(Rows(index, sample[index], mean[index], counts))
+    return kinds
+
+
+def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads: int) -> list[Rows]:
+    """The same in host memory, where numpy takes a fifth of the time."""
+    kinds = []
+    lengths = np.array([shape.rows for shape in shapes])
+    own = np.array([min(shape.lead, leads) for shape in shapes])
+    starts = lengths.cumsum() - lengths
+    for kind, mask in enumerate((~text, text)):
+        counts = tuple(_row_counts(shape)[kind] for shape in shapes)
+        (index,) = mask.nonzero()
+        sample = np.repeat(np.arange(len(shapes)), counts)
+        mean = np.zeros_like(index)
+        if KINDS[kind] == TEXT:
+            number = index - starts[sample]
+            mean = np.where(number < own[sample], number + 1, 0)
+        kinds.append(Rows(torch.from_numpy(index), torch.from_numpy(sample), torch.from_numpy(mean), counts))
     return kinds
 
 

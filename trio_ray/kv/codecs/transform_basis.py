@@ -23,7 +23,7 @@ from trio_ray.kv.codecs.transform_bands import BANDS
 
 BASIS_VERSION = 1
 ENTRY = "trio_ray_basis"
-KINDS = ("image", "text")
+KINDS = IMAGE, TEXT = ("image", "text")
 """Rows of either kind have components of their own."""
 
 INPUT_LIMIT = 32767

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -13,13 +12,12 @@ import torch
 
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
-from trio_ray.cache.unreadable import UnreadablePrefix
+from trio_ray.evaluate.decode import RestoredBatch, restored_between_steps
 from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.decode import UNPRUNED_BATCHES, GenerateTimes, generate_unpruned, time_generate
 from trio_ray.lab.restore.stored import StoredCache
-from trio_ray.model.decode.engine import Engine, Request
-from trio_ray.model.decode.targets import PoolTargets
+from trio_ray.model.decode.engine import Answer, Engine, Request
 from trio_ray.tensors import measure
 
 ANSWER_TOKENS = (1, 16, 64, 196)
@@ -156,27 +154,28 @@ def _rate(contestant: Callable[[], int], device: torch.device) -> float:
 def _answered_from(
     engine: Engine, cache: PrunedCache, rows: Sequence[Row], threads: int, ask: Callable[[Prefix], list[Request]]
 ) -> int:
-    """Restore and answer as an evaluation does: on a GPU prefixes are restored into the engine's memory."""
-    targets = PoolTargets(engine) if engine.device.type == "cuda" else None
-
-    def requests(batches: Iterable[Sequence[StoredPrefix | UnreadablePrefix]]) -> Iterator[Request]:
-        for batch in batches:
-            for sample in batch:
-                yield from ask(_prefix(sample))
-            if targets is not None:
-                targets.release()  # all requests of the batch have been submitted, and hold their rows
-
-    with closing(cache.restored(rows, engine.device, threads=threads, allocate=targets)) as batches:
-        return _answered(engine, requests(batches))
+    """Restore and answer as an evaluation does."""
+    answers = 0
+    for step in restored_between_steps(cache, rows, engine, threads):
+        if isinstance(step, RestoredBatch):
+            for request in (request for sample in step.samples for request in ask(_prefix(sample))):
+                engine.submit(request)
+        else:
+            answers += _sound(step)
+    return answers + _answered(engine, ())
 
 
 def _answered(engine: Engine, requests: Iterable[Request]) -> int:
-    answers = 0
-    for answer in engine.run(requests):
+    return _sound(engine.run(requests))
+
+
+def _sound(answers: Iterable[Answer]) -> int:
+    number = 0
+    for answer in answers:
         if answer.error is not None:
             raise answer.error
-        answers += 1
-    return answers
+        number += 1
+    return number
 
 
 def _pruned_anew(prefill: Pruned) -> Iterator[Prefix]:

@@ -240,17 +240,19 @@ class Engine:
             self._memory.pool.free_own(held.own)
             held.own = None
 
-    def reserve(self, shape: PoolShape, samples: Sequence[Sequence[int]]) -> list[PoolPrefix] | None:
+    def reserve(self, shape: PoolShape, samples: Sequence[Sequence[int]], wait: bool = True) -> list[PoolPrefix] | None:
         """Rows for prefixes that are about to be restored, held once; see `PoolTargets`.
 
-        Where they are short it decodes until sequences have left. Requests that wait keep room for their answers.
+        Requests that wait keep room for their answers.
 
         Args:
             shape: of the prefixes.
             samples: the rows of each prefix in each run of layers.
+            wait: where rows are short, decode until sequences have left.
 
         Returns:
-            The extents, or None where even an engine without work has no room for all of them.
+            The extents; None where there is no room for all of them, and with `wait` would be none even if all
+            sequences had left.
         """
         wanted = [sum(rows) for rows in zip(*samples, strict=True)]
         while True:
@@ -268,7 +270,7 @@ class Engine:
                     memory.release(prefix)
                 if self._memory is not None and self._memory.grow(all_rows):
                     continue
-                if not self._running and not self._waiting:
+                if not wait or not (self._running or self._waiting):
                     return None
                 self._answers = self.step()  # kept for the next step's caller
             else:
