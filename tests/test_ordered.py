@@ -116,3 +116,14 @@ def test_closing_before_the_first_result_reads_nothing() -> None:
     drawn: list[int] = []
     ordered_map(str, (drawn.append(number) for number in range(9)), 2, 2).close()
     assert drawn == []
+
+
+def test_a_result_is_ready_once_it_can_be_had_at_once() -> None:
+    gate = threading.Event()
+    results = ordered_map(lambda number: gate.wait(10), range(2), threads=2, lookahead=2)
+    assert not results.ready()
+    gate.set()
+    while not results.ready():
+        time.sleep(0.01)
+    assert next(results)
+    results.close()

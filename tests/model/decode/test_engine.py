@@ -17,7 +17,8 @@ from trio_ray.calibration.codec_loss import without_last_rows
 from trio_ray.config import ModelConfig
 from trio_ray.kv.container import CheckedContainer, check_containers
 from trio_ray.kv.prefix import NoFirstToken, Prefix
-from trio_ray.kv.restore import read_containers, restore_containers
+from trio_ray.kv.restore import read_containers, restore_containers, start_restore
+from trio_ray.kv.target import TargetsInUse
 from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
@@ -204,4 +205,35 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
     assert {answer.key: answer.tokens for answer in answers} == {
         number: tokens for number, tokens in enumerate(expected) if number != 4
     }
+    assert not engine.pool.used
+
+
+def kv_bytes(prefixes: list[Prefix]) -> int:
+    """Of all of them."""
+    return sum(prefix.kv_bytes for prefix in prefixes)
+
+
+def test_a_batch_ahead_waits_for_the_one_before_where_the_memory_holds_one(llama: Replica) -> None:
+    """What is restored but not yet submitted is not decoded, so that waiting would never end."""
+    prefixes = prefixes_of(llama, 8)
+    raw = codec_of("raw")
+    checked = check_containers([(KEY, contained(prefix, raw)) for prefix in prefixes], raw, FINGERPRINT)
+    sound = [container for container in checked if isinstance(container, CheckedContainer)]
+    engine = Engine(llama.decoder, memory=int(1.3 * max(kv_bytes(half) for half in (prefixes[:4], prefixes[4:]))))
+    targets = PoolTargets(engine)
+    first = start_restore(sound[:4], raw, CPU, targets)
+    with pytest.raises(TargetsInUse):
+        start_restore(sound[4:], raw, CPU, targets)
+    for number, prefix in enumerate(first.prefixes()):
+        assert isinstance(prefix, Prefix)
+        engine.submit(Request(number, prefix, 6))
+    targets.release()
+    second = start_restore(sound[4:], raw, CPU, targets)
+    for number, prefix in enumerate(second.prefixes(), 4):
+        assert isinstance(prefix, Prefix)
+        assert engine.pool.find(prefix) is not None
+        engine.submit(Request(number, prefix, 6))
+    targets.close()
+    expected = generate(llama.decoder, prefixes, 6)
+    assert {answer.key: answer.tokens for answer in engine.run(())} == dict(enumerate(expected))
     assert not engine.pool.used
