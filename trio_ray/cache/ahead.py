@@ -72,6 +72,18 @@ class FetchAhead(Iterator[T]):
             self.close()
 
 
+class Arriving(Protocol):
+    """Batches that come in order, such as `FetchAhead`."""
+
+    def __next__(self) -> Any: ...
+
+    def ready(self) -> bool:
+        """Whether `next` would return, or raise, at once."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
 class UnderWay(Protocol[T_co]):
     """A batch that a device is at work on."""
 
@@ -119,7 +131,7 @@ class RestoreAhead(Iterator[R]):
             that has been yielded and the next one is asked for.
     """
 
-    def __init__(self, fetched: FetchAhead[Any], start: Callable[[Any], UnderWay[R]]) -> None:
+    def __init__(self, fetched: Arriving, start: Callable[[Any], UnderWay[R]]) -> None:
         self._fetched, self._start = fetched, start
         self._put_off: list[Any] = []
         self._under_way: UnderWay[R] | None = None

@@ -573,7 +573,7 @@ class _Restoring:
 
     def finish(self) -> list[StoredPrefix | UnreadablePrefix]:
         """For each sample its prefix, or the error of fetching, checking or restoring it."""
-        prefixes, containers = iter(self.under_way.prefixes()), iter(self.checked.containers)
+        prefixes, containers = iter(self.under_way.finish()), iter(self.checked.containers)
         outcomes: list[StoredPrefix | UnreadablePrefix] = []
         for sample in self.checked.fetched:
             if isinstance(sample, UnreadablePrefix):

@@ -91,7 +91,7 @@ def restore_containers(
     allocate: Allocate | None = None,
 ) -> list[Prefix | ContainerError]:
     """`start_restore`, and wait for it."""
-    return start_restore(checked, codec, device, allocate).prefixes()
+    return start_restore(checked, codec, device, allocate).finish()
 
 
 def start_restore(
@@ -139,7 +139,7 @@ class RestoreUnderWay:
         """Whether the device has finished."""
         return self._done is None or self._done.query()
 
-    def prefixes(self) -> list[Prefix | ContainerError]:
+    def finish(self) -> list[Prefix | ContainerError]:
         """Wait, and return for each sample its prefix, or the error that only restoring it could find.
 
         Keys and values are views of the targets' tensors, which stay in memory as long as one of the prefixes is in

@@ -224,12 +224,12 @@ def test_a_batch_ahead_waits_for_the_one_before_where_the_memory_holds_one(llama
     first = start_restore(sound[:4], raw, CPU, targets)
     with pytest.raises(TargetsInUse):
         start_restore(sound[4:], raw, CPU, targets)
-    for number, prefix in enumerate(first.prefixes()):
+    for number, prefix in enumerate(first.finish()):
         assert isinstance(prefix, Prefix)
         engine.submit(Request(number, prefix, 6))
     targets.release()
     second = start_restore(sound[4:], raw, CPU, targets)
-    for number, prefix in enumerate(second.prefixes(), 4):
+    for number, prefix in enumerate(second.finish(), 4):
         assert isinstance(prefix, Prefix)
         assert engine.pool.find(prefix) is not None
         engine.submit(Request(number, prefix, 6))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trio_ray.cache.pruned_cache import BATCH_BYTES
+from trio_ray.cache.ahead import BATCHES_AT_ONCE, RestoreAhead
+from trio_ray.cache.pruned_cache import AHEAD, BATCH_BYTES
 from trio_ray.kv.container import CheckedContainer, check_containers, checksum
 from trio_ray.kv.prefix import Prefix
-from trio_ray.kv.restore import restore_containers
+from trio_ray.kv.restore import RestoreUnderWay, start_restore
 from trio_ray.kv.stage_times import stage_times
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.samples import StoredSamples, batches_of
@@ -61,7 +62,7 @@ class HostBatch:
 
 
 class Restoring:
-    """One codec's samples as a contestant: checked in host threads, restored on the device, one batch ahead."""
+    """One codec's samples as a contestant: checked in host threads, restored on the device, both ahead."""
 
     def __init__(self, samples: StoredSamples, device: torch.device, threads: int) -> None:
         self.samples, self._device, self._threads = samples, device, threads
@@ -73,12 +74,16 @@ class Restoring:
         return sum(len(batch.keys) for batch in self._order())
 
     def run(self) -> None:
-        """A pass: checksums and headers of the next batch are checked while one is restored."""
+        """A pass, as a cache makes it: while one batch is restored the next ones are checked, and the next one begun."""
+
+        def start(checked: Sequence[CheckedContainer]) -> RestoreUnderWay:
+            return start_restore(checked, self.samples.codec, self._device)
+
         with ThreadPoolExecutor(self._threads) as pool:
-            checked = ordered_map(lambda batch: self.check(batch, pool), self._order(), threads=1, lookahead=2)
-            with closing(checked):
-                for batch in checked:
-                    self.restore(batch)
+            checked = ordered_map(lambda batch: self.check(batch, pool), self._order(), BATCHES_AT_ONCE, AHEAD)
+            with closing(RestoreAhead(checked, start)) as batches:
+                for batch in batches:
+                    assert all(isinstance(prefix, Prefix) for prefix in batch), "sound containers were refused"
 
     def check(self, batch: HostBatch, pool: ThreadPoolExecutor | None = None) -> list[CheckedContainer]:
         """Compare the checksums, in the pool's threads if there is one, and the headers, as the cache does."""
@@ -88,13 +93,6 @@ class Restoring:
         checked = check_containers(items, self.samples.codec, self.samples.fingerprint)
         good = [container for container in checked if isinstance(container, CheckedContainer)]
         assert len(good) == len(checked), "sound containers were refused"
-        return good
-
-    def restore(self, checked: Sequence[CheckedContainer]) -> list[Prefix]:
-        """Keys and values on the device."""
-        restored = restore_containers(checked, self.samples.codec, self._device)
-        good = [prefix for prefix in restored if isinstance(prefix, Prefix)]
-        assert len(good) == len(restored), "sound containers were refused"
         return good
 
     def _order(self) -> list[HostBatch]:
