@@ -74,7 +74,7 @@ class Restoring:
         return sum(len(batch.keys) for batch in self._order())
 
     def run(self) -> None:
-        """A pass, as a cache makes it: while one batch is restored the next ones are checked, and the next one begun."""
+        """A pass as a cache makes it: while one batch is restored, the next is begun and others are checked."""
 
         def start(checked: Sequence[CheckedContainer]) -> RestoreUnderWay:
             return start_restore(checked, self.samples.codec, self._device)
