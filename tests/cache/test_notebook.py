@@ -17,7 +17,6 @@ from trio_ray.cache import notebook
 from trio_ray.cache.notebook import DROPPED, KEPT, cache_html, kept_map, sample_html
 from trio_ray.method.schedule import Schedule
 from trio_ray.model.patch_grid import PatchGrid
-from trio_ray.store.totals import add_up
 
 SCHEDULE = Schedule(32, (1, 10), retention=0.2, weights=(2.0, 1.0))
 HOSTILE = "</td><script>alert(1)</script>"
@@ -31,7 +30,7 @@ def elements(html: str) -> list[str]:
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> notebook.Totals:
     """Sums of a small cache."""
-    return add_up(write_cache(tmp_path_factory.mktemp("cache"), [[3, 2], [4]]).commits)
+    return write_cache(tmp_path_factory.mktemp("cache"), [[3, 2], [4]]).commits.totals
 
 
 def test_a_cache_shows_its_sums_and_the_tokens_of_its_layers(samples: notebook.Totals) -> None:
@@ -43,7 +42,7 @@ def test_a_cache_shows_its_sums_and_the_tokens_of_its_layers(samples: notebook.T
 
 
 def test_an_empty_cache_shows_its_sums_alone(tmp_path: Path) -> None:
-    html = cache_html("x", add_up(write_cache(tmp_path, [[0]]).commits), SCHEDULE, {})
+    html = cache_html("x", write_cache(tmp_path, [[0]]).commits.totals, SCHEDULE, {})
     assert "svg" not in elements(html)
 
 

@@ -25,11 +25,9 @@ from trio_ray.report.prediction import compared, read_prediction
 from trio_ray.report.repeat import brace_ranges, job_that_repeats
 from trio_ray.report.statistics import sample_numbers
 from trio_ray.report.timeline import timeline, together
-from trio_ray.store.catalog import NO_CATALOG
-from trio_ray.store.commit_table import CommitTable, row_of, table_of
+from trio_ray.store.commit_table import row_of, table_of
 from trio_ray.store.commits import CommitRecord, FooterRecord, PartStatistics, RunRecord, ShardInput
 from trio_ray.store.dataset import create_or_check
-from trio_ray.store.local import LocalStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.parts import PartWriter
 from trio_ray.store.totals import Totals, add_up
@@ -50,8 +48,7 @@ def part(
 
 def added_up(commits: list[CommitRecord]) -> Totals:
     """The sums over made-up records."""
-    rows = table_of([row_of(record, "") for record in commits])
-    return add_up(CommitTable(LocalStore("nowhere"), NO_CATALOG, np.zeros(0, np.int64), rows, 1))
+    return add_up(table_of([row_of(record, "") for record in commits]))
 
 
 def test_rates_and_busy_times_add_up_to_what_was_made() -> None:
@@ -86,7 +83,7 @@ def test_sums_are_those_of_the_records() -> None:
     assert (totals.parts, totals.shards, totals.stored, totals.quarantined) == (3, 2, 640, 6)
     assert totals.retention == pytest.approx(0.1)
     assert totals.reasons == {"image_corrupt": 6}
-    assert totals.replicas == {"a", "b"}
+    assert totals.replicas == ("a", "b")
     assert (totals.started, totals.finished) == ("2026-01-01T00:00:00.000+00:00", "2026-01-01T00:20:00.000+00:00")
 
 

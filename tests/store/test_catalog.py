@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +18,23 @@ import pytest
 
 from tests.store.caches import IDENTITY, shard, write_part
 from trio_ray.cache.pruned_cache import AmbiguousKey, PrunedCache, UnknownKey
+from trio_ray.cache.unreadable import PrefixMissing
 from trio_ray.errors import ObjectDamaged
 from trio_ray.lab.scale.requests import counted_requests
 from trio_ray.store import catalog as catalogs
 from trio_ray.store import catalog_writer, commit_table
-from trio_ray.store.catalog import read_catalog
+from trio_ray.store.catalog import read_catalog, unseal
 from trio_ray.store.catalog_writer import CatalogWriter, append_parts, complete_catalog
-from trio_ray.store.commit_table import read_commits, record_of, row_of
+from trio_ray.store.commit_table import open_commits, read_commits, record_of, row_of
 from trio_ray.store.commits import CommitRecord, create_commit, delete_commits
 from trio_ray.store.dataset import Dataset, create_or_check
-from trio_ray.store.findings import FindingKind
+from trio_ray.store.findings import Finding, FindingKind
 from trio_ray.store.gc import collect_garbage
 from trio_ray.store.layout import CATALOG, commit_name
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import ObjectStore
+from trio_ray.store.repair import repair
+from trio_ray.store.totals import add_up
 from trio_ray.store.verify import verify
 
 PARTS = [("a", part) for part in range(3)] + [("b", part) for part in range(4)]
@@ -48,6 +52,10 @@ def commit(store: ObjectStore, dataset: Dataset, name: str, part: int, last: boo
     record = write_part(store, dataset, part, keys, last, shard(name), bad=part % 2)
     assert record is not None
     return record
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process at a write."""
 
 
 @pytest.fixture
@@ -90,12 +98,155 @@ def test_all_records_come_from_the_catalog(catalogued: ObjectStore, records: lis
     assert requests.gets == 1 + len(read_catalog(catalogued).segments) == 4
 
 
-def test_of_few_records_there_is_no_catalog_and_it_is_not_asked_for(store: ObjectStore, dataset: Dataset) -> None:
+def test_of_few_records_there_is_no_catalog(store: ObjectStore, dataset: Dataset) -> None:
     few = [commit(store, dataset, "a", part) for part in range(3)]
     assert complete(store) == 0
+    assert list(store.list(CATALOG)) == []
+    assert open_commits(store, 2) == few
+
+
+def test_a_sealed_cache_is_opened_by_its_root_and_a_key_costs_its_own_segment(
+    catalogued: ObjectStore, records: list[CommitRecord]
+) -> None:
+    """No record is listed, and of three segments none is read for sums."""
     with counted_requests() as requests:
-        assert read_commits(store, 2) == few
-    assert not any(name.startswith(CATALOG) for name in [*requests.names, *(info.name for info in store.list())])
+        cache = opened(catalogued)
+        assert len(cache) == sum(record.stored for record in records)
+        assert "7 parts of 2 shards" in repr(cache)
+        totals = cache.commits.totals
+        assert (requests.gets, requests.lists) == (2, 1), "dataset.json, and the newest version"
+        assert cache.row("b.3.2")["index"] == 3002
+        assert sum("segments" in name for name in requests.names) == 1
+        cache.row("b.3.1")
+        pickle.loads(pickle.dumps(cache)).locate("b.3.1")
+    assert sum("segments" in name for name in requests.names) == 2
+    assert cache.commits == records
+    assert totals == add_up(cache.commits.rows)
+
+
+def test_while_a_run_works_readers_list_the_records(catalogued: ObjectStore, dataset: Dataset) -> None:
+    """So they see what it has committed; when it ends, the root has that, too."""
+    unseal(catalogued)
+    late = commit(catalogued, dataset, "c", 0)
+    assert late in opened(catalogued).commits
+    assert not open_commits(catalogued, 2).sealed
+    assert complete(catalogued) == 1
+    assert open_commits(catalogued, 2).sealed
+    assert opened(catalogued).commits[-1] == late
+
+
+def test_a_seal_has_seen_what_another_run_committed_meanwhile(catalogued: ObjectStore, dataset: Dataset) -> None:
+    """Between the listing and the seal of one run another one begins."""
+    unseal(catalogued)
+    first = commit(catalogued, dataset, "c", 0)
+    listed = read_commits(catalogued, 2)
+    append_parts(catalogued, [("c", 0)], 2)
+    second = commit(catalogued, dataset, "c", 1)
+    complete_catalog(catalogued, listed, 2)
+    assert open_commits(catalogued, 2).sealed
+    assert opened(catalogued).commits[-2:] == [first, second]
+    assert verify(catalogued, 2).ok
+
+
+def test_a_run_unseals_again_what_another_one_sealed(
+    catalogued: ObjectStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_writer, "LOOK_S", 0.0)
+    with CatalogWriter(catalogued, 2) as writer:
+        late = commit(catalogued, dataset, "c", 0)
+        writer.committed(("c", 0))
+    assert late in opened(catalogued).commits
+
+
+def test_what_was_changed_by_hand_is_noticed_when_the_records_are_listed(
+    catalogued: ObjectStore, dataset: Dataset, records: list[CommitRecord]
+) -> None:
+    """Readers of a sealed cache see what it was; a sample whose files are gone is a typed error. `verify` names each
+    difference, and the next run, or `gc`, ends it.
+    """
+    late = commit(catalogued, dataset, "c", 0)
+    delete_commits(catalogued, "b", [3])
+    catalogued.delete(records[-1].files["tar"].name)
+    cache = opened(catalogued)
+    assert cache.commits == records
+    (lost,) = cache.fetch([cache.locate("b.3.0")])
+    assert isinstance(lost, PrefixMissing)
+    found = [finding.detail for finding in verify(catalogued, 2).findings if finding.is_damage]
+    assert [commit_name("c", 0) in found[-1], "tells that there was one" in found[0], len(found)] == [True, True, 2]
+    collect_garbage(catalogued, 3600.0, dry_run=True)
+    assert open_commits(catalogued, 2).sealed
+    collect_garbage(catalogued, 3600.0, dry_run=False)
+    assert opened(catalogued).commits == [*records[:-1], late]
+    complete(catalogued)
+    assert open_commits(catalogued, 2).sealed
+    assert opened(catalogued).commits == [*records[:-1], late]
+    assert [finding.kind for finding in verify(catalogued, 2).findings if finding.is_damage] == []
+
+
+def test_sums_of_a_seal_are_compared_with_the_records(catalogued: ObjectStore) -> None:
+    catalog = read_catalog(catalogued)
+    assert catalog.seal is not None
+    wrong = replace(catalog.seal, totals=replace(catalog.seal.totals, stored=1))
+    assert catalogs.create_version(catalogued, replace(catalog, version=catalog.version + 1, seal=wrong))
+    (finding,) = [finding for finding in verify(catalogued, 2).findings if finding.is_damage]
+    assert "sums" in finding.detail
+    repair(catalogued, [finding])
+    complete(catalogued)
+    assert verify(catalogued, 2).ok
+
+
+def test_a_reader_lists_the_records_when_a_segment_is_lost(
+    catalogued: ObjectStore, dataset: Dataset, records: list[CommitRecord]
+) -> None:
+    """Whether it wants all parts or one; but it never sees other parts than those that it was opened with."""
+    by_key, by_number, too_late = (opened(catalogued) for _ in range(3))
+    for segment in read_catalog(catalogued).segments[1:]:
+        catalogued.delete(segment.name)
+    assert by_key.row("b.3.2")["index"] == by_number.rows_at([len(by_number) - 1])[0]["index"] == 3002
+    assert by_key.row("a.0.1")["index"] == 1
+    assert by_key.commits == by_number.commits == records
+    commit(catalogued, dataset, "c", 0)
+    with pytest.raises(ObjectDamaged, match="open the cache anew"):
+        too_late.row("b.3.2")
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_a_kill_while_the_catalog_is_deleted_shows_no_older_one(
+    catalogued: ObjectStore, records: list[CommitRecord], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repair deletes it before it sets parts aside; versions before the last one were sealed with these parts."""
+    damage = Finding(FindingKind.MISSING, commit_name("b", 3), None, "")
+
+    def killed(names: Iterable[str]) -> None:
+        for name in list(names)[:kept]:
+            catalogued.delete(name)
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogued, "delete_all", killed)
+        with pytest.raises(_Killed):
+            repair(catalogued, [damage])
+    assert not open_commits(catalogued, 2).sealed
+    assert opened(catalogued).commits == records
+
+
+def test_gc_keeps_what_readers_may_have_been_opened_with(tmp_path: Path) -> None:
+    """A version that was the highest a moment ago is still in use, however old its objects are."""
+    store = LocalStore(tmp_path)
+    dataset = create_or_check(store, {**IDENTITY, "cache": {"level": "kv"}}, 4)
+    for part in range(5):
+        commit(store, dataset, "a", part)
+    complete(store)
+    cache = opened(store)
+    an_hour_ago = time.time() - 3600
+    for file in (tmp_path / "catalog").rglob("*.*"):
+        os.utime(file, (an_hour_ago, an_hour_ago))
+    commit(store, dataset, "b", 0)
+    complete(store)
+    collect_garbage(store, 60.0, dry_run=False)
+    assert cache.row("a.4.2")["index"] == 4002
+    collect_garbage(store, 0.0, dry_run=False)
+    assert verify(store, 2).findings == []
 
 
 def test_what_was_committed_since_is_read_where_it_lies_and_appended_alone(
@@ -124,6 +275,7 @@ def test_appending_costs_what_is_new(catalogued: ObjectStore, dataset: Dataset) 
 
 def test_records_win_over_the_catalog(catalogued: ObjectStore, dataset: Dataset, records: list[CommitRecord]) -> None:
     """One that was made anew is read from where it lies; one that is gone stays away, its keys too."""
+    unseal(catalogued)
     delete_commits(catalogued, "a", [1])
     delete_commits(catalogued, "b", [3])
     time.sleep(0.01)
@@ -165,7 +317,9 @@ def test_without_it_or_with_a_damaged_one_the_records_are_read_one_by_one(
 
 
 def test_every_key_is_found_with_the_catalog_and_without(catalogued: ObjectStore, records: list[CommitRecord]) -> None:
-    """A lookup reads a small range of each index, and none a second time; prefixes are found without their tables."""
+    """A lookup reads a small range of each index and the segments of the parts that it finds, and none a second time;
+    prefixes are found without their tables.
+    """
     cache = opened(catalogued)
     assert len(cache.commits.catalog.indexes) == 1
     with counted_requests() as requests:
@@ -176,7 +330,7 @@ def test_every_key_is_found_with_the_catalog_and_without(catalogued: ObjectStore
                 assert (row["key"], row["shard"]) == (key, record.shard.name)
                 located = cache.locate(key)
                 assert located == {name: row[name] for name in located}
-    assert sum(name.startswith(CATALOG) for name in requests.names) == len(cache.commits.catalog.indexes)
+    assert sum(name.startswith(CATALOG) for name in requests.names) == 1 + len(cache.commits.catalog.segments)
     assert sum(name.endswith(".tar") for name in requests.names) == 0
     with pytest.raises(AmbiguousKey, match="name one of a, b"):
         cache.row("same")
@@ -220,15 +374,13 @@ def test_two_writers_lose_nothing(catalogued: ObjectStore, dataset: Dataset) -> 
     assert verify(catalogued, 2).ok
 
 
-class _Killed(BaseException):
-    """Stands for the end of the process at a write."""
-
-
-@pytest.mark.parametrize("write", range(4))
+@pytest.mark.parametrize("write", [0, 1, 2, 3, 8])
 def test_a_kill_at_any_write_leaves_a_whole_cache(
     store: ObjectStore, records: list[CommitRecord], write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Index, merged index, segment and version are written one behind the other; the last makes the others count."""
+    """Index, merged index, segment and version are written one behind the other; the last makes the others count. The
+    last write seals.
+    """
     done = 0
 
     def killing(plain):  # type: ignore[no-untyped-def]
@@ -247,7 +399,7 @@ def test_a_kill_at_any_write_leaves_a_whole_cache(
             patch.setattr(type(store), name, killing(getattr(type(store), name)))
         with pytest.raises(_Killed):
             complete(store)
-    assert read_commits(store, 2) == records
+    assert open_commits(store, 2) == read_commits(store, 2) == records
     assert opened(store).row("b.3.2")["index"] == 3002
     report = verify(store, 2)
     assert report.ok

@@ -76,9 +76,10 @@ def test_a_written_catalog_is_as_described(
         monkeypatch.setattr(module, "WORTH_IT", 1)
     write_part(store, dataset)
     assert catalog_writer.complete_catalog(store, commit_table.read_commits(store, 2), 2) == 1
-    (version,) = (json.loads(store.read(info.name)) for info in store.list(CATALOG_VERSIONS))
+    appended, version = (json.loads(store.read(info.name)) for info in store.list(CATALOG_VERSIONS))
     validator = Draft202012Validator(described("catalog.schema.json"))
-    assert [error.message for error in validator.iter_errors(version)] == []
+    assert [error.message for one in (appended, version) for error in validator.iter_errors(one)] == []
+    assert (appended["seal"], version["seal"]["totals"]["parts"]) == (None, 1)
     written = pq.read_schema(io.BytesIO(store.read(version["segments"][0]["name"])))
     assert columns(written) == described("commits.table.json")["columns"]
     assert store.stat(version["indexes"][0]["name"]).size > 0

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trio_ray.cache.recent import Recent
 from trio_ray.errors import ObjectDamaged
 from trio_ray.kv.container import checksum
 from trio_ray.ordered import ordered_map
+from trio_ray.recent import Recent
 from trio_ray.store.commit_table import CommitTable
 from trio_ray.store.layout import FileKind
 from trio_ray.store.objects import ObjectStore
@@ -42,6 +42,7 @@ class PartTables:
     """The rows of committed parts. A sample's number is its place among all of them, by shard, part and position.
 
     The commit records say how many samples each part has, so a number leads to its part without reading anything else.
+    A part is known by its number in the commit table, so that finding one row by its key needs no other part's record.
     For several threads.
     """
 
@@ -85,12 +86,12 @@ class PartTables:
     ) -> Generator[pa.Table, None, None]:
         """The same table by table, in order; a few are read ahead. Raises as `read` does."""
         wanted = _schema(kind).names if columns is None else list(columns)
-        parts = self._parts_of(shard, kind)
-        if len(parts) == 1:
-            yield self._read(parts[0], kind, wanted)
+        places = self._places_of(shard, kind)
+        if len(places) == 1:
+            yield self._read(places[0], kind, wanted)
             return
-        threads = min(self._threads, len(parts)) or 1
-        ahead = ordered_map(lambda part: self._read(part, kind, wanted), iter(parts), threads, max(SCAN_AHEAD, threads))
+        threads = min(self._threads, len(places)) or 1
+        ahead = ordered_map(lambda at: self._read(at, kind, wanted), iter(places), threads, max(SCAN_AHEAD, threads))
         with closing(ahead) as tables:
             yield from tables
 
@@ -104,17 +105,21 @@ class PartTables:
         total = int(self.first[-1])
         if any(not 0 <= number < total for number in numbers):
             raise IndexError(f"the cache has samples 0 to {total - 1}")
-        places = np.asarray(numbers, np.int64)
-        parts = np.searchsorted(self.first, places, "right") - 1
-        offsets = places - self.first[parts]
-        distinct = sorted(set(parts.tolist()))
+        samples = np.asarray(numbers, np.int64)
+        places = np.searchsorted(self.first, samples, "right") - 1
+        offsets = samples - self.first[places]
+        return self.rows_of(self._commits.numbers[places].tolist(), offsets.tolist(), columns)
+
+    def rows_of(
+        self, parts: Sequence[int], offsets: Sequence[int], columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows at these offsets in parts of these numbers. Raises as `read` does."""
+        distinct = sorted(set(parts))
         footers = dict(zip(distinct, self._in_threads(self._footer, distinct), strict=True))
-        wanted = [
-            (part, footers[part].group_of(row)) for part, row in zip(parts.tolist(), offsets.tolist(), strict=True)
-        ]
+        wanted = [(part, footers[part].group_of(row)) for part, row in zip(parts, offsets, strict=True)]
         tables = self._groups_of(sorted(set(wanted)), footers)
         rows: list[dict[str, Any]] = []
-        for place, row in zip(wanted, offsets.tolist(), strict=True):
+        for place, row in zip(wanted, offsets, strict=True):
             table = tables[place] if columns is None else tables[place].select(list(columns))
             rows += table.slice(row - int(footers[place[0]].first_row[place[1]]), 1).to_pylist()
         return rows
@@ -174,17 +179,18 @@ class PartTables:
             tables = parse_groups(memoryview(data), 0, footer, range(len(footer.checksums)), uri)
             for group, table in enumerate(tables):
                 self._groups.put((part, group), self._with_shard(table, part))
-        if footer.first_row[-1] != self.counts[part]:
-            raise ObjectDamaged(uri, f"has {footer.first_row[-1]} rows, its commit record says {self.counts[part]}")
+        stored = self._commits.value(part, "stored")
+        if footer.first_row[-1] != stored:
+            raise ObjectDamaged(uri, f"has {footer.first_row[-1]} rows, its commit record says {stored}")
         return footer
 
-    def _parts_of(self, shard: str | None, kind: FileKind) -> list[int]:
+    def _places_of(self, shard: str | None, kind: FileKind) -> list[int]:
         among = range(len(self._commits)) if shard is None else self._commits.places_of(shard)
         counts = self.counts if kind == "samples" else self._commits.column("quarantined")
-        return [part for part in among if counts[part]]
+        return [place for place in among if counts[place]]
 
-    def _read(self, part: int, kind: FileKind, columns: Sequence[str]) -> pa.Table:
-        return read_part_table(self._store, self._commits[part], kind, columns)
+    def _read(self, place: int, kind: FileKind, columns: Sequence[str]) -> pa.Table:
+        return read_part_table(self._store, self._commits[place], kind, columns)
 
     def _in_threads(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         if len(items) < 2:

@@ -37,13 +37,12 @@ from trio_ray.kv.target import Allocate
 from trio_ray.method.method import Method
 from trio_ray.model.image_scope import Scope
 from trio_ray.model.loading import model_fingerprint, pinned
-from trio_ray.store.commit_table import CommitTable, read_commits
+from trio_ray.store.commit_table import CommitTable, open_commits
 from trio_ray.store.dataset import differences, load_dataset
 from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
 from trio_ray.store.tables import MEMBER_KINDS, PLACE_COLUMNS, MemberKind, place_columns
-from trio_ray.store.totals import add_up
 
 THREADS = 16
 BATCH = 32
@@ -107,9 +106,10 @@ class PrunedCache:
 
     There is one way out: rows, `fetch` (stored bytes), `restore` (keys and values on a device); `prefix`, `restored`
     and `stream` go it. Committed parts alone are seen, as they were when the cache was opened. Every byte is compared
-    with its checksum when it is read. Opening reads the commit records, from the catalog where it has them; they say
-    how many samples each part has. Of a part's table the few rows around a wanted one are read. A cache can be pickled:
-    what was read stays behind, and credentials were never in it.
+    with its checksum when it is read. Opening reads the root of the catalog, which has the sums over all commit
+    records; while a job writes to the cache, the records themselves are listed. The records of parts, which say how
+    many samples each has, are read when they are asked for, and of a part's table the few rows around a wanted one. A
+    cache can be pickled: what was read stays behind, and credentials were never in it.
 
     Args:
         uri: a local folder or `s3://bucket/prefix`.
@@ -132,13 +132,12 @@ class PrunedCache:
         self.dataset = load_dataset(self._store)
         wanted = None if shards is None else set(shards)
         possible = None if wanted is None else {shard for shard in wanted if is_shard_name(shard)}
-        self.commits: CommitTable = read_commits(self._store, THREADS, possible)
-        strange = self.commits.first_other("identity_hash", self.dataset.identity_hash)
+        self.commits: CommitTable = open_commits(self._store, THREADS, possible)
+        strange = self.commits.first_of_another_cache(self.dataset.identity_hash)
         if strange is not None:
-            record = self.commits[strange]
-            name = self._store.uri_of(commit_name(record.shard.name, record.part))
+            name = self._store.uri_of(commit_name(strange.shard.name, strange.part))
             raise ObjectDamaged(name, "is the record of another cache; restore it from a copy")
-        missing = (wanted or set()).difference(self.commits.shards)
+        missing = wanted.difference(self.commits.shards) if wanted else None
         if missing:
             raise UnknownShard(
                 uri, f"nothing is committed of shard {', '.join(sorted(missing))}; see `trio-ray inspect`"
@@ -158,9 +157,9 @@ class PrunedCache:
     def __repr__(self) -> str:
         cache = self.dataset.identity.get("cache", {})
         codec = (cache.get("codec") or {}).get("name")
-        shards = len(self.commits.shards)
         return (
-            f"PrunedCache({self.uri!r}: {len(self):,} samples in {len(self.commits):,} parts of {shards:,} shards, "
+            f"PrunedCache({self.uri!r}: {len(self):,} samples in {len(self.commits):,} parts of "
+            f"{self.commits.totals.shards:,} shards, "
             f"level {cache.get('level')}" + (f", codec {codec})" if codec else ")")
         )
 
@@ -172,11 +171,11 @@ class PrunedCache:
             "Method": self.dataset.identity["method"]["selector"],
             "Stored": f"level {self.level}, scope {self.scope}, codec {codec}",
         }
-        return cache_html(repr(self), add_up(self.commits), self.method.schedule, facts)
+        return cache_html(repr(self), self.commits.totals, self.method.schedule, facts)
 
     def __len__(self) -> int:
         """Number of stored samples."""
-        return self.commits.total("stored")
+        return self.commits.totals.stored
 
     @property
     def level(self) -> str:
@@ -267,7 +266,7 @@ class PrunedCache:
             ObjectDamaged, StoreError: see `read_table`.
         """
         place = self._place(key, shard)
-        (row,) = self.rows_at([int(self.parts.first[place.part]) + place.row])
+        (row,) = self.parts.rows_of([place.part], [place.row])
         if row["key"] != key:
             where = self.commits.file(place.part, "samples")
             assert where is not None

@@ -76,12 +76,11 @@ def _print_cache(uri: str, s3: S3Config, all_quarantine: bool, all_failed: bool)
     """From the commit records alone, and without torch, so that it takes no longer than they do."""
     import yaml
 
-    from trio_ray.store.commit_table import read_commits
+    from trio_ray.store.commit_table import open_commits
     from trio_ray.store.commits import read_failures
     from trio_ray.store.dataset import load_dataset
     from trio_ray.store.opening import open_store
     from trio_ray.store.part_table import quarantine_rows
-    from trio_ray.store.totals import add_up
 
     store = open_store(uri, s3)
     dataset = load_dataset(store)
@@ -90,12 +89,12 @@ def _print_cache(uri: str, s3: S3Config, all_quarantine: bool, all_failed: bool)
         for failure in failures:
             print(f"{failure.shard.label}: {failure.error}")
         return
-    commits = read_commits(store, THREADS)
+    commits = open_commits(store, THREADS)
     if all_quarantine:
         for bad in quarantine_rows(store, commits):
             print(f"{bad['shard']}: {bad['key']} ({bad['reason']}): {bad['detail']}")
         return
-    totals = add_up(commits)
+    totals = commits.totals
     print(uri)
     _say("made", f"{dataset.created} with trio-ray {dataset.package_version}, model {dataset.model or 'not named'}")
     for name, text in _sums(totals, dataset.identity["cache"]["level"]):

@@ -35,6 +35,7 @@ from trio_ray.precompute.part_size import PartSize
 from trio_ray.source.sample import Shard
 from trio_ray.source.shards import shard_name, split_file
 from trio_ray.store.bases import store_basis
+from trio_ray.store.catalog import unseal
 from trio_ray.store.commit_table import CommitTable, ShardProgress, read_commits
 from trio_ray.store.commits import delete_commits
 from trio_ray.store.dataset import Dataset, check_same, create_or_check, existing_dataset, hash_identity, new_dataset
@@ -146,6 +147,8 @@ def plan_job(config: JobConfig, with_gpu: bool, calibrate: Calibrator = calibrat
     method = method_of(dataset.identity)
     plan = JobPlan(uuid.uuid4().hex[:12], store, dataset, method, config.model, commits, chosen)
     _find_work(plan, checked.units, config, config.pipeline.redo_damaged)
+    if plan.tasks:
+        unseal(store)
     return plan
 
 
@@ -344,6 +347,7 @@ def _is_same_input(shard: Shard, begun: list[ShardProgress], opener: StoreOpener
 
 def _take_out(store: ObjectStore, begun: list[ShardProgress]) -> None:
     """Take what is committed of a damaged file out of the cache; what tells of the damage goes last."""
+    unseal(store)
     for one in sorted(begun, key=lambda one: one.damage is not None):
         delete_commits(store, one.source.name, one.parts)
 

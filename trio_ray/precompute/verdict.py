@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from trio_ray.errors import JobFailed
 from trio_ray.store.commit_table import CommitTable
 
@@ -47,10 +45,9 @@ def judge(commits: CommitTable, shards: Iterable[str]) -> Verdict:
         shards: names of those whose damage is asked about.
     """
     wanted = set(shards)
-    told = commits.rows.select(["shard", "damage"])
-    told = told.filter(pc.is_valid(told.column("damage")))
-    damaged = {row["shard"]: row["damage"] for row in told.to_pylist() if row["shard"] in wanted}
-    return Verdict(commits.total("stored"), commits.total("quarantined"), damaged)
+    totals = commits.totals
+    damaged = {shard: damage for shard, damage in totals.damaged.items() if shard in wanted}
+    return Verdict(totals.stored, totals.quarantined, damaged)
 
 
 def all_bad_so_far(reasons: Mapping[str, int]) -> str | None:

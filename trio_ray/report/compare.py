@@ -18,7 +18,7 @@ from trio_ray.report.pictures import question_of
 from trio_ray.source.rejection import Rejected
 from trio_ray.source.sample import Sample
 from trio_ray.store.dataset import differences
-from trio_ray.store.totals import Totals, add_up
+from trio_ray.store.totals import Totals
 
 MOST_DIFFERENT = 40
 """Lines of the table of the samples that differ most."""
@@ -52,7 +52,7 @@ def comparison_page(
         StoreError: a cache cannot be read. Input that cannot be read costs its pictures alone.
     """
     on_step("reading commit records")
-    totals, other_totals = add_up(cache.commits), add_up(other.commits)
+    totals, other_totals = cache.commits.totals, other.commits.totals
     on_step("reading tables")
     pairs = pair_samples(cache, other, samples)
     on_step("drawing pictures")

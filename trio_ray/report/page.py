@@ -31,7 +31,7 @@ from trio_ray.store.commits import read_failures
 from trio_ray.store.dataset import package_version, utc_now
 from trio_ray.store.findings import VerifyReport
 from trio_ray.store.opening import open_store
-from trio_ray.store.totals import Totals, add_up
+from trio_ray.store.totals import Totals
 from trio_ray.study import shown_bytes
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,7 +73,7 @@ def cache_page(cache: PrunedCache, settings: ReportSettings, on_step: Callable[[
     """
     how = settings.how if settings.pictures else None
     on_step("reading commit records")
-    totals, work = add_up(cache.commits), timeline(cache.commits)
+    totals, work = cache.commits.totals, timeline(cache.commits)
     failures = list(read_failures(open_store(cache.uri, settings.how.s3)).values())
     on_step("reading tables")
     numbers = sample_numbers(cache, settings.samples)

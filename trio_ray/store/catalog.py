@@ -1,11 +1,19 @@
 """The catalog: copies of the commit records as columns, and indexes of the keys, which grow by appending.
 
-It is never the truth. A record is taken from it only while the listing shows the very object that was copied; what the
-catalog lacks, or has of an object that is no more, is read from where it lies. So it may be of any age, missing or
-damaged, and may be deleted at any time.
+A version is its root: it names the segments and indexes that count. It is created once and never changed, and the
+highest one is the catalog. What a version names is written before it: a writer that is killed leaves the version
+before, whole.
 
-A version names the segments and indexes that count; it is created once and never changed, and the highest one is the
-catalog. What a version names is written before it: a writer that is killed leaves the version before, whole.
+The commit records are the truth, and the catalog is never more than a copy; it may be deleted at any time.
+
+- A version with a seal says that the segments held every commit record when the run that made it ended. A reader
+  takes its word: it needs no listing, and no segment until it asks for a part. Whoever is about to add or remove commit
+  records creates a version without a seal first (`unseal`).
+- Without a seal the records are listed. One is taken from a segment only while the listing shows the very object that
+  was copied; what the segments lack, or have of an object that is no more, is read from where it lies.
+
+A record that was changed by hand stays unseen by readers of a sealed catalog until something lists the records:
+the next run and `gc` put the catalog right, and `verify` names the difference.
 """
 
 from __future__ import annotations
@@ -14,7 +22,8 @@ import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,9 +35,13 @@ from trio_ray.store.layout import CATALOG_VERSIONS, catalog_version_name, parse_
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.record import dump_record, load_record
 from trio_ray.store.tables import COMMITS
+from trio_ray.store.totals import Totals
 
 WORTH_IT = 100
-"""Of fewer parts no catalog is made or read: their records are read one by one in about a second."""
+"""Of fewer parts no catalog is made: their records are read one by one in about a second."""
+
+TRIES = 5
+"""Times that a version is tried to be created while other writers are faster."""
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +59,33 @@ class SegmentRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """What a version says of all commit records.
+
+    Attributes:
+        identity_hash: that all of them have.
+        dropped: numbers of the parts in the segments that do not count: their record is gone, was replaced, or is a
+            second time in the segments. Ascending.
+        totals: sums over the parts that count.
+    """
+
+    identity_hash: str
+    dropped: tuple[int, ...]
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """A version of the catalog.
 
     The parts are numbered through all segments, in their order. Each index covers a range of these numbers, and
-    together they cover all.
+    together they cover all. `seal` is there if the segments have every commit record.
     """
 
     version: int
     segments: tuple[SegmentRef, ...]
     indexes: tuple[IndexRef, ...]
+    seal: Seal | None = None
 
     @property
     def parts(self) -> int:
@@ -90,13 +120,22 @@ def read_version(store: ObjectStore, version: int) -> Catalog:
     try:
         segments = tuple(SegmentRef(**segment) for segment in fields["segments"])
         indexes = tuple(IndexRef(**index) for index in fields["indexes"])
-        catalog = Catalog(fields["version"], segments, indexes)
+        catalog = Catalog(fields["version"], segments, indexes, _seal_of(fields["seal"]))
     except (KeyError, TypeError) as error:
         raise ObjectDamaged(uri, f"has not the fields of a catalog ({error}); {_MADE_ANEW}") from None
     edges = [0, *(index.beyond for index in indexes)]
     if catalog.version != version or [i.first for i in indexes] != edges[:-1] or edges[-1] != catalog.parts:
         raise ObjectDamaged(uri, f"its indexes do not cover its segments; {_MADE_ANEW}")
     return catalog
+
+
+def _seal_of(fields: dict[str, Any] | None) -> Seal | None:
+    if fields is None:
+        return None
+    totals = fields["totals"]
+    reasons = dict(sorted(totals["reasons"].items(), key=lambda counted: -counted[1]))  # JSON has them by name
+    read = Totals(**{**totals, "reasons": reasons, "replicas": tuple(totals["replicas"])})
+    return Seal(fields["identity_hash"], tuple(fields["dropped"]), read)
 
 
 def usable_catalog(store: ObjectStore) -> Catalog:
@@ -113,6 +152,22 @@ def usable_catalog(store: ObjectStore) -> Catalog:
 def create_version(store: ObjectStore, catalog: Catalog) -> bool:
     """Make this the newest version; False if there is one of its number already."""
     return store.create(catalog_version_name(catalog.version), dump_record(asdict(catalog)))
+
+
+def unseal(store: ObjectStore) -> None:
+    """Make readers list the commit records from now on. To be called before records are added or removed.
+
+    Raises:
+        StoreError: the catalog cannot be read or written.
+    """
+    for _ in range(TRIES):
+        try:
+            catalog = read_catalog(store)
+        except ObjectDamaged:
+            return  # nobody can take its word
+        if catalog.seal is None or create_version(store, replace(catalog, version=catalog.version + 1, seal=None)):
+            return
+    raise StoreError(store.uri, "other writers were faster at every try to unseal its catalog")
 
 
 def write_segment(store: ObjectStore, rows: pa.Table) -> SegmentRef:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -10,18 +11,22 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trio_ray.errors import ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.catalog import (
+    TRIES,
     WORTH_IT,
     Catalog,
+    Seal,
     create_version,
     read_catalog,
     read_segment,
+    unseal,
     usable_catalog,
     write_segment,
 )
-from trio_ray.store.commit_table import CommitTable, Part, list_commits, read_rows
+from trio_ray.store.commit_table import CommitTable, Part, list_commits, read_commits, read_rows
 from trio_ray.store.key_index import IndexRef, merge_indexes, write_index
 from trio_ray.store.locators import LOCATOR, read_locators
 from trio_ray.store.objects import ObjectStore
@@ -36,7 +41,8 @@ _MERGE_RATIO = 4
 """An index is merged with the one before it unless that one is more than so many times larger: so of n samples there
 are about log n indexes, and each sample is written about log n times."""
 
-_TRIES = 5
+LOOK_S = 60.0
+"""Seconds after which a run that commits looks whether another one has sealed the catalog meanwhile."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,8 @@ log = logging.getLogger(__name__)
 class CatalogWriter:
     """Appends a segment for every `SEGMENT_PARTS` parts that a run commits, in a thread of its own.
 
-    The run does not depend on it: what fails is logged, and made up for when the run ends.
+    The run has unsealed the catalog. Another run may seal it while this one works; so it is looked at now and then,
+    and unsealed again. The run does not depend on either: what fails is logged, and made up for when the run ends.
     """
 
     def __init__(self, store: ObjectStore, threads: int) -> None:
@@ -53,13 +60,20 @@ class CatalogWriter:
         self._waiting: set[Part] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._appending: Future[None] | None = None
+        self._looked = time.monotonic()
 
     def committed(self, part: Part) -> None:
         """Note that a part has been committed. Takes no time."""
         self._waiting.add(part)
-        if len(self._waiting) >= SEGMENT_PARTS and (self._appending is None or self._appending.done()):
+        if self._appending is not None and not self._appending.done():
+            return
+        now = time.monotonic()
+        if len(self._waiting) >= SEGMENT_PARTS:
             parts, self._waiting = self._waiting, set()
             self._appending = self._thread.submit(self._append, parts)
+        elif now - self._looked > LOOK_S:
+            self._looked = now
+            self._appending = self._thread.submit(self._unseal)
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +88,12 @@ class CatalogWriter:
             append_parts(self._store, parts, self._threads)
         except StoreError as error:
             log.warning("%s; a segment of the catalog is made later", error)
+
+    def _unseal(self) -> None:
+        try:
+            unseal(self._store)
+        except StoreError as error:
+            log.warning("%s; if another run has sealed the catalog, readers may not see the newest parts", error)
 
 
 def append_parts(store: ObjectStore, parts: Iterable[Part], threads: int) -> None:
@@ -91,60 +111,89 @@ def append_parts(store: ObjectStore, parts: Iterable[Part], threads: int) -> Non
 
 
 def complete_catalog(store: ObjectStore, commits: CommitTable, threads: int) -> int:
-    """Append all committed parts that the catalog lacks, if there are many parts; make a damaged catalog anew.
+    """Append all committed parts that the catalog lacks, if there are many parts, and seal it: to be called when a run
+    ends. A damaged catalog is made anew.
 
     Args:
         store: the cache.
-        commits: all its parts, as they have just been read.
+        commits: all its parts, as they have just been listed.
         threads: that read and write.
 
     Returns:
         The number of parts appended.
 
     Raises:
-        StoreError: something cannot be read or written. The catalog is what it was before.
+        StoreError: something cannot be read or written. Readers see the catalog as it was before, or list the records.
     """
-    if len(commits) < WORTH_IT:
-        return 0
-    if any(commits.dead_segments):
-        appended = _append(store, Catalog(commits.catalog.version, (), ()), commits.rows, threads)
-    else:
-        appended = _append(store, commits.catalog, commits.tail, threads)
-    if appended:
-        merge_all_indexes(store)
+    appended = 0
+    for _ in range(TRIES):
+        if commits.sealed:
+            return appended
+        if len(commits) < WORTH_IT:
+            unseal(store)
+            return appended
+        added, settled = _append_and_seal(store, commits, threads)
+        appended += added
+        if settled:
+            return appended
+        commits = read_commits(store, threads)
+    log.warning("%s: other runs changed its catalog at every try to seal it; the last of them does it", store.uri)
     return appended
 
 
-def merge_all_indexes(store: ObjectStore) -> None:
-    """Make one index of all, if together they are small enough: then one read finds any key.
+def _append_and_seal(store: ObjectStore, commits: CommitTable, threads: int) -> tuple[int, bool]:
+    """The number of parts appended, and False if another writer came between, so that the records must be listed anew.
 
-    Raises:
-        StoreError: one cannot be read, or the new one not be written. The catalog is what it was before.
+    A seal goes on top of the version that was read before the listing, and of what was appended to it here, alone: so
+    it has seen the records of everybody who unsealed the catalog before.
     """
-    catalog = read_catalog(store)
-    if len(catalog.indexes) > 1 and sum(index.locators for index in catalog.indexes) <= ONE_INDEX_LOCATORS:
-        index = merge_indexes(store, catalog.indexes)
-        # Where another writer is faster, its version stays, and gc deletes this index.
-        create_version(store, Catalog(catalog.version + 1, catalog.segments, (index,)))
+    anew = any(commits.dead_segments)
+    catalog = Catalog(commits.catalog.version, (), ()) if anew else commits.catalog
+    rows, dropped = (commits.rows, ()) if anew else (commits.tail, commits.dropped)
+    longer, added, alone = _append(store, catalog, rows, threads)
+    if not alone:
+        return added, False
+    identities = pc.unique(commits.rows.column("identity_hash")).to_pylist()
+    seal = Seal(identities[0], dropped, commits.totals) if added == len(rows) and len(identities) == 1 else None
+    indexes = _one_index(store, longer.indexes)
+    if seal is None and indexes == longer.indexes:
+        return added, True
+    return added, create_version(store, Catalog(longer.version + 1, longer.segments, indexes, seal))
 
 
-def _append(store: ObjectStore, catalog: Catalog, rows: pa.Table, threads: int) -> int:
-    """Append rows to a version of the catalog, or to a newer one that another writer has created meanwhile."""
+def _one_index(store: ObjectStore, indexes: tuple[IndexRef, ...]) -> tuple[IndexRef, ...]:
+    """All indexes as one, if together they are small enough: then one read finds any key. Where the version that is to
+    name it is not created, `gc` deletes it.
+    """
+    if len(indexes) < 2 or sum(index.locators for index in indexes) > ONE_INDEX_LOCATORS:
+        return indexes
+    return (merge_indexes(store, indexes),)
+
+
+def _append(store: ObjectStore, catalog: Catalog, rows: pa.Table, threads: int) -> tuple[Catalog, int, bool]:
+    """Append rows to a version of the catalog, or to a newer one that another writer has created meanwhile.
+
+    Returns:
+        The newest version that this made, `catalog` if none; the number of rows appended; whether no other writer has
+        created a version meanwhile.
+    """
     total = 0
+    alone = True
     for first in range(0, rows.num_rows, SEGMENT_PARTS):
         piece, locators = _with_locators(store, rows.slice(first, SEGMENT_PARTS), threads)
         if not piece.num_rows:
             continue
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             longer = _longer(store, catalog, piece, locators)
             if create_version(store, longer):
                 catalog = longer
                 break
             catalog = read_catalog(store)
+            alone = False
         else:
             raise StoreError(store.uri, "other writers were faster at every try to append to its catalog")
         total += piece.num_rows
-    return total
+    return catalog, total, alone
 
 
 def _longer(store: ObjectStore, catalog: Catalog, rows: pa.Table, locators: list[np.ndarray]) -> Catalog:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from trio_ray.errors import ObjectDamaged, StoreError
+from trio_ray.recent import Recent
 from trio_ray.store.catalog import (
     NO_CATALOG,
     WORTH_IT,
     Catalog,
-    SegmentRef,
     read_segment,
     read_segments,
     usable_catalog,
@@ -35,14 +38,17 @@ from trio_ray.store.commits import (
     ShardInput,
     parse_commit,
 )
+from trio_ray.store.layout import CATALOG, COMMITS_FOLDERS, FileKind, commit_prefix, parse_commit_name
 from trio_ray.store.layout import COMMITS as COMMITS_FOLDER
-from trio_ray.store.layout import COMMITS_FOLDERS, FileKind, commit_prefix, parse_commit_name
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.record import canonical_json
 from trio_ray.store.tables import COMMITS
+from trio_ray.store.totals import Totals, add_up
 
 _KINDS: tuple[FileKind, ...] = get_args(FileKind)
 _ROWS_AT_ONCE = 1024
+
+log = logging.getLogger(__name__)
 
 LISTED_ALONE = 1000
 """So many names S3 lists with one request."""
@@ -63,23 +69,28 @@ class ShardProgress:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of all parts by shard and part, and the number of each in the catalog; those of the tail come behind."""
+    """The rows of all parts by shard and part, the number of each, and by number the place of each (-1: none)."""
 
     table: pa.Table
     numbers: np.ndarray
+    places: np.ndarray
 
 
 class CommitTable(Sequence[CommitRecord]):
     """The committed parts of a cache, by shard and part. For several threads.
 
-    Pickled, it takes along what the catalog lacks, and reads the rest again when it is first used: the segments that
-    the catalog had are never changed.
+    A part has a place among all parts, and a number: where its row is in the segments of the catalog, or behind them in
+    the tail. What is asked of a part by its number reads its segment alone; what is asked of all parts, or by a place,
+    reads all segments, once.
+
+    Pickled, it takes along what the catalog lacks, and reads segments again when they are asked for: they are never
+    changed. Where one cannot be read, the commit records are listed, as long as there are as many as before.
 
     Args:
         store: of the cache.
         catalog: whose segments hold records.
         dropped: numbers of catalogued parts that do not count: their record is gone, is another one, or is a second
-            time in the catalog.
+            time in the catalog. Ascending.
         tail: rows (`COMMITS`) that the catalog does not have.
         threads: that read.
         tables: the segments' rows, if they are read already.
@@ -100,16 +111,18 @@ class CommitTable(Sequence[CommitRecord]):
         self._dropped = dropped
         self._threads = threads
         self._lock = threading.Lock()
+        self._segments = _no_segments()
         self._rows: _Rows | None = None if tables is None else self._sorted(tables)
 
     def __getstate__(self) -> dict[str, Any]:
         tail = zlib.compress(json.dumps(self.tail.to_pydict()).encode())
-        return {**self.__dict__, "_rows": None, "_lock": None, "tail": tail}
+        return {**self.__dict__, "_rows": None, "_lock": None, "_segments": None, "tail": tail}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         tail = json.loads(zlib.decompress(state["tail"]))
         self.__dict__.update(state, tail=pa.Table.from_pydict(tail, COMMITS))
         self._lock = threading.Lock()
+        self._segments = _no_segments()
 
     def __len__(self) -> int:
         return self.catalog.parts - len(self._dropped) + self.tail.num_rows
@@ -137,30 +150,41 @@ class CommitTable(Sequence[CommitRecord]):
     __hash__ = None  # type: ignore[assignment]
 
     @property
+    def dropped(self) -> tuple[int, ...]:
+        """Numbers of catalogued parts that do not count, ascending."""
+        return tuple(self._dropped.tolist())
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the catalog has a seal and says the same as this table."""
+        seal = self.catalog.seal
+        return seal is not None and not self.tail.num_rows and seal.dropped == self.dropped
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Sums over all parts. A sealed catalog has them; else all rows are read."""
+        return self.catalog.seal.totals if self.sealed and self.catalog.seal else add_up(self.rows)
+
+    @property
     def rows(self) -> pa.Table:
         """The records as rows (`COMMITS`), by shard and part."""
         return self._loaded.table
 
     @property
     def numbers(self) -> np.ndarray:
-        """(parts,) int64: the number of each part in the catalog, as locators name it.
-
-        Parts of the tail have numbers behind the catalog's.
-        """
+        """(parts,) int64: the number of each part, as locators name it. Those of the tail are behind the catalog's."""
         return self._loaded.numbers
 
     def column(self, name: str) -> np.ndarray:
         """(parts,) a column of numbers."""
         return self.rows.column(name).to_numpy()
 
-    def first_other(self, name: str, value: object) -> int | None:
-        """The place of the first part that has another value in a column; None if there is none."""
-        found = pc.index(pc.not_equal(self.rows.column(name), value), True).as_py()
-        return None if found < 0 else found
-
-    def total(self, name: str) -> Any:
-        """The sum of a column of numbers; 0 if there are no parts."""
-        return pc.sum(self.rows.column(name)).as_py() or 0
+    def first_of_another_cache(self, identity_hash: str) -> CommitRecord | None:
+        """The first record that has another identity than this one, if there is any."""
+        if self.sealed and self.catalog.seal and self.catalog.seal.identity_hash == identity_hash:
+            return None
+        found = pc.index(pc.not_equal(self.rows.column("identity_hash"), identity_hash), True).as_py()
+        return None if found < 0 else self[found]
 
     @cached_property
     def digest(self) -> str:
@@ -178,21 +202,6 @@ class CommitTable(Sequence[CommitRecord]):
         found = np.flatnonzero(pc.equal(self.rows.column("shard"), shard).to_numpy())
         return range(found[0], found[-1] + 1) if len(found) else range(0)
 
-    def shard_of(self, place: int) -> str:
-        """The shard's name of a part."""
-        return self.rows.column("shard")[place].as_py()
-
-    def file(self, place: int, kind: FileKind) -> FileRecord | None:
-        """A part's file of this kind, if it has one."""
-        row = self.rows
-        name, size, checksum = (row.column(f"{kind}_{what}")[place].as_py() for what in ("name", "size", "checksum"))
-        return None if name is None else FileRecord(name, size, checksum)
-
-    def footer(self, place: int) -> FooterRecord:
-        """Of a part's samples table."""
-        size, checksum = (self.rows.column(f"footer_{what}")[place].as_py() for what in ("size", "checksum"))
-        return FooterRecord(size, checksum)
-
     def progress(self) -> dict[str, ShardProgress]:
         """What every begun shard has committed, by shard name."""
         shards = self.rows.column("shard").to_pylist()
@@ -208,27 +217,106 @@ class CommitTable(Sequence[CommitRecord]):
             found[shard] = ShardProgress(frozenset(of_shard), row["last"], _shard_of(row), row["damage"])
         return found
 
+    def need(self, numbers: Iterable[int]) -> None:
+        """Read the segments of parts of the catalog. Where one cannot be read, its parts get numbers in the tail.
+
+        Raises:
+            ObjectDamaged: a segment cannot be read, and the commit records have changed.
+            StoreError: they cannot be read.
+        """
+        wanted = {self._segment_of(number) for number in numbers if self._rows is None and self.counts(number)}
+        try:
+            for segment in wanted:
+                self._segment(segment)
+        except StoreError as error:
+            log.warning("%s; the commit records are listed instead", error)
+            with self._lock:
+                if self._rows is None:
+                    self._rows = self._listed_anew()
+
+    def counts(self, number: int) -> bool:
+        """Whether there is a part of this number, and it counts."""
+        rows = self._rows
+        if rows is not None:
+            return number < len(rows.places) and bool(rows.places[number] >= 0)
+        at = int(np.searchsorted(self._dropped, number))
+        is_dropped = at < len(self._dropped) and self._dropped[at] == number
+        return number < self.catalog.parts + self.tail.num_rows and not is_dropped
+
+    def value(self, number: int, column: str) -> Any:
+        """What a column has of the part of a number."""
+        rows = self._rows
+        if rows is not None:
+            return rows.table.column(column)[int(rows.places[number])].as_py()
+        if number >= self.catalog.parts:
+            return self.tail.column(column)[number - self.catalog.parts].as_py()
+        segment = self._segment_of(number)
+        return self._segment(segment).column(column)[number - int(self._edges[segment])].as_py()
+
+    def shard_of(self, number: int) -> str:
+        """The shard's name of the part of a number."""
+        return str(self.value(number, "shard"))
+
+    def file(self, number: int, kind: FileKind) -> FileRecord | None:
+        """The file of this kind of the part of a number, if it has one."""
+        name, size, checksum = (self.value(number, f"{kind}_{what}") for what in ("name", "size", "checksum"))
+        return None if name is None else FileRecord(name, size, checksum)
+
+    def footer(self, number: int) -> FooterRecord:
+        """Of the samples table of the part of a number."""
+        return FooterRecord(self.value(number, "footer_size"), self.value(number, "footer_checksum"))
+
     @property
     def dead_segments(self) -> list[bool]:
         """For each segment of the catalog, whether none of its parts counts."""
         dropped = np.zeros(self.catalog.parts, bool)
         dropped[self._dropped] = True
-        edges = np.cumsum([0, *(segment.parts for segment in self.catalog.segments)])
-        return [bool(dropped[first:beyond].all()) for first, beyond in pairwise(edges)]
+        return [bool(dropped[first:beyond].all()) for first, beyond in pairwise(self._edges)]
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        """(segments + 1,) the number of the first part of each segment, and of all parts."""
+        return np.cumsum([0, *(segment.parts for segment in self.catalog.segments)])
+
+    def _segment_of(self, number: int) -> int:
+        return int(np.searchsorted(self._edges, number, "right")) - 1
+
+    def _segment(self, segment: int) -> pa.Table:
+        return self._segments.get(segment, lambda: read_segment(self._store, self.catalog.segments[segment]))
 
     @property
     def _loaded(self) -> _Rows:
         with self._lock:
             if self._rows is None:
-                self._rows = self._sorted(self._read())
+                tables = self._read()
+                self._rows = self._listed_anew() if tables is None else self._sorted(tables)
+                self._segments = _no_segments()  # the rows have all that they held
             return self._rows
 
-    def _read(self) -> list[pa.Table]:
-        def read(segment: SegmentRef, dead: bool) -> pa.Table:
-            return blank_rows(segment.parts) if dead else read_segment(self._store, segment)
+    def _read(self) -> list[pa.Table] | None:
+        """The rows of all segments, those of a dead one empty; None where one cannot be read."""
 
-        with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(read, self.catalog.segments, self.dead_segments))
+        def read(numbered: tuple[int, bool]) -> pa.Table:
+            segment, dead = numbered
+            return blank_rows(self.catalog.segments[segment].parts) if dead else self._segment(segment)
+
+        try:
+            with ThreadPoolExecutor(self._threads) as pool:
+                return list(pool.map(read, enumerate(self.dead_segments)))
+        except StoreError as error:
+            log.warning("%s; the commit records are listed instead", error)
+            return None
+
+    def _listed_anew(self) -> _Rows:
+        """The rows of the parts that the listing shows. The numbers of parts whose segments can be read stay."""
+        before = len(self)
+        tables, self._dropped, self.tail = _against_listing(
+            self._store, self.catalog, list_all_commits(self._store, self._threads), self._threads
+        )
+        if len(self) != before:
+            message = f"can be read in part alone, and there are {len(self)} commit records now, not {before}"
+            raise ObjectDamaged(self._store.uri_of(CATALOG), f"{message}; open the cache anew")
+        return self._sorted(tables)
 
     def _sorted(self, tables: Sequence[pa.Table]) -> _Rows:
         kept = np.ones(self.catalog.parts + self.tail.num_rows, bool)
@@ -238,22 +326,54 @@ class CommitTable(Sequence[CommitRecord]):
         order = pc.sort_indices(
             table.select(["shard", "part"]).take(numbers), [("shard", "ascending"), ("part", "ascending")]
         ).to_numpy()
-        return _Rows(table.take(numbers[order]).combine_chunks(), numbers[order])
+        places = np.full(len(kept), -1, np.int64)
+        places[numbers[order]] = np.arange(len(order))
+        return _Rows(table.take(numbers[order]).combine_chunks(), numbers[order], places)
 
 
-def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None = None) -> CommitTable:
-    """All commit records, or those of some shards.
+def open_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None = None) -> CommitTable:
+    """The commit records as a reader sees them: by the seal of the catalog if it has one, else by a listing.
 
     Raises:
         ObjectDamaged: at the first record that is not as it was written.
         StoreError: one cannot be read.
     """
-    waiting = (
-        list_all_commits(store, threads)
-        if shards is None
-        else _list_prefixes(store, [commit_prefix(shard) for shard in set(shards)], threads)
-    )
-    catalog = usable_catalog(store) if len(waiting) >= WORTH_IT else NO_CATALOG
+    if shards is None:
+        catalog = usable_catalog(store)
+        if catalog.seal is not None:
+            return CommitTable(store, catalog, np.array(catalog.seal.dropped, np.int64), table_of([]), threads)
+    return read_commits(store, threads, shards)
+
+
+def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None = None) -> CommitTable:
+    """All commit records that are there, or those of some shards, by a listing: for whoever writes to the cache.
+
+    Raises:
+        ObjectDamaged: at the first record that is not as it was written.
+        StoreError: one cannot be read.
+    """
+    if shards is None:
+        # Before the listing: a version that is sealed on top of this one has seen all that was there.
+        catalog = usable_catalog(store)
+        waiting = list_all_commits(store, threads)
+    else:
+        waiting = _list_prefixes(store, [commit_prefix(shard) for shard in set(shards)], threads)
+        catalog = usable_catalog(store) if len(waiting) >= WORTH_IT else NO_CATALOG
+    tables, dropped, tail = _against_listing(store, catalog, waiting, threads)
+    return CommitTable(store, catalog, dropped, tail, threads, tables)
+
+
+def _against_listing(
+    store: ObjectStore, catalog: Catalog, waiting: dict[Part, ObjectInfo], threads: int
+) -> tuple[list[pa.Table], np.ndarray, pa.Table]:
+    """The rows of a catalog's segments, the numbers of those that do not count, and the rows that it lacks.
+
+    Args:
+        store: of the cache.
+        catalog: as it was read.
+        waiting: the commit records that were listed. Those that the catalog has are taken out.
+        threads: that read.
+    """
     tables: list[pa.Table] = []
     dropped: list[int] = []
     number = 0
@@ -271,8 +391,12 @@ def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None 
                 else:
                     dropped.append(at)
         number += segment.parts
-    tail = read_rows(store, waiting, threads)
-    return CommitTable(store, catalog, np.array(dropped, np.int64), tail, threads, tables)
+    return tables, np.array(dropped, np.int64), read_rows(store, waiting, threads)
+
+
+def _no_segments() -> Recent[int, pa.Table]:
+    """Memory for segments by their place; all stay that are read."""
+    return Recent(sys.maxsize, lambda table: table.nbytes)
 
 
 def list_all_commits(store: ObjectStore, threads: int) -> dict[Part, ObjectInfo]:

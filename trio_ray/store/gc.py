@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from trio_ray.errors import ObjectMissing
-from trio_ray.store.catalog import named_objects, read_catalog
-from trio_ray.store.commit_table import Part, read_commits
+from trio_ray.store.catalog import named_objects, read_version, unseal
+from trio_ray.store.commit_table import CommitTable, Part, read_commits
 from trio_ray.store.commits import read_commit
 from trio_ray.store.dataset import NotACacheError, load_dataset
 from trio_ray.store.layout import (
@@ -20,6 +20,7 @@ from trio_ray.store.layout import (
     is_aside_name,
     is_basis_name,
     is_catalog_name,
+    parse_catalog_version,
     parse_commit_name,
     parse_data_name,
 )
@@ -61,7 +62,10 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
         unfinished, orphans = [], bases
     else:
         named = set() if basis is None else {basis_name(basis)}
-        orphans = [*_attempts(store, newest), *(info for info in bases if info.name not in named)]
+        commits = read_commits(store, _THREADS)
+        if commits.catalog.seal is not None and not commits.sealed and not dry_run:
+            unseal(store)  # else readers would go on to see parts whose records are gone
+        orphans = [*_attempts(store, commits, newest), *(info for info in bases if info.name not in named)]
         orphans += _of_the_catalog(store, newest)
         orphans += [info for info in store.list(ASIDE) if is_aside_name(info.name) and info.modified < newest]
     if not dry_run:
@@ -71,9 +75,9 @@ def collect_garbage(store: ObjectStore, older_than_s: float, dry_run: bool) -> l
     return orphans + [ObjectInfo(write.name, write.size, "", write.modified) for write in unfinished]
 
 
-def _attempts(store: ObjectStore, newest: float) -> Iterator[ObjectInfo]:
+def _attempts(store: ObjectStore, commits: CommitTable, newest: float) -> Iterator[ObjectInfo]:
     """Old data objects of attempts that no commit record names."""
-    rows = read_commits(store, _THREADS).rows
+    rows = commits.rows
     columns = (rows.column(name).to_pylist() for name in ("shard", "part", "attempt"))
     committed = {(shard, part): attempt for shard, part, attempt in zip(*columns, strict=True)}
     for info in store.list(DATA):
@@ -93,7 +97,14 @@ def _committed_now(store: ObjectStore, part: Part) -> str | None:
 
 
 def _of_the_catalog(store: ObjectStore, newest: float) -> list[ObjectInfo]:
-    """Old objects of the catalog that its newest version does not name."""
-    old = [info for info in store.list(CATALOG) if is_catalog_name(info.name) and info.modified < newest]
-    named = set(named_objects(read_catalog(store))) if old else set()
-    return [info for info in old if info.name not in named]
+    """Old objects of the catalog that no version names which has been the highest since that time: readers may have
+    been opened with any of these.
+    """
+    objects = [info for info in store.list(CATALOG) if is_catalog_name(info.name)]
+    versions = {number: info for info in objects if (number := parse_catalog_version(info.name)) is not None}
+    highest_then = max((number for number, info in versions.items() if info.modified < newest), default=0)
+    named: set[str] = set()
+    for number in versions:
+        if number >= highest_then:
+            named.update(named_objects(read_version(store, number)))
+    return [info for info in objects if info.modified < newest and info.name not in named]

@@ -49,6 +49,8 @@ def read_part_table(store: ObjectStore, commit: CommitRecord, kind: FileKind, co
 
 def quarantine_rows(store: ObjectStore, commits: CommitTable) -> Iterator[dict[str, str]]:
     """The bad samples of these parts, part by part; each with its shard. Raises as `read_part_table` does."""
+    if not commits.totals.quarantined:
+        return
     names = ["key", "index", "reason", "detail", SHARD]
     for place in np.flatnonzero(commits.column("quarantined")).tolist():
         yield from read_part_table(store, commits[place], "quarantine", names).to_pylist()

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trio_ray.errors import ObjectMissing
+from trio_ray.store.catalog import unseal
 from trio_ray.store.commit_table import Part
 from trio_ray.store.findings import Finding, FindingKind
 from trio_ray.store.layout import (
     CATALOG,
     aside_name,
     commit_name,
+    parse_catalog_version,
     parse_commit_name,
     parse_data_name,
     parse_failure_name,
@@ -77,7 +79,10 @@ def repair(store: ObjectStore, findings: Iterable[Finding]) -> Repair:
         else:
             done.left.append(finding)
     if catalog or parts:  # it would tell of parts that are gone; the next run makes it anew
+        unseal(store)
+        # From the oldest version on: while there is one, the highest has no seal.
         names = [info.name for info in store.list(CATALOG)]
+        names.sort(key=lambda name: (parse_catalog_version(name) is None, name))
         store.delete_all(names)
         done.deleted += names
     for part in parts:

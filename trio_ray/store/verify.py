@@ -62,9 +62,9 @@ def verify(store: ObjectStore, threads: int, extent: Extent | None = None) -> Ve
     """
     extent = extent or Extent()
     findings: list[Finding] = []
+    catalog = CatalogCheck.of(store)  # before the listing, which then shows every record that was copied
     objects = {info.name: info for info in store.list()}
     dataset = _check_dataset(store, findings)
-    catalog = CatalogCheck.of(store)
     findings += catalog.findings
     parts: dict[str, list[int]] = {}
     explained = {DATASET} | catalog.explained
@@ -81,6 +81,7 @@ def verify(store: ObjectStore, threads: int, extent: Extent | None = None) -> Ve
             pool.map(lambda shard: _check_shard(store, dataset, shard, parts[shard], objects, catalog), shards)
         )
     findings += catalog.compare_indexes(store, {part: sums for check in checks for part, sums in check.located.items()})
+    findings += catalog.compare_seal(store)
     explained = explained.union(*(check.explained for check in checks))
     findings += _check_basis(store, dataset, explained)
     for check in checks:

@@ -49,10 +49,13 @@ def test_every_measurement_is_made_and_reported(tmp_path: Path, many: None, monk
     record = run_bench(job, lambda step: None, lambda record: None)
     small, large = (size["found"] for size in record["sizes"])
     assert set(small) == set(WHAT)
-    assert set(large) == {"open", "pickle", "prefixes", "inspect", "resume", "append"}
+    assert set(large) == {"open", "pickle", "prefixes", "prefixes_warm", "inspect", "resume", "append"}
     assert (small["open"]["samples"], large["inspect"]["samples"]) == (60, 120)
     assert small["join"]["found"] == small["join"]["questions"] == 60
-    assert small["row_cold"]["gets"] == 2, "a bucket of the index, and a small table"
+    assert (small["open"]["gets"], small["open"]["lists"]) == (2, 1), "dataset.json and the root of the catalog"
+    assert small["row_cold"]["gets"] == 3, "a bucket of the index, the part's segment, and a small table"
+    assert small["row_warm"]["gets"] == 12, "each table once"
+    assert small["prefixes_warm"]["gets"] == small["prefixes_warm"]["of"]
     assert small["prefixes"]["bytes"] > small["prefixes"]["of_bytes"]
     assert all(f"| {what} | 12 |" in study(record).text for what in WHAT)
 

@@ -18,7 +18,10 @@ from typing import Any
 from trio_ray.commands._options import add_s3_options, make_folder, print_written, s3_config, whole
 from trio_ray.commands._progress import shown_steps
 
-WHAT = ("open", "pickle", "row_cold", "row_warm", "prefixes", "inspect", "join", "resume", "append")
+WHAT = (
+    "open", "pickle", "row_cold", "row_many", "row_warm", "prefixes", "prefixes_warm", "inspect", "join", "resume",
+    "append",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

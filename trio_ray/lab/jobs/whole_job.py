@@ -150,7 +150,7 @@ class _Jobs:
             commits = read_commits(open_store(config.output, config.s3), READ_THREADS)
         finally:
             _empty(config)
-        return {**watch.summary(run.replicas), "samples": commits.total("stored")}
+        return {**watch.summary(run.replicas), "samples": commits.totals.stored}
 
 
 def _share(rate: float | None, replicas: int, bare: Sequence[float] | None) -> float | None:

@@ -22,16 +22,16 @@ from trio_ray.lab.scale.requests import counted_requests
 from trio_ray.lab.scale.synthetic import PARTS_OF_A_SHARD, PROMPT, THREADS, Synthetic, key_of, shard_of
 from trio_ray.precompute.verdict import judge
 from trio_ray.store.catalog_writer import append_parts, complete_catalog
-from trio_ray.store.commit_table import read_commits
+from trio_ray.store.commit_table import open_commits, read_commits
 from trio_ray.store.commits import read_failures
 from trio_ray.store.dataset import load_dataset
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
-from trio_ray.store.totals import add_up
 
 QUESTIONS = 1_000_000
 PREFIXES = 256
-WARM_KEYS = 64
+KEYS = 64
+"""Keys of which rows are read."""
 
 
 class Subject:
@@ -46,10 +46,12 @@ class Subject:
 
     def prepare(self, what: str) -> None:
         """What a measurement needs and does not count."""
-        if what in ("row_cold", "row_warm", "prefixes", "pickle", "join"):
+        if what in ("row_cold", "row_many", "row_warm", "prefixes", "prefixes_warm", "pickle", "join"):
             self.cache = PrunedCache(self.uri, self.s3)
-        if what == "row_warm":
-            self._cache.row(self._key())
+        self.keys = [self._key() for _ in range(PREFIXES if what.startswith("prefixes") else KEYS)]
+        if what.endswith("_warm"):
+            for key in self.keys:
+                self._cache.locate(key)
         if what == "append":
             self.made.commit(range(self.parts, self.parts + PARTS_OF_A_SHARD))
         if what == "join":
@@ -66,13 +68,19 @@ class Subject:
         return {"size": len(pickle.dumps(self._cache))}
 
     def row_cold(self) -> dict[str, Any]:
-        self._cache.row(self._key())
+        """The first row of an open cache."""
+        self._cache.row(self.keys[0])
         return {"of": 1}
 
+    def row_many(self) -> dict[str, Any]:
+        """Rows of random keys, one after the other, from an open cache on."""
+        for key in self.keys:
+            self._cache.row(key)
+        return {"of": KEYS}
+
     def row_warm(self) -> dict[str, Any]:
-        for _ in range(WARM_KEYS):
-            self._cache.row(self._key())
-        return {"of": WARM_KEYS}
+        """The same, where the buckets of the keys and the records of their parts are in memory."""
+        return self.row_many()
 
     def prefixes(self) -> dict[str, Any]:
         """Random prefixes by their keys, by `THREADS` threads; their bytes are compared with their checksums."""
@@ -84,15 +92,19 @@ class Subject:
                 raise stored
 
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(read, [self._key() for _ in range(PREFIXES)]))
+            list(pool.map(read, self.keys))
         return {"of": PREFIXES, "of_bytes": PREFIXES * self.made.prefix_bytes}
+
+    def prefixes_warm(self) -> dict[str, Any]:
+        """The same, where the buckets of the keys and the records of their parts are in memory."""
+        return self.prefixes()
 
     def inspect(self) -> dict[str, Any]:
         """All that `trio-ray inspect` reads of a cache, and its sums."""
         store = open_store(self.uri, self.s3)
         load_dataset(store)
-        commits = read_commits(store, THREADS)
-        totals, failures = add_up(commits), read_failures(store)
+        commits = open_commits(store, THREADS)
+        totals, failures = commits.totals, read_failures(store)
         examples = list(islice(quarantine_rows(store, commits), 10))
         return {"samples": totals.stored, "failures": len(failures), "examples": len(examples)}
 
@@ -125,9 +137,10 @@ class Subject:
 
 
 WHAT: tuple[str, ...] = (
-    "open", "pickle", "row_cold", "row_warm", "prefixes", "inspect", "join", "resume", "append",
+    "open", "pickle", "row_cold", "row_many", "row_warm", "prefixes", "prefixes_warm", "inspect", "join", "resume",
+    "append",
 )  # fmt: skip
-NEED_TABLES = ("row_cold", "row_warm", "join")
+NEED_TABLES = ("row_cold", "row_many", "row_warm", "join")
 
 
 def main() -> int:
