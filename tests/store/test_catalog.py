@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -410,38 +407,6 @@ def test_a_kill_at_any_write_leaves_a_whole_cache(
     collect_garbage(store, 0.0, dry_run=False)
     assert verify(store, 2).findings == []
     assert opened(store).row("a.0.0")["index"] == 0
-
-
-_APPENDING = """
-import sys
-from trio_ray.store import catalog_writer, commit_table
-from trio_ray.store.local import LocalStore
-catalog_writer.WORTH_IT = commit_table.WORTH_IT = catalog_writer.SEGMENT_PARTS = 1
-print("go", flush=True)
-store = LocalStore(sys.argv[1])
-catalog_writer.complete_catalog(store, commit_table.read_commits(store, 2), 2)
-"""
-
-
-@pytest.mark.slow
-def test_real_kills_while_the_catalog_is_written_harm_no_reader(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    dataset = create_or_check(store, IDENTITY, 4)
-    made = [commit(store, dataset, "a", part) for part in range(12)]
-    command = [sys.executable, "-c", _APPENDING, str(tmp_path)]
-    for delay in (0.01, 0.05):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ))
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert read_commits(store, 2) == made
-        assert opened(store).row("a.7.1")["index"] == 7001
-        assert verify(store, 2).ok
-    complete(store)
-    assert read_catalog(store).parts == 12
 
 
 def test_verify_holds_copies_and_indexes_against_records(

@@ -80,7 +80,7 @@ class ShardRunner:
             StoreError: the input could not be read or the output not be written; committed parts stay.
         """
         shard = replace(shard, checksum=local_checksum(shard.uri, shard.etag))
-        done = _CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
+        done = CommittedParts(self.store, shard.name, self.dataset.part_samples, committed)
         reading = ReadingPosition(shard, self.opener)
         items = reading.followed(read_shard(shard, self.config.source, reading, skip=done.holds))
         if limit is not None:
@@ -182,7 +182,7 @@ class ShardRunner:
                     one.release()
 
 
-class _CommittedParts:
+class CommittedParts:
     """Which parts of a shard need no work: asked once for each, when the reader comes to it."""
 
     def __init__(self, store: ObjectStore, shard: str, part_samples: int, committed: frozenset[int]) -> None:

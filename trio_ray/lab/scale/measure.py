@@ -150,8 +150,8 @@ def main() -> int:
     subject.prepare(order["what"])
     measured: Callable[[], dict[str, Any]] = getattr(subject, order["what"])
     before = resource.getrusage(resource.RUSAGE_SELF)
-    resident = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    resident = resident_bytes()
+    start_peak()
     began = time.perf_counter()
     with counted_requests() as requests:
         found = measured()
@@ -161,7 +161,7 @@ def main() -> int:
         "seconds": seconds,
         "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         # Peak of the whole process, less what imports and preparation hold.
-        "memory": _status("VmHWM") - resident,
+        "memory": peak_bytes() - resident,
         "gets": requests.gets,
         "lists": requests.lists,
         "writes": requests.writes,
@@ -170,6 +170,21 @@ def main() -> int:
     }
     print(json.dumps(answer))
     return 0
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    return _status("VmRSS")
+
+
+def start_peak() -> None:
+    """Count the peak of this process's memory from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The peak of this process's memory."""
+    return _status("VmHWM")
 
 
 def _status(name: str) -> int:
