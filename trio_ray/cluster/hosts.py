@@ -56,12 +56,16 @@ class HostRecord:
         self._settings = settings
         self._failures: Counter[str] = Counter()
 
-    def failed(self, node: str | None) -> bool:
-        """An actor could not start on this node, or all work failed on it. True if it had not failed before."""
+    def failed(self, node: str | None, silent: bool = False) -> bool:
+        """An actor could not start on this node, or all work failed on it. True if it had not failed before.
+
+        One that was `silent` while it loaded has cost so much time that the node is avoided at once.
+        """
         if node is None:
             return False
-        self._failures[node] += 1
-        return self._failures[node] == 1
+        is_first = self._failures[node] == 0
+        self._failures[node] += BROKEN_AFTER if silent else 1
+        return is_first
 
     def worked(self, node: str | None) -> None:
         """An actor did work on this node."""
@@ -74,6 +78,10 @@ class HostRecord:
         nodes = self._nodes()
         broken = {node for node in nodes if self._failures[node] >= BROKEN_AFTER}
         return broken if len(broken) < len(nodes) else set()
+
+    def has_others(self, tried: set[str]) -> bool:
+        """Whether there is a node that is not among these and does not seem to be broken."""
+        return any(node not in tried and self._failures[node] < BROKEN_AFTER for node in self._nodes())
 
     def hopeless(self) -> bool:
         """Whether every node has failed `HOPELESS_AFTER` times."""

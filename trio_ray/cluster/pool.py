@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -27,10 +27,11 @@ LONGEST_PAUSE_S = 60.0
 
 @dataclass(eq=False)
 class _Item(Generic[W]):
-    """A piece of work, how often it has failed, and when it may be tried again."""
+    """A piece of work, how often and on which nodes it has failed, and when it may be tried again."""
 
     work: W
     failures: int = 0
+    nodes: set[str] = field(default_factory=set)
     not_before: float = 0.0
 
 
@@ -69,9 +70,11 @@ class ActorPool(Generic[W]):
       ended, so that its GPU is free for others.
     - An actor that sends nothing for `settings.silence_limit_s` is killed, while it loads and while it works.
     - Work that fails is tried again after a pause, and given up after `settings.attempts`. A machine that was taken
-      back (preemption) costs no attempt.
+      back (preemption) costs no attempt; a sick actor costs one a host, while there are other hosts. Attempts that
+      bring the work forward (`is_progress`) begin the count anew: what always fails at the same place is to blame.
     - Actors are started again without limit while others work. Hosts on which they keep failing are avoided. The pool
-      gives up when it has no actor at all and either every host has failed several times, or `start_timeout_s` is over.
+      gives up when it has no actor at all and either every host has failed several times, or `start_timeout_s` is over
+      while none is loading.
       That time begins anew with each host that is found to be bad: as long as there are hosts to try, it goes on.
 
     Ray Data's actor pool retries a killed actor's work without end, and reports only once it is done.
@@ -80,12 +83,20 @@ class ActorPool(Generic[W]):
         factory: makes the actors, whose class is a `PooledActor`.
         settings: how many, and with which resources and limits.
         overlap: pieces of work on an actor at the same time, after a `WantsMore`.
+        is_progress: whether an actor's report tells of something that no later attempt has to do again.
     """
 
-    def __init__(self, factory: ActorFactory, settings: ReplicasConfig, overlap: int = 1) -> None:
+    def __init__(
+        self,
+        factory: ActorFactory,
+        settings: ReplicasConfig,
+        overlap: int = 1,
+        is_progress: Callable[[Any], bool] = lambda report: False,
+    ) -> None:
         self._factory = factory
         self._settings = settings
         self._overlap = overlap
+        self._is_progress = is_progress
         self._hosts = HostRecord(settings)
         self._actors: list[_Actor[W]] = []
         self._waiting: deque[_Item[W]] = deque()
@@ -180,11 +191,13 @@ class ActorPool(Generic[W]):
         self._last_error = None
         yield ActorReady(actor.number, news)
 
-    def _start_failed(self, actor: _Actor[W], why: str, preempted: bool = False) -> Iterator[PoolEvent[W]]:
+    def _start_failed(
+        self, actor: _Actor[W], why: str, preempted: bool = False, silent: bool = False
+    ) -> Iterator[PoolEvent[W]]:
         self._remove(actor)
         if not preempted:
             self._last_error = why
-            if self._hosts.failed(actor.node):
+            if self._hosts.failed(actor.node, silent):
                 self._last_found = time.monotonic()  # a host is known to be bad now, others are still to be tried
             else:
                 self._failed_starts += 1
@@ -198,6 +211,9 @@ class ActorPool(Generic[W]):
             if isinstance(news, WantsMore):
                 run.overlapping = True
             else:
+                if self._is_progress(news):
+                    run.item.failures = 0
+                    run.item.nodes.clear()
                 yield Report(actor.number, run.item.work, news)
         except StopIteration:
             actor.runs.remove(run)
@@ -205,12 +221,23 @@ class ActorPool(Generic[W]):
             yield WorkDone(actor.number, run.item.work)
         except RayTaskError as error:  # the actor lives; the work raised
             actor.runs.remove(run)
-            yield from self._attempt_failed(run.item, in_one_line(error))
-            if not isinstance(error.cause, TrioRayError):
+            if isinstance(error.cause, TrioRayError):
+                yield from self._attempt_failed(run.item, in_one_line(error))
+            else:
                 self._hosts.failed(actor.node)
-                yield from self._lost(actor, in_one_line(error), innocent=True)
+                yield from self._sick(actor, run.item, in_one_line(error))
         except RayError as error:
             yield from self._lost(actor, in_one_line(error), innocent=was_preempted(error, actor.node))
+
+    def _sick(self, actor: _Actor[W], item: _Item[W], why: str) -> Iterator[PoolEvent[W]]:
+        """An actor may have failed at its work, or the work may have made it fail: another host tells."""
+        failed_here_before = actor.node in item.nodes
+        item.nodes.add(actor.node or "")
+        if failed_here_before and self._hosts.has_others(item.nodes):
+            self._waiting.append(item)
+        else:
+            yield from self._attempt_failed(item, why)
+        yield from self._lost(actor, why, innocent=True)
 
     def _lost(self, actor: _Actor[W], why: str, innocent: bool = False) -> Iterator[PoolEvent[W]]:
         """An actor is gone. The work that it was in the middle of is to blame; work that was only being finished is
@@ -242,7 +269,7 @@ class ActorPool(Generic[W]):
             if actor.runs:
                 yield from self._lost(actor, why)
             elif not actor.ready and actor.node is not None:
-                yield from self._start_failed(actor, f"while it loaded, {why}")
+                yield from self._start_failed(actor, f"while it loaded, {why}", silent=True)
 
     def _give_up_when_hopeless(self, needed: int) -> None:
         now, limit = time.monotonic(), self._settings.start_timeout_s
@@ -253,7 +280,9 @@ class ActorPool(Generic[W]):
                 raise JobFailed(f"replicas fail to start on every host of the cluster; the last: {self._last_error}")
             if now - max(self._last_ready, self._last_found) > limit:
                 raise JobFailed(f"no replica could be started for {limit:g} s; the last error: {self._last_error}")
-        if self._became_ready < needed and now - self._last_found > limit:
+        # One that loads is not waiting for room; if it hangs, its silence ends it, and its host is known to be bad.
+        is_loading = any(not actor.ready and actor.node is not None for actor in self._actors)
+        if self._became_ready < needed and not is_loading and now - self._last_found > limit:
             because = f"; the last error: {self._last_error}" if self._last_error else ""
             raise JobFailed(no_room(self._settings, self._became_ready, needed) + because)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeGuard
 
 from trio_ray.cluster.actors import ActorFactory
 from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
@@ -149,7 +150,7 @@ class _Work:
         config, plan, summary = self.config, self.plan, self.summary
         spec = ReplicaSpec(config.model_copy(update={"model": plan.model}).absolute(), plan.dataset, plan.run_id)
         factory = ActorFactory(ReplicaActor, (spec,), calls_at_once=SHARDS_AT_ONCE)
-        pool = ActorPool[Task](factory, config.replicas, overlap=SHARDS_AT_ONCE)
+        pool = ActorPool[Task](factory, config.replicas, overlap=SHARDS_AT_ONCE, is_progress=_is_committed)
         # Two runs on one cache begin at different shards, so that they rarely do the same work.
         turn = int(plan.run_id, 16) % len(plan.tasks)
         done: set[str] = set()
@@ -158,7 +159,7 @@ class _Work:
         with metrics, catalog, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
             for event in events:
                 metrics.update(event)
-                if isinstance(event, Report) and isinstance(part := event.content, PartReport) and part.committed:
+                if isinstance(event, Report) and _is_committed(part := event.content):
                     catalog.committed((part.shard, part.part))
                 if isinstance(event, WorkDone):
                     done.add(event.work.shard.name)
@@ -232,6 +233,11 @@ class _Work:
         if summary.failed:
             parts.append(f"{len(summary.failed)} shards FAILED")
         return ", ".join(parts)
+
+
+def _is_committed(report: object) -> TypeGuard[PartReport]:
+    """Whether a replica reports a part that it has committed."""
+    return isinstance(report, PartReport) and report.committed
 
 
 @contextmanager
