@@ -122,6 +122,11 @@ def test_a_bad_setting_is_refused_in_one_line_that_names_it(
     assert caught.value.exit_code == 2
 
 
+def test_embeddings_of_layers_that_read_all_tokens_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method\.full_depth.*no layer has run on"):
+        load_config(write(tmp_path, "method: {full_depth: 0.5}"), ["cache.level=embeds"])
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "a: [", "\x00"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -179,6 +179,16 @@ class MethodConfig(Section):
         "Default prune points: 0 and half the depth, 96 : 32.",
     )
 
+    full_depth: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the decoder's layers, the first ones, that run on all image tokens: a prune point there "
+        "drops tokens from what is stored, and from later layers. The text and the kept tokens have then read what is "
+        "dropped, so answers move less; the prefill costs more, and what is stored is as small. Not with "
+        "method.encoder, nor with cache.level embeds.",
+    )
+
     @field_validator("prune_points")
     @classmethod
     def _points_ascend(cls, points: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -579,6 +589,14 @@ class JobConfig(Section):
         decides = self.model_dump_json(include={"input", "model", "prompt", "method", "cache", "source"})
         digest = hashlib.sha256(decides.encode("utf-8", "backslashreplace")).hexdigest()[:8]
         return self.model_copy(update={"output": f"{self.output.rstrip('/')}-trial-{limit}-{digest}"})
+
+    @model_validator(mode="after")
+    def _embeddings_have_read_nothing(self) -> JobConfig:
+        if self.method.full_depth and self.cache.level == "embeds":
+            raise ConfigError(
+                "method.full_depth", "means nothing to cache.level embeds, which stores what no layer has run on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whether_text_is_needed(self) -> JobConfig:

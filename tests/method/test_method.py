@@ -58,6 +58,8 @@ def test_trio_plus_has_a_schedule_and_positions_of_its_own() -> None:
         {"settings": {"threshold": 0.1 + 0.2, "supervised_rows": [-1, -3]}, "positions": "original"},
         {"encoder": "visionzip", "retention": 0.3},
         {"layout": "uniform", "selector": "trio-plus"},
+        {"full_depth": 0.5},
+        {"full_depth": 1.0, "keep": [9, 3], "prune_points": [1, 4]},
     ],
     ids=str,
 )
@@ -76,6 +78,7 @@ def test_it_comes_back_from_json_as_itself(settings: dict[str, Any]) -> None:
         ({"prune_points": (1, 2, 3, 4, 5), "retention": 0.5}, "method.weights"),
         ({"encoder": "visionzip", "prune_points": (1, 5)}, "method.prune_points"),
         ({"encoder": "visionzip", "positions": "original"}, "method.positions"),
+        ({"encoder": "visionzip", "full_depth": 0.5}, "method.full_depth"),
         ({"layout": "uniform", "prune_points": (0, 4)}, "method.layout"),
         ({"layout": "uniform", "positions": "original"}, "method.layout"),
         ({"selector": "best"}, "method.selector"),

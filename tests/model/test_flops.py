@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,23 @@ def whole_attention(replica: Replica, lengths: list[int]) -> int:
     return sum(2 * 2 * (rows * rows - rows * (rows + 1) // 2) * heads_width for rows in lengths)
 
 
-def test_a_random_selections_prefill_is_counted_as_torch_counts_it(replica: Replica) -> None:
-    """Grouped heads, biases, a prompt of several tiles: every product but those of the score."""
-    (sample,) = prepare(replica, [make_sample([(50, 56)], words(6))])
+@pytest.mark.parametrize("full_layers", [0, 4, 8])
+def test_a_random_selections_prefill_is_counted_as_torch_counts_it(replica: Replica, full_layers: int) -> None:
+    """Grouped heads, biases, a prompt of several tiles, layers that run on all rows: every product but those of the
+    score. Each case has an image of its own, since an image that was seen last does not pass the tower again.
+    """
+    (sample,) = prepare(replica, [make_sample([(50, 56)], words(6), 1 + full_layers)])
     counter = FlopCounter(replica.model.config)
-    prompt = counter.prompt(sample.rows, sample.image_tokens, SCHEDULE)
+    schedule = replace(SCHEDULE, full_layers=full_layers)
+    prompt = counter.prompt(sample.rows, sample.image_tokens, schedule)
     tiles = len(sample.images[0].tiles)
     counts = SCHEDULE.counts(sample.image_tokens)
     text = sample.rows - sample.image_tokens
     lengths = [sample.rows] + [
         text + count for count, span in zip(counts, SCHEDULE.spans, strict=True) for _ in range(span)
     ]
-    seen = counted(lambda: replica.prefill([sample], Method(SCHEDULE, RandomChoice())).prefixes)
+    lengths[:full_layers] = [sample.rows] * full_layers
+    seen = counted(lambda: replica.prefill([sample], Method(schedule, RandomChoice())).prefixes)
     assert tiles > 1
     assert seen == prompt.total + counter.image(tiles) + whole_attention(replica, lengths)
     assert len(prompt.segments) == 4

@@ -5,6 +5,7 @@ where something is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from tests.method.reference import reference_greedy, reference_prefill
 from tests.model.corpus import hugging_face_inputs, make_sample, prepare, samples_of_all_grids, words
 from trio_ray.kv.prefix import Prefix
 from trio_ray.method.method import Method
+from trio_ray.method.proxy import rotate
+from trio_ray.method.rows import Positions
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.decode.engine import generate
@@ -102,6 +105,47 @@ def test_pruned_run_equals_plain_layers_with_compact_positions(
         torch.testing.assert_close(prefix.top_logprobs, truth, atol=1e-4, rtol=0)
         tokens, _ = reference_greedy(language_model, head, reference, 8)
         assert generate(replica.decoder, [prefix], 8) == [tokens]
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("full_layers", [2, 4, 8])
+def test_layers_that_run_on_all_rows_store_the_kept_rows_of_the_unpruned_model(
+    replica: Replica, full_layers: int, positions: Positions
+) -> None:
+    """Up to the first layer behind them, whose input has read all tokens too. As many rows are stored as without; keys
+    stand at the positions that are stored with them.
+    """
+    schedule = replace(PRUNED, full_layers=full_layers)
+    prepared = prepare(replica, samples_of_all_grids(6))
+    known = replica.prefill(prepared, Method(schedule, Trio(), positions), top_k=1000)
+    unpruned = replica.prefill(prepared, Method.unpruned(8), top_k=1000).prefixes
+    usual = replica.prefill(prepared, Method(PRUNED, Trio(), positions)).prefixes
+    differs = False
+    for prefix, whole, plain in zip(known.prefixes, unpruned, usual, strict=True):
+        assert [segment.rows for segment in prefix.segments] == [segment.rows for segment in plain.segments]
+        (all_rows,) = whole.segments
+        kept = [torch.arange(all_rows.rows - int(all_rows.text.sum())), *(k.long() for k in prefix.kept)]
+        for segment, indices in zip(prefix.segments, kept, strict=True):
+            rows = torch.cat([all_rows.text.nonzero()[:, 0], (~all_rows.text).nonzero()[indices, 0]]).sort().values
+            for layer in range(segment.layers):
+                number = segment.first_layer + layer
+                ours, theirs = segment.values[layer], all_rows.values[number, rows]
+                if number > full_layers:
+                    differs |= not torch.allclose(ours, theirs, atol=1e-3)
+                    continue
+                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+                keys = unturned(replica, segment.keys[layer], segment.position)
+                whole_keys = unturned(replica, all_rows.keys[number, rows], all_rows.position[rows])
+                torch.testing.assert_close(keys, whole_keys, atol=1e-5, rtol=1e-4)
+        if full_layers == 8:
+            torch.testing.assert_close(prefix.top_logprobs, whole.top_logprobs, atol=1e-5, rtol=0)
+    assert differs == (full_layers < 7)
+
+
+def unturned(replica: Replica, keys: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """(rows, kv_heads, D) keys before rotation."""
+    cos, sin = replica.decoder.tables(keys, position.long())
+    return rotate(keys, cos, -sin)
 
 
 def test_budgets_are_met_per_sample(llama: Replica) -> None:

@@ -16,6 +16,9 @@ from trio_ray.method.visionzip import VisionZip
 
 Layout = Literal["ragged", "uniform"]
 
+SCHEDULE_ENTRIES = ("layers", "prune_points", "retention", "tokens", "keep", "weights", "full_layers")
+"""Names in a manifest's method, in the order in which `_schedule` takes them."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -39,6 +42,10 @@ class Method:
     def __post_init__(self) -> None:
         if self.encoder_reducer is None:
             return
+        if self.schedule.full_layers:
+            raise ConfigError(
+                "method.full_depth", "is not possible with method.encoder, which drops tokens before layer 0"
+            )
         if self.schedule.prune_points[:1] != (0,):
             raise ConfigError("method.prune_points", "must begin with 0, since method.encoder does the prune point 0")
         if self.positions == "original":
@@ -61,6 +68,7 @@ class Method:
         settings: Mapping[str, Any] | None = None,
         positions: Positions | None = None,
         encoder: Literal["visionzip"] | None = None,
+        full_depth: float = 0.0,
     ) -> Method:
         """The method that a job's settings (`MethodConfig`) mean for a decoder of `layers` layers.
 
@@ -87,7 +95,7 @@ class Method:
                 f"{len(points)} prune points need as many weights; there are defaults for {len(shares)}",
             )
         try:
-            schedule = _schedule(layers, points, retention, tokens, keep, shares)
+            schedule = _schedule(layers, points, retention, tokens, keep, shares, round(full_depth * layers))
         except ValueError as error:
             raise ConfigError("method.retention", str(error)) from None
         compact = layout == "uniform" or encoder is not None
@@ -129,6 +137,7 @@ class Method:
             "positions": self.positions,
             "layers": schedule.layers,
             "prune_points": list(schedule.prune_points),
+            "full_layers": schedule.full_layers,
             "retention": schedule.retention,
             "tokens": schedule.tokens,
             "keep": None if schedule.keep is None else list(schedule.keep),
@@ -144,7 +153,7 @@ class Method:
         """
         reducer = stored["encoder_settings"]
         return cls(
-            _schedule(*(stored[n] for n in ("layers", "prune_points", "retention", "tokens", "keep", "weights"))),
+            _schedule(*(stored[name] for name in SCHEDULE_ENTRIES)),
             _stored_selector(stored["selector"], stored["settings"]),
             stored["positions"],
             None if reducer is None else VisionZip(**reducer),
@@ -158,11 +167,12 @@ def _schedule(
     tokens: float | None,
     keep: Sequence[int] | None,
     weights: Sequence[float],
+    full_layers: int,
 ) -> Schedule:
     """A schedule from a job's or a manifest's values; weights mean nothing beside fixed counts."""
     if keep is not None:
-        return Schedule(layers, tuple(prune_points), keep=tuple(keep))
-    return Schedule(layers, tuple(prune_points), retention, tokens, weights=tuple(weights))
+        return Schedule(layers, tuple(prune_points), keep=tuple(keep), full_layers=full_layers)
+    return Schedule(layers, tuple(prune_points), retention, tokens, None, tuple(weights), full_layers)
 
 
 def _default_shape(selector: Selector, layout: Layout, encoder: str | None) -> ScheduleShape:

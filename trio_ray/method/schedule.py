@@ -66,6 +66,7 @@ class Schedule:
         tokens: fixed mean number of tokens, or None.
         keep: fixed number at each prune point, or None. Exactly one of the three is given.
         weights: relative number kept at each prune point where `keep` is solved.
+        full_layers: the first layers, this many, run on all image tokens, and only what is stored of them is pruned.
     """
 
     layers: int
@@ -74,11 +75,14 @@ class Schedule:
     tokens: float | None = None
     keep: tuple[int, ...] | None = None
     weights: tuple[float, ...] = AUTHORS_SHAPE.weights
+    full_layers: int = 0
 
     def __post_init__(self) -> None:
         points = self.prune_points
         if list(points) != sorted(set(points)) or (points and not 0 <= points[0] <= points[-1] < self.layers):
             raise ValueError(f"prune points {points} must ascend within 0..{self.layers - 1}")
+        if not 0 <= self.full_layers <= self.layers:
+            raise ValueError(f"full_layers {self.full_layers} must lie within 0..{self.layers}")
         if sum(value is not None for value in (self.retention, self.tokens, self.keep)) != 1:
             raise ValueError("give exactly one of retention, tokens, keep")
         if self.keep is not None and len(self.keep) != len(points):

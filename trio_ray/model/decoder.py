@@ -89,6 +89,12 @@ class Decoder:
         cos, sin = self.rotary(hidden, position[None])
         return cos[0], sin[0]
 
+    def turned(self, keys: Tensor, steps: Tensor) -> Tensor:
+        """(n, kv_heads, D) rotated keys, moved by (n,) int64 `steps` positions; in their own dtype."""
+        scaling: Any = self.rotary.attention_scaling  # of some kinds of RoPE; the keys have it already
+        cos, sin = self.tables(keys.float(), steps)
+        return rotate(keys.float(), cos / scaling, sin / scaling).to(keys.dtype)
+
     def run_layer(
         self,
         number: int,

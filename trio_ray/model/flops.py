@@ -99,7 +99,8 @@ class FlopCounter:
         lengths = [rows, *(rows - image_tokens + count for count in schedule.counts(image_tokens))]
         edges = (0, *schedule.prune_points, depth)
         segments = [
-            (stop - start) * self.layer(length) for length, (start, stop) in zip(lengths, pairwise(edges), strict=True)
+            sum(self.layer(rows if layer < schedule.full_layers else length) for layer in range(start, stop))
+            for length, (start, stop) in zip(lengths, pairwise(edges), strict=True)
         ]
         dropped_from = [before for before, after in pairwise(lengths) if after < before]
         score = sum(self.score(length, supervised) for length in dropped_from) if supervised else 0

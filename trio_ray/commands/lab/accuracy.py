@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="uniform: one prune before layer 0, for engines that need it (default ragged)",
     )  # fmt: skip
     parser.add_argument(
+        "--full-depth", type=SHARE, default=0.0, metavar="F",
+        help="share of the layers that run on all image tokens (method.full_depth; default 0)",
+    )  # fmt: skip
+    parser.add_argument(
         "--scenes", default="shapes", metavar="FAMILY", help="which rendered scenes: shapes (default) or signs"
     )
     parser.add_argument(
@@ -93,10 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
         searched = held_out_questions(more, split="validation", family=family) if more else []
     compared = [Setting("all tokens", 1.0, method_config("trio", 1.0)) for share in arguments.retentions if share >= 1]
     compared += [
-        Setting(name, share, method_config(name, share, arguments.layout))
+        Setting(name, share, method_config(name, share, arguments.layout, arguments.full_depth))
         for share in arguments.retentions
         for name in arguments.methods or methods()
-        if share < 1 and possible(name, arguments.layout)
+        if share < 1 and possible(name, arguments.layout, arguments.full_depth)
     ]
     replica = Replica.load(config.model, config.prompt)
     compared = [setting.for_views(replica.tiler.side**2) for setting in compared]

@@ -31,16 +31,20 @@ def methods() -> dict[str, Mapping[str, Any]]:
     return table
 
 
-def possible(name: str, layout: Layout) -> bool:
-    """Whether a method of `methods` can have this layout: uniform allows one prune before layer 0, compacted."""
+def possible(name: str, layout: Layout, full_depth: float = 0.0) -> bool:
+    """Whether a method of `methods` can have this layout, where uniform allows one prune before layer 0, compacted; and
+    can have layers that run on all tokens, which an encoder step has dropped before.
+    """
     settings = methods().get(name, {})
+    if full_depth and "encoder" in settings:
+        return False
     if layout == "ragged":
         return True
     second_prune = "encoder" in settings and "prune_points" not in settings
     return settings.get("positions") != "original" and not second_prune
 
 
-def method_config(name: str, retention: float, layout: Layout = "ragged") -> MethodConfig:
+def method_config(name: str, retention: float, layout: Layout = "ragged", full_depth: float = 0.0) -> MethodConfig:
     """The configuration behind a name of `methods`, or of a selector of your own, `module:Class`.
 
     Raises:
@@ -49,4 +53,5 @@ def method_config(name: str, retention: float, layout: Layout = "ragged") -> Met
     if ":" not in name and name not in methods():
         raise ConfigError("--methods", f"{name!r} is none of {', '.join(methods())}, and no module:Class")
     settings = {"selector": name} if ":" in name else methods()[name]
-    return MethodConfig.model_validate({"retention": retention, "layout": layout, **settings})
+    common = {"retention": retention, "layout": layout, "full_depth": full_depth}
+    return MethodConfig.model_validate({**common, **settings})

@@ -21,7 +21,7 @@ from trio_ray.method.rows import PackedRows
 from trio_ray.method.saliency import proxy_saliency
 from trio_ray.method.selectors.trio import AUTHORS_ROWS
 from trio_ray.model.attention import packed_attention
-from trio_ray.model.prefill import prune
+from trio_ray.model.prefill import select
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
@@ -55,7 +55,10 @@ def depth_divergence(
     records = []
     for depth in depths:
         for name, method in methods.items():
-            left, left_rows, _ = prune(replica.decoder, before[depth], rows, depth, keep, method)
+            selection = select(replica.decoder, before[depth], rows, depth, keep, method)
+            left, left_rows = before[depth], rows
+            if selection is not None:
+                left, left_rows = left[selection.rows], rows.keep(selection.rows, keep, method.positions)
             for number in range(depth, replica.decoder.depth):
                 left = _layer(replica, left, left_rows, number)
             pruned = _logits(replica, left, left_rows)
