@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.cache.caches import IDENTITY, key_of, write_cache
@@ -66,6 +67,18 @@ def test_some_rows_of_a_large_part_cost_their_row_groups_alone(tmp_path: Path, r
     assert [row["key"] for row in cache.rows_at(wanted)] == [f"k{number}" for number in wanted]
     assert len(tables(read)) == 1 + 3
     assert cache.rows_at(range(len(cache))) == cache.table.to_pylist()
+
+
+def test_only_long_columns_are_compressed_by_what_is_slow_to_start(tmp_path: Path) -> None:
+    """A join of questions reads ten small columns of eight row groups of each table."""
+    store = LocalStore(tmp_path)
+    record = write_part(store, create_or_check(store, IDENTITY, 4), kind=None)
+    assert record is not None
+    group = pq.read_metadata(tmp_path / record.files["samples"].name).row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    slow = {column.path_in_schema.partition(".")[0] for column in columns if column.compression == "ZSTD"}
+    assert slow == {"prompt_ids", "kept", "answer_ids", "target_ids", "target_logprobs"}
+    assert {column.compression for column in columns} == {"ZSTD", "SNAPPY"}
 
 
 def test_a_small_table_is_read_by_one_request(made: str, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -130,13 +131,18 @@ def _outcome(
     question: Question, stored: StoredRow, row: dict[str, Any], cache: PrunedCache, scorer: ScorerName
 ) -> Answerable | Unanswered:
     prompt: str = row["prompt"]
-    if cache.scope != "image" and "".join(question.text.split()) not in "".join(prompt.split()):
+    if cache.scope != "image" and not _holds(prompt, question.text):
         detail = f"the sample {question.key!r} of {cache.uri} was asked something else: {prompt!r}"
         return _no(question, Outcome.OTHER_PROMPT, detail)
     if question.truth is None and (row["turns"] is None or _asked(row) == question.text):
         # The cache knows what is true of what its sample asked.
         question = replace(question, truth=_truth(row["answer"], scorer))
     return Answerable(question, stored)
+
+
+def _holds(prompt: str, text: str) -> bool:
+    """Whether a prompt holds a text, however both are spaced."""
+    return text in prompt or "".join(text.split()) in "".join(prompt.split())
 
 
 class _Index:
@@ -218,8 +224,9 @@ def _no(question: Question, outcome: Outcome, detail: str) -> Unanswered:
     return Unanswered(question.question_id, question.key, outcome, detail)
 
 
+@lru_cache(maxsize=4096)
 def _truth(answer: str | None, scorer: ScorerName) -> Truth | None:
-    """A true answer that came without its question's record, so without options."""
+    """A true answer that came without its question's record, so without options. Questions share equal ones."""
     if answer is None:
         return None
     if scorer != "multiple_choice":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ GROUP_ROWS = 128
 
 GROUPS_KEY = "trio_ray.row_groups"
 """File metadata: a JSON list of the row groups' xxh3-128 (hex). They lie one behind the other from byte 4 on."""
+
+TOKEN_LISTS = frozenset({"prompt_ids", "kept", "answer_ids", "target_ids", "target_logprobs"})
+"""Columns that take nearly all of a table's bytes, and are compressed by zstd. The others are many and small: snappy
+starts at once, where zstd takes longer to start than to decompress them.
+"""
 
 _START = 4
 _TRAILER = 8
@@ -55,7 +61,9 @@ def write_row_groups(table: pa.Table) -> tuple[bytes, int]:
     """A table as a Parquet file: its bytes, and how many of these, at the end, are the footer."""
     sink = io.BytesIO()
     checksums = []
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_statistics=["key", "index"]) as writer:
+    with pq.ParquetWriter(
+        sink, table.schema, compression=_compression(table.schema), write_statistics=["key", "index"]
+    ) as writer:
         for first in range(0, table.num_rows, GROUP_ROWS):
             start = sink.tell()
             writer.write_table(table.slice(first, GROUP_ROWS), row_group_size=GROUP_ROWS)
@@ -64,6 +72,22 @@ def write_row_groups(table: pa.Table) -> tuple[bytes, int]:
         data_bytes = sink.tell()
     data = sink.getvalue()
     return data, len(data) - data_bytes
+
+
+def _compression(schema: pa.Schema) -> dict[str, str]:
+    """Of each column in Parquet's sense, by its path."""
+    paths = [path for field in schema for path in _paths(field.name, field.type)]
+    return {path: "zstd" if path.partition(".")[0] in TOKEN_LISTS else "snappy" for path in paths}
+
+
+def _paths(path: str, kind: pa.DataType) -> Iterator[str]:
+    if pa.types.is_list(kind):
+        yield from _paths(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _paths(f"{path}.{field.name}", field.type)
+    else:
+        yield path
 
 
 def parse_footer(data: bytes, uri: str) -> Footer:
