@@ -101,6 +101,19 @@ def fetch(store: ObjectStore, wanted: Wanted, pool: ThreadPoolExecutor | None, b
             for future in futures:
                 future.cancel()
             wait(futures)
-    places = {member.number: run.place(member) for run in wanted.runs for member in run.members}
-    samples = [errors[number] or StoredBytes(row, data[places[number]]) for number, row in enumerate(wanted.rows)]
+    stored = _cut(data, wanted.runs)
+    samples = [errors[number] or StoredBytes(row, stored[number]) for number, row in enumerate(wanted.rows)]
     return Fetched(tuple(samples), data, block)
+
+
+def _cut(data: Tensor, runs: Sequence[Run]) -> dict[int, Tensor]:
+    """By number the samples' bytes, in one call of torch: each gives Python's lock away."""
+    sizes, numbers, end = [], [], 0
+    for run in runs:
+        for member in run.members:
+            place = run.place(member)
+            sizes += [place.start - end, place.stop - place.start]
+            numbers.append(member.number)
+            end = place.stop
+    pieces = data.split([*sizes, len(data) - end])
+    return dict(zip(numbers, pieces[1::2], strict=True))

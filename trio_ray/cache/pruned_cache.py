@@ -363,7 +363,7 @@ class PrunedCache:
             For each sample its prefix, or the error that says why there is none: `PrefixDamaged` where the bytes are
             another sample's or another cache's, or cannot be understood.
         """
-        return self._start(self._check(fetched), torch.device(device), allocate).finish()
+        return self._start(fetched, torch.device(device), allocate).finish()
 
     def fetched(
         self, rows: Iterable[Row], batch: int = BATCH, threads: int = THREADS, ahead: int = AHEAD
@@ -406,19 +406,15 @@ class PrunedCache:
         device = torch.device(device)
         on_gpu = device.type == "cuda"
 
-        def start(checked: _Checked) -> UnderWay[list[StoredPrefix | UnreadablePrefix]]:
-            begun = self._start(checked, device, allocate)
-            assert isinstance(checked.fetched, Fetched)
-            assert checked.fetched.block is not None
-            event = torch.cuda.current_stream(device).record_event() if on_gpu else None
-            checked.fetched.block.release(event)
+        def start(fetched: Fetched) -> UnderWay[list[StoredPrefix | UnreadablePrefix]]:
+            begun = self._start(fetched, device, allocate)
+            assert fetched.block is not None
+            fetched.block.release(torch.cuda.current_stream(device).record_event() if on_gpu else None)
             return begun
 
         if on_gpu or allocate is not None:
-            return RestoreAhead(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, self._check), start)
-        in_thread = self._fetch_ahead(
-            rows, batch, threads, ahead, False, lambda fetched: start(self._check(fetched)).finish()
-        )
+            return RestoreAhead(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, lambda fetched: fetched), start)
+        in_thread = self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched: start(fetched).finish())
         return RestoreAhead(in_thread, Finished)
 
     def stream(
@@ -503,34 +499,20 @@ class PrunedCache:
             raise OtherLevel(row["key"], self.uri, f"the cache holds {self.level}, not {kind}: {_INSTEAD[self.level]}")
         return Member(number, row["key"], name, offset, length, checksum)
 
-    def _check(self, fetched: Sequence[StoredBytes | UnreadablePrefix]) -> _Checked:
-        """Headers and small tensors compared.
+    def _start(
+        self, fetched: Sequence[StoredBytes | UnreadablePrefix], device: torch.device, allocate: Allocate | None
+    ) -> _Restoring:
+        """Compare headers and small tensors, and begin to restore what is sound.
 
-        In one thread: headers are Python's work, and threads would only wait for its lock. What can run in parallel,
-        reading and comparing checksums, is done by `fetch`.
+        All in one thread: both are Python's work, and torch gives Python's lock away at every call. Two threads at it
+        take twice as long as one. What can run in parallel, reading and comparing checksums, is done by `fetch`.
         """
         stored = [sample for sample in fetched if isinstance(sample, StoredBytes)]
-        if not stored:
-            return _Checked(fetched, [])
-        items = [(sample.row["key"], sample.data) for sample in stored]
-        outcomes = check_containers(items, self._needed_codec, self.dataset.identity_hash)
-        return _Checked(
-            fetched,
-            [
-                outcome if isinstance(outcome, CheckedContainer) else self._damaged(sample.row, outcome)
-                for sample, outcome in zip(stored, outcomes, strict=True)
-            ],
-        )
-
-    @property
-    def _needed_codec(self) -> Codec:
         assert self.codec is not None  # there would be no bytes
-        return self.codec
-
-    def _start(self, checked: _Checked, device: torch.device, allocate: Allocate | None) -> _Restoring:
-        """Begin to restore what is sound."""
-        sound = [container for container in checked.containers if isinstance(container, CheckedContainer)]
-        return _Restoring(self, checked, start_restore(sound, self._needed_codec, device, allocate))
+        items = [(sample.row["key"], sample.data) for sample in stored]
+        outcomes = check_containers(items, self.codec, self.dataset.identity_hash)
+        sound = [outcome for outcome in outcomes if isinstance(outcome, CheckedContainer)]
+        return _Restoring(self, fetched, outcomes, start_restore(sound, self.codec, device, allocate))
 
     def _damaged(self, row: Row, error: ContainerError) -> PrefixDamaged:
         return PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(error))
@@ -550,21 +532,20 @@ class PrunedCache:
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A batch that was fetched, and in order the sound containers of it, or what is wrong with one; nothing for a
-    sample that could not be fetched.
+class _Restoring:
+    """A batch whose sound containers a device is restoring.
+
+    Attributes:
+        cache: that it is of.
+        fetched: the batch.
+        checked: in order the sound containers of it, or what is wrong with one; nothing for a sample that could not be
+            fetched.
+        under_way: of the sound ones.
     """
 
-    fetched: Sequence[StoredBytes | UnreadablePrefix]
-    containers: Sequence[CheckedContainer | PrefixDamaged]
-
-
-@dataclass(frozen=True)
-class _Restoring:
-    """A batch whose sound containers a device is restoring."""
-
     cache: PrunedCache
-    checked: _Checked
+    fetched: Sequence[StoredBytes | UnreadablePrefix]
+    checked: Sequence[CheckedContainer | ContainerError]
     under_way: RestoreUnderWay
 
     def is_done(self) -> bool:
@@ -572,14 +553,15 @@ class _Restoring:
 
     def finish(self) -> list[StoredPrefix | UnreadablePrefix]:
         """For each sample its prefix, or the error of fetching, checking or restoring it."""
-        prefixes, containers = iter(self.under_way.finish()), iter(self.checked.containers)
+        restored, checked = iter(self.under_way.finish()), iter(self.checked)
         outcomes: list[StoredPrefix | UnreadablePrefix] = []
-        for sample in self.checked.fetched:
+        for sample in self.fetched:
             if isinstance(sample, UnreadablePrefix):
                 outcomes.append(sample)
-            elif isinstance(container := next(containers), PrefixDamaged):
-                outcomes.append(container)
-            elif isinstance(prefix := next(prefixes), ContainerError):
+                continue
+            outcome = next(checked)
+            prefix = next(restored) if isinstance(outcome, CheckedContainer) else outcome
+            if isinstance(prefix, ContainerError):
                 outcomes.append(self.cache._damaged(sample.row, prefix))
             else:
                 outcomes.append(StoredPrefix(sample.row, prefix))

@@ -60,7 +60,7 @@ class CheckedContainer:
         shapes: of its segments.
         lossless: how the codec's tensors are compressed, see `LOSSLESS`.
         data: flat uint8, the whole container.
-        pinned: the same as a tensor, where it is part of one in pinned memory.
+        tensor: the same, where it was given as one.
         segments: by segment the codec's tensors by name.
         position, text: (T,) int32 and bool, see `Segment`, of all segments one behind the other.
         frame: the prefix without its segments.
@@ -69,7 +69,7 @@ class CheckedContainer:
     shapes: tuple[SegmentShape, ...]
     lossless: str
     data: NDArray[np.uint8]
-    pinned: Tensor | None
+    tensor: Tensor | None
     segments: tuple[dict[str, StoredPiece], ...]
     position: NDArray[np.int32]
     text: NDArray[np.bool_]
@@ -161,7 +161,7 @@ def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None)
         shapes=header.shapes,
         lossless=header.lossless,
         data=whole,
-        pinned=data if isinstance(data, Tensor) and data.is_pinned() else None,
+        tensor=data if isinstance(data, Tensor) else None,
         segments=tuple({name: pieces[f"{n}.{name}"] for name in own} for n, own in enumerate(layouts)),
         position=rows.position,
         text=rows.text,

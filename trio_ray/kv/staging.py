@@ -78,12 +78,13 @@ def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
 
 def _common_span(samples: Sequence[CheckedContainer]) -> tuple[Tensor, list[int]] | None:
     """The part of one pinned tensor that holds all samples, and where each begins in it; None where there is none."""
-    tensors = [sample.pinned for sample in samples]
+    tensors = [sample.tensor for sample in samples]
     if any(tensor is None for tensor in tensors):
         return None
     known = [tensor for tensor in tensors if tensor is not None]
     storage = known[0].untyped_storage()
-    if any(tensor.untyped_storage().data_ptr() != storage.data_ptr() for tensor in known):
+    first_byte = storage.data_ptr()
+    if not known[0].is_pinned() or any(tensor.untyped_storage().data_ptr() != first_byte for tensor in known):
         return None
     starts = [int(tensor.storage_offset()) for tensor in known]
     first = min(starts)

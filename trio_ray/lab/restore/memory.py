@@ -60,6 +60,12 @@ class HostBatch:
         checksums = tuple(checksum(view.numpy().data) for view in views)
         return cls(tuple(samples.keys[number] for number in numbers), data, tuple(views), checksums)
 
+    def compare(self, pool: ThreadPoolExecutor | None) -> HostBatch:
+        """Compare the checksums, in the pool's threads if there is one."""
+        containers = [container.numpy().data for container in self.containers]
+        assert tuple((map if pool is None else pool.map)(checksum, containers)) == self.checksums
+        return self
+
 
 class Restoring:
     """One codec's samples as a contestant: checked in host threads, restored on the device, both ahead."""
@@ -74,21 +80,21 @@ class Restoring:
         return sum(len(batch.keys) for batch in self._order())
 
     def run(self) -> None:
-        """A pass as a cache makes it: while one batch is restored, the next is begun and others are checked."""
+        """A pass as a cache makes it: checksums in threads, ahead; headers and the rest in one, the next batch begun
+        while one is restored.
+        """
 
-        def start(checked: Sequence[CheckedContainer]) -> RestoreUnderWay:
-            return start_restore(checked, self.samples.codec, self._device)
+        def start(batch: HostBatch) -> RestoreUnderWay:
+            return start_restore(self.check(batch), self.samples.codec, self._device)
 
         with ThreadPoolExecutor(self._threads) as pool:
-            checked = ordered_map(lambda batch: self.check(batch, pool), self._order(), BATCHES_AT_ONCE, AHEAD)
-            with closing(RestoreAhead(checked, start)) as batches:
+            compared = ordered_map(lambda batch: batch.compare(pool), self._order(), BATCHES_AT_ONCE, AHEAD)
+            with closing(RestoreAhead(compared, start)) as batches:
                 for batch in batches:
                     assert all(isinstance(prefix, Prefix) for prefix in batch), "sound containers were refused"
 
-    def check(self, batch: HostBatch, pool: ThreadPoolExecutor | None = None) -> list[CheckedContainer]:
-        """Compare the checksums, in the pool's threads if there is one, and the headers, as the cache does."""
-        containers = [container.numpy().data for container in batch.containers]
-        assert tuple((map if pool is None else pool.map)(checksum, containers)) == batch.checksums
+    def check(self, batch: HostBatch) -> list[CheckedContainer]:
+        """Compare the headers."""
         items = list(zip(batch.keys, batch.containers, strict=True))
         checked = check_containers(items, self.samples.codec, self.samples.fingerprint)
         good = [container for container in checked if isinstance(container, CheckedContainer)]
@@ -105,12 +111,16 @@ class Restoring:
         items = list(zip(batch.keys, batch.containers, strict=True))
         times = stage_times(items, self.samples.codec, self._device, rounds)
 
-        def checked(pool: ThreadPoolExecutor | None) -> float:
-            self.check(batch, pool)
-            return 1e3 * median(measure(self._device, lambda: self.check(batch, pool)).seconds for _ in range(rounds))
+        def compared(pool: ThreadPoolExecutor | None) -> float:
+            batch.compare(pool)
+            return 1e3 * median(measure(self._device, lambda: batch.compare(pool)).seconds for _ in range(rounds))
 
         with ThreadPoolExecutor(self._threads) as pool:
-            stages = {"check, one thread": checked(None), f"check, {self._threads} threads": checked(pool)}
+            stages = {
+                "checksums, one thread": compared(None),
+                f"checksums, {self._threads} threads": compared(pool),
+                "headers": times.check,
+            }
         for name in ("copy", "lossless", "inverse", "restore"):
             stages[name] = getattr(times, name)
         return {name: milliseconds / len(batch.keys) for name, milliseconds in stages.items()}
