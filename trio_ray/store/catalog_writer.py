@@ -41,8 +41,9 @@ _MERGE_RATIO = 4
 """An index is merged with the one before it unless that one is more than so many times larger: so of n samples there
 are about log n indexes, and each sample is written about log n times."""
 
-LOOK_S = 60.0
-"""Seconds after which a run that commits looks whether another one has sealed the catalog meanwhile."""
+LOOK_S = 2.0
+"""Seconds after which a run that commits looks whether another one has sealed the catalog meanwhile: until then readers
+do not see what it commits. It is one LIST request."""
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +28,7 @@ from trio_ray.lab.scale.moments import Moments
 from trio_ray.lab.scale.synthetic import IDENTITY
 from trio_ray.lab.soak.soak import account
 from trio_ray.store import catalog_writer
+from trio_ray.store.catalog import unseal
 from trio_ray.store.catalog_writer import CatalogWriter, complete_catalog
 from trio_ray.store.commit_table import Part, read_commits
 from trio_ray.store.commits import ShardInput
@@ -40,7 +42,7 @@ SHARD_PARTS = 10
 PART_SAMPLES = 3
 MEMBER_BYTES = 2000
 SEGMENT_PARTS = 16
-"""Far fewer than a job's, so that segments and indexes are being written most of the time."""
+"""Far fewer than a job's, so that segments, indexes and versions are being written most of the time."""
 
 LONGEST_LIFE_S = 0.8
 """A third of the kills come so soon after the writer's start, at any moment of its opening the cache and later."""
@@ -52,8 +54,13 @@ WRITE_DELAY_S = 0.003
 """The others come at most so long after one of the first `DATA_WRITES` files and records, or one of the first
 `CATALOG_WRITES` objects of the catalog, began to be written."""
 
+LONGEST_RUN = 40
+"""Parts of a run; the shortest has none. Where a writer is alone, one run follows the other until it is killed."""
+
+UNENDING = 1 << 30
 TWO_AT_ONCE = 1 / 3
-"""Share of the lives that two processes share, as when two runs work on one cache."""
+"""Share of the lives that two processes share, as when two runs work on one cache. These runs do not end: what one of
+them seals would lack what the other commits until that one looks."""
 
 LOOKED_UP = 6
 PROBLEMS_TOLD = 20
@@ -90,14 +97,17 @@ class Bench:
         create_or_check(open_store(self.uri, self.s3), IDENTITY, PART_SAMPLES)
         return {}
 
-    def write(self, only_begun: bool) -> dict[str, Any]:
-        """Commit what is missing and catalogue it as a run does; without end unless `only_begun`."""
+    def write(self, parts: int | None = None) -> dict[str, Any]:
+        """What a run does: unseal the catalog, commit so many of the missing parts, complete the catalog and seal it.
+
+        Without a number these are all of the shards that have been begun.
+        """
         store = open_store(self.uri, self.s3)
         dataset = load_dataset(store)
+        unseal(store)
         commits = read_commits(store, THREADS)
-        complete_catalog(store, commits, THREADS)
         with self.confirmed_file.open("ab", buffering=0) as confirmed, CatalogWriter(store, THREADS) as catalog:
-            for shard, part in self._missing(commits.progress(), only_begun):
+            for shard, part in islice(self._missing(commits.progress(), only_begun=parts is None), parts):
                 source = ShardInput(shard, f"s3://corpus/{shard}.tar", 1, "e", None)
                 last = part == SHARD_PARTS - 1
                 if commit_part(store, dataset, source, part, keys_of((shard, part)), last, MEMBER_BYTES):
@@ -105,6 +115,12 @@ class Bench:
                     catalog.committed((shard, part))
         complete_catalog(store, read_commits(store, THREADS), THREADS)
         return {}
+
+    def write_on_and_on(self, alone: bool, seed: int) -> dict[str, Any]:
+        """Run after run, each of a few parts; or one run without end beside another process."""
+        dice = random.Random(seed)
+        while True:
+            self.write(dice.randrange(LONGEST_RUN) if alone else UNENDING)
 
     def _missing(self, progress: Any, only_begun: bool) -> Iterator[Part]:
         for number in count():
@@ -237,7 +253,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     struck: Counter[str] = Counter()
     failed = 0
-    with patch.object(catalog_writer, "SEGMENT_PARTS", SEGMENT_PARTS):
+    with patch.multiple(catalog_writer, SEGMENT_PARTS=SEGMENT_PARTS, WORTH_IT=SEGMENT_PARTS):
         for _ in range(order["kills"]):
             for moment, was_running in _one_life(bench, dice):
                 struck[moment] += was_running
@@ -245,7 +261,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
         seconds = time.monotonic() - began
         stop[0] = 1
         seen = reader.result()
-        _Child(lambda: bench.write(only_begun=True)).result()
+        _Child(bench.write).result()
     after = _Child(bench.judge).result()
     return {
         "kills": struck.total(),
@@ -262,17 +278,19 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
 def _one_life(bench: Bench, dice: random.Random) -> Iterator[tuple[str, bool]]:
     """One or two writers from their start to their kill; yields for each what it was writing, and whether it ran."""
     writers = []
-    for _ in range(1 + (dice.random() < TWO_AT_ONCE)):
+    two = dice.random() < TWO_AT_ONCE
+    for _ in range(1 + two):
         moments = Moments()
-        writers.append((_Child(lambda moments=moments: _watched(bench, moments)), moments))  # type: ignore[misc]
+        work = partial(_watched, bench, moments, alone=not two, seed=dice.randrange(1 << 30))
+        writers.append((_Child(work), moments))
     for child, moments in writers:
         match dice.randrange(3):
             case 0:
                 time.sleep(dice.uniform(0, LONGEST_LIFE_S))
             case 1:
-                _wait_for_write(lambda moments=moments: moments.data, dice.randrange(DATA_WRITES))  # type: ignore[misc]
+                _wait_for_write(partial(getattr, moments, "data"), dice.randrange(DATA_WRITES))
             case 2:
-                _wait_for_write(lambda moments=moments: moments.catalog, dice.randrange(CATALOG_WRITES))  # type: ignore[misc]
+                _wait_for_write(partial(getattr, moments, "catalog"), dice.randrange(CATALOG_WRITES))
         time.sleep(dice.uniform(0, WRITE_DELAY_S))
         was_running = child.kill()
         yield moments.catalog or moments.data or "nothing", was_running
@@ -289,9 +307,9 @@ def _wait_for_write(written: Callable[[], str], number: int) -> None:
         time.sleep(0.0002)
 
 
-def _watched(bench: Bench, moments: Moments) -> dict[str, Any]:
+def _watched(bench: Bench, moments: Moments, alone: bool, seed: int) -> dict[str, Any]:
     with moments.watched():
-        return bench.write(only_begun=False)
+        return bench.write_on_and_on(alone, seed)
 
 
 def main() -> int:
