@@ -410,7 +410,10 @@ class SourceConfig(Section):
         "with the turns before it.",
     )
     rows_per_shard: int = Field(
-        4096, ge=1, description="Rows of a Parquet, JSONL or JSON file that make one unit of work."
+        4096,
+        ge=1,
+        description="Rows of a Parquet, JSONL or JSON file that make one unit of work. A row group of Parquet of more "
+        "rows and more than 16 MiB is one unit, because it can be read from its beginning alone.",
     )
     max_pixels: int = Field(100_000_000, ge=1, description="Images with more pixels are quarantined (bombs).")
     max_image_bytes: int = Field(

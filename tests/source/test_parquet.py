@@ -19,6 +19,7 @@ from tests.source.corpus import (
 )
 from trio_ray.config import SourceConfig
 from trio_ray.errors import ConfigError, StoreError
+from trio_ray.source import parquet
 from trio_ray.source.reader import read_shard
 from trio_ray.source.sample import Sample, Shard, Turn
 from trio_ray.source.shards import split_file
@@ -58,13 +59,24 @@ def test_the_hubs_layout_needs_no_settings(tmp_path: Path, row_group_size: int) 
     assert read_file(hub_file(tmp_path, row_group_size=row_group_size)) == hub_samples(range(10), 0)
 
 
-@pytest.mark.parametrize("row_group_size", [2, 3, 4, 100])
-def test_runs_of_rows_give_what_the_whole_file_gives(tmp_path: Path, row_group_size: int) -> None:
-    """Whether or not a run ends where a row group does."""
+@pytest.mark.parametrize(
+    ("row_group_size", "runs"),
+    [
+        (2, [(0, 4), (4, 8), (8, 10)]),
+        (3, [(0, 3), (3, 6), (6, 10)]),
+        (4, [(0, 4), (4, 8), (8, 10)]),
+        (9, [(0, 4), (4, 8), (8, 10)]),
+        (100, [(0, 4), (4, 8), (8, 10)]),
+    ],
+)
+def test_runs_of_rows_give_what_the_whole_file_gives(
+    tmp_path: Path, row_group_size: int, runs: list[tuple[int, int]]
+) -> None:
+    """A run ends where a row group does, unless the group is small and has more rows than a run."""
     path = hub_file(tmp_path, row_group_size=row_group_size)
     config = SourceConfig(rows_per_shard=4)
     shards = split_file(str(path), 1, "e", config, LocalOpener())
-    assert [shard.rows for shard in shards] == [(0, 4), (4, 8), (8, 10)]
+    assert [shard.rows for shard in shards] == runs
     for shard in shards:
         assert shard.rows is not None
         assert list(read_shard(shard, config, LocalOpener())) == hub_samples(range(*shard.rows), shard.rows[0])
@@ -226,6 +238,38 @@ def test_only_the_columns_and_row_groups_that_are_needed_are_read(tmp_path: Path
     items = list(read_shard(shard, SourceConfig(), OneFileOpener(lambda: file), lambda index: index < 6))
     assert [item.index for item in items] == [6, 7]
     assert file.amount < 600_000
+
+
+def test_a_row_group_of_many_images_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows a shard should have: a group is read from its beginning, so that each cut reads it again."""
+    monkeypatch.setattr(parquet, "_SMALL_GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "_READ_BYTES", 1 << 14)
+    images = [{"bytes": bytes([n + 1]) * 50_000, "path": None} for n in range(80)]
+    columns = {"image": images, "question": [f"q{n}" for n in range(80)]}
+    data = write(tmp_path, columns, row_group_size=40, compression="NONE", use_dictionary=False).read_bytes()
+    files: list[ReadCounting] = []
+    config = SourceConfig(rows_per_shard=8)
+
+    def counted() -> ReadCounting:
+        files.append(ReadCounting(data))
+        return files[-1]
+
+    opener = OneFileOpener(counted)
+
+    def read(shards: list[Shard]) -> float:
+        """How often the file is read, in bytes, until all of these shards are."""
+        files.clear()
+        samples = []
+        for shard in shards:
+            samples += [item.images for item in read_shard(shard, config, opener) if isinstance(item, Sample)]
+        assert samples == [(image["bytes"],) for image in images]
+        return sum(file.amount for file in files) / len(data)
+
+    shards = split_file("x.parquet", len(data), "e", config, opener)
+    assert [shard.rows for shard in shards] == [(0, 40), (40, 80)]
+    assert read(shards) < 1.1
+    cut = [Shard(f"s{n}", "x.parquet", len(data), "e", "parquet", (n, n + 8)) for n in range(0, 80, 8)]
+    assert read(cut) > 2.5
 
 
 def test_rows_that_went_missing_since_the_split_are_damage(tmp_path: Path) -> None:

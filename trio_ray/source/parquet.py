@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +25,23 @@ _READ_BYTES = 1 << 22
 _TEXT_ROWS = 256
 _IMAGE_ROWS = 8
 
+_SMALL_GROUP_BYTES = 16 << 20
+"""A row group whose columns have no more bytes may be cut into several runs: each but the first reads past the rows of
+others, 8 MiB on average."""
 
-def count_rows(uri: str, file: BinaryIO, config: SourceConfig, images: bool = True) -> int:
-    """Rows of a Parquet file, by its footer, after a check that it has the columns that the settings name.
+
+def runs_of_rows(uri: str, file: BinaryIO, config: SourceConfig, images: bool = True) -> list[tuple[int, int]]:
+    """Half-open runs of rows that a Parquet file is cut into, after a check that it has the columns that the settings
+    name.
+
+    A row group can be read from its beginning alone. So a run is made of whole row groups, as many as have no more than
+    `config.rows_per_shard` rows together, or one that has more. A larger one is cut only where its columns are small,
+    such as paths of images: then reading past some of its rows costs nothing, and more replicas share it.
 
     Args:
         uri: of the file.
         file: the same, open.
-        config: names the columns.
+        config: names the columns, and the rows of a run.
         images: whether the image column is needed too.
 
     Raises:
@@ -40,8 +49,30 @@ def count_rows(uri: str, file: BinaryIO, config: SourceConfig, images: bool = Tr
         ShardDamaged: there is no readable footer.
     """
     table = _open(file)
-    _columns(uri, table, config, images)
-    return int(table.metadata.num_rows)
+    columns = _columns(uri, table, config, images)
+    wanted = {*columns.images, *columns.text}
+    runs: list[tuple[int, int]] = []
+    first = start = 0
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        beyond = start + group.num_rows
+        if beyond - first > config.rows_per_shard and first < start:
+            runs.append((first, start))
+            first = start
+        if group.num_rows > config.rows_per_shard and _stored_bytes(group, wanted) <= _SMALL_GROUP_BYTES:
+            while beyond - first > config.rows_per_shard:
+                runs.append((first, first + config.rows_per_shard))
+                first += config.rows_per_shard
+        start = beyond
+    if first < start or not runs:
+        runs.append((first, start))
+    return runs
+
+
+def _stored_bytes(group: pq.RowGroupMetaData, columns: Container[str]) -> int:
+    """Bytes in the file of these columns of a row group."""
+    chunks = (group.column(number) for number in range(group.num_columns))
+    return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
 
 
 def read_parquet(shard: Shard, file: BinaryIO, config: SourceConfig, opener: Opener) -> Iterator[Row]:
@@ -197,7 +228,10 @@ def _open(file: BinaryIO) -> pq.ParquetFile:
     try:
         with _damage_named():
             return pq.ParquetFile(
-                pa.PythonFile(file, mode="r"), buffer_size=_READ_BYTES, page_checksum_verification=True
+                pa.PythonFile(file, mode="r"),
+                buffer_size=_READ_BYTES,
+                pre_buffer=False,  # it would hold all columns of a row group in memory
+                page_checksum_verification=True,
             )
     except ShardDamaged as damage:
         if magic == b"PAR1":  # the footer comes last, so a cut file has a sound beginning

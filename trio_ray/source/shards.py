@@ -13,7 +13,7 @@ from trio_ray.errors import ConfigError
 from trio_ray.source.conversation import CONVERSATION_FIELDS
 from trio_ray.source.json_array import top_level_fields
 from trio_ray.source.json_records import text_records
-from trio_ray.source.parquet import count_rows
+from trio_ray.source.parquet import runs_of_rows
 from trio_ray.source.record import parse_record
 from trio_ray.source.rejection import Rejected, ShardDamaged, listed
 from trio_ray.source.sample import Opener, Shard
@@ -58,8 +58,9 @@ def split_file(
     """The units of work of one input file: at least one, in order, covering all of it.
 
     A tar is one unit. Parquet, JSONL and JSON files are cut into runs of `config.rows_per_shard` rows, so that one
-    big file still keeps many replicas busy. A Parquet file without a readable footer is one unit, whose
-    reading then says why. A `.json` file that holds one object a line is read as JSONL.
+    big file still keeps many replicas busy; runs of Parquet are whole row groups, unless those are small
+    (`parquet.runs_of_rows`). A Parquet file without a readable footer is one unit, whose reading then says why. A
+    `.json` file that holds one object a line is read as JSONL.
 
     Args:
         uri: a local path or `s3://` URI; names depend on it, so give it in one spelling always.
@@ -86,8 +87,7 @@ def split_file(
             runs = _record_runs(file, kind, config)
         else:
             try:
-                rows = count_rows(uri, file, config, images)
-                runs = [(first, stop, 0) for first, stop in _runs(rows, config.rows_per_shard)]
+                runs = [(first, stop, 0) for first, stop in runs_of_rows(uri, file, config, images)]
             except ShardDamaged:
                 return [Shard(shard_name(uri), uri, size, etag, kind)]
     return [
