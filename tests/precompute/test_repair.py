@@ -13,6 +13,7 @@ from trio_ray.errors import ConfigError
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.plan import plan_job
 from trio_ray.store import catalog_writer
+from trio_ray.store.catalog import read_catalog
 from trio_ray.store.catalog_writer import complete_catalog
 from trio_ray.store.commit_table import read_commits
 from trio_ray.store.dataset import load_dataset
@@ -76,10 +77,12 @@ def test_a_deleted_record_is_told_from_a_kill_before_its_commit_where_there_is_a
     store = LocalStore(tmp_path / "cache")
     complete_catalog(store, read_commits(store, 2), 2)
     (last,) = (tmp_path / "cache" / "commits").glob("*/*/00002.json")
+    assert read_catalog(store).seal is not None
     last.unlink()
     ((name, detail),) = [(finding.object, finding.detail) for finding in verify(store, 2).findings if finding.is_damage]
     assert name == str(last.relative_to(tmp_path / "cache"))
     assert "the catalog tells that there was one" in detail
     assert [report.part for report in run_here(config, llama)] == [2]
+    assert read_catalog(store).seal is None, "a run that has work to do removes the seal before it begins"
     complete_catalog(store, read_commits(store, 2), 2)
     assert verify(store, 2).ok

@@ -99,11 +99,15 @@ def join(
         scorer: how a true answer that only the cache has is to be understood.
     """
     asked = list(questions)
-    index = _Index(cache, (question.key for question in asked if isinstance(question, Question)))
-    found = [question if isinstance(question, Unanswered) else index.find(question) for question in asked]
-    outcomes = _held_against_rows(asked, found, cache, scorer)
+    outcomes = _held_against_rows(asked, _found(asked, cache), cache, scorer)
     answerable = [outcome for outcome in outcomes if isinstance(outcome, Answerable)]
     return answerable, [outcome for outcome in outcomes if isinstance(outcome, Unanswered)]
+
+
+def _found(asked: list[Question | Unanswered], cache: PrunedCache) -> list[StoredRow | Unanswered]:
+    """Where the row of each question is. The index, some 200 bytes a question, is gone when this returns."""
+    index = _Index(cache, (question.key for question in asked if isinstance(question, Question)))
+    return [question if isinstance(question, Unanswered) else index.find(question) for question in asked]
 
 
 def _held_against_rows(

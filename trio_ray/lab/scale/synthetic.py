@@ -77,11 +77,10 @@ class Synthetic:
     tables: bool
 
     def build(self, parts: Iterable[int]) -> None:
-        """Make the cache and its catalog, unless it is there already."""
-        if any(True for _ in self._store.list(DATASET)):
-            return
-        self._store.put(self._tar, b"".join(self._members))
-        self.commit(parts)
+        """Make the cache, unless it is there already, and seal its catalog, as a run does that ends."""
+        if not any(True for _ in self._store.list(DATASET)):
+            self._store.put(self._tar, b"".join(self._members))
+            self.commit(parts)
         complete_catalog(self._store, read_commits(self._store, THREADS), THREADS)
 
     def commit(self, parts: Iterable[int]) -> None:
