@@ -3,10 +3,10 @@ model's, at the same mean number of image tokens.
 
 No labels are needed. The unpruned model answers a sample of the corpus; every candidate prefills the same samples with
 its pruning and is asked for the probability of each token of those answers. The divergence of the two distributions is
-what the search makes small. It is a hill climb: it begins with the default schedules of all selectors, and goes on from
-the best one by small changes of prune points, weights, positions and the selector's own settings. Most candidates are
-dropped after a part of the samples. A third of the images is held back from the search; the result is adopted only if
-it also beats the selector's default there.
+what the search makes small. It begins with the default schedules of all selectors, and goes on from the best few by
+small changes of prune points, weights, positions and the selector's own settings. Most candidates are dropped after a
+part of the samples. A third of the images is held back from the search; the result is adopted only if it also beats the
+selector's default there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from statistics import fmean
 from typing import Any
 
@@ -34,10 +34,19 @@ MIN_SAMPLES = 12
 HELD_BACK = 3
 """One image in this many is held back."""
 
-TOLERANCE = 1.15
-"""A candidate is dropped when its mean divergence so far is this many times the best one's on the same samples."""
+LEADERS = 5
+"""Candidates that the search goes on from."""
 
-MOST_POINTS = 6
+CHANGES = (1, 1, 2, 3)
+"""Numbers of changes between a candidate and the one that it comes from, equally likely."""
+
+TOLERANCE = 1.15
+"""A candidate is dropped when its mean divergence so far is this many times the last leader's on the same samples."""
+
+PARTS = 4
+"""Batches, at least, that a candidate is measured on one after the other."""
+
+MOST_POINTS = 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,8 @@ def search_schedule(
             "method.prune_points and method.weights, or leave method.schedule out",
         )
     searched, held = _split(samples)
-    seen = list(reference_batches(replica, searched, scope, batch_rows))
+    share = -(-sum(sample.rows for sample in searched) // PARTS)
+    seen = list(reference_batches(replica, searched, scope, min(batch_rows, share)))
     climb = _Climb(replica, seen, _Space(method, replica.decoder.depth), random.Random(seed))
     for done in climb.run(candidates):
         on_candidate(done)
@@ -220,8 +230,8 @@ class _Space:
 
     def _scale_weight(self, config: MethodConfig, chance: random.Random) -> dict[str, Any]:
         _, weights = _shape_of(config)
-        weights[chance.randrange(len(weights))] *= 2.0 ** chance.uniform(-1.5, 1.5)
-        return {"weights": tuple(round(weight, 4) for weight in weights)}
+        weights[chance.randrange(len(weights))] *= 2.0 ** chance.uniform(-1.0, 1.0)
+        return {"weights": tuple(round(weight, 4) for weight in accumulate(weights, min))}
 
     def _split_point(self, config: MethodConfig, chance: random.Random) -> dict[str, Any] | None:
         points, weights = _shape_of(config)
@@ -249,17 +259,46 @@ def _shape_of(config: MethodConfig) -> tuple[list[int], list[float]]:
 
 
 @dataclass
+class _Leader:
+    """A candidate that was measured on all batches, and the divergences of each batch's samples."""
+
+    config: MethodConfig
+    found: list[list[float]]
+
+    def mean(self, batches: int) -> float:
+        """Mean over the samples of the first so many batches."""
+        return _mean(self.found[:batches])
+
+
+def _mean(found: Sequence[Sequence[float]]) -> float:
+    return fmean(value for one in found for value in one)
+
+
+@dataclass
 class _Climb:
-    """The search: the best candidate so far, and its divergence on every batch."""
+    """The search.
+
+    Attributes:
+        replica: the model.
+        batches: what candidates are measured on, one batch after the other.
+        space: what is varied.
+        chance: draws the changes.
+        leaders: the best candidates so far, the best one first.
+        tried: number of candidates.
+    """
 
     replica: Replica
     batches: Sequence[ReferenceBatch]
     space: _Space
     chance: random.Random
-    best: MethodConfig = field(init=False)
+    leaders: list[_Leader] = field(default_factory=list)
     tried: int = 0
-    _held_to: list[list[float]] = field(default_factory=list)
     _known: set[str] = field(default_factory=set)
+
+    @property
+    def best(self) -> MethodConfig:
+        """The best candidate so far."""
+        return self.leaders[0].config
 
     def run(self, candidates: int) -> Iterator[int]:
         """Try this many candidates; yields how many were tried."""
@@ -268,14 +307,23 @@ class _Climb:
             yield self.tried
         misses = 0
         while self.tried < candidates and misses < 20 * candidates:
-            candidate = self.space.neighbour(self.best, self.chance)
+            candidate = self._successor()
             if candidate is None or candidate.model_dump_json() in self._known:
                 misses += 1
                 continue
             self._try(candidate)
             yield self.tried
 
+    def _successor(self) -> MethodConfig | None:
+        """One of the leaders, the better the likelier, with one to three changes."""
+        place = min(int(self.chance.expovariate(0.5)), len(self.leaders) - 1)
+        candidate: MethodConfig | None = self.leaders[place].config
+        for _ in range(self.chance.choice(CHANGES)):
+            candidate = candidate and self.space.neighbour(candidate, self.chance)
+        return candidate
+
     def _try(self, candidate: MethodConfig) -> None:
+        """Measure a candidate, and drop it as soon as it is clearly worse than the last of the leaders."""
         if candidate.model_dump_json() in self._known:
             return
         self._known.add(candidate.model_dump_json())
@@ -284,9 +332,8 @@ class _Climb:
         found: list[list[float]] = []
         for batch in self.batches:
             found.append(batch.divergence(self.replica, method))
-            if self._held_to:
-                bound = fmean(value for one in self._held_to[: len(found)] for value in one)
-                last = len(found) == len(self.batches)
-                if fmean(value for one in found for value in one) >= bound * (1.0 if last else TOLERANCE):
-                    return
-        self.best, self._held_to = candidate, found
+            if len(self.leaders) == LEADERS and _mean(found) > TOLERANCE * self.leaders[-1].mean(len(found)):
+                return
+        self.leaders.append(_Leader(candidate, found))
+        self.leaders.sort(key=lambda leader: leader.mean(len(self.batches)))
+        del self.leaders[LEADERS:]

@@ -46,10 +46,10 @@ class TrioPlus(Selector):
     shape: ClassVar[ScheduleShape] = PLUS_SHAPE
     positions: ClassVar[Positions] = "original"
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "first_sample": (0.0, 0.25, 0.5, 0.75, 1.0),
+        "first_sample": (0.0, 0.25, 0.5, 0.75, 0.9, 1.0),
         "later_sample": (0.0, 0.25, 0.5, 0.75),
         "supervised_rows": (AUTHORS_ROWS, PLUS_ROWS, (-1,)),
-        "threshold": (0.7, AUTHORS_THRESHOLD, 0.9, NO_SUPPRESSION),
+        "threshold": (0.6, 0.7, AUTHORS_THRESHOLD, 0.9, NO_SUPPRESSION),
     }
     threshold: Threshold = AUTHORS_THRESHOLD
     supervised_rows: SupervisedRows = PLUS_ROWS
