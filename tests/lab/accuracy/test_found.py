@@ -16,6 +16,7 @@ def test_pruning_rows_without_an_encoder_step_get_a_searched_twin(bundled: Repli
         Setting("visionzip", 0.2, method_config("visionzip", 0.2)),
     ]
     questions = held_out_questions(12, per_scene=1, split="validation", workers=1)
-    (twin,) = found_settings(bundled, questions, settings, None, 16_384, candidates=2)
+    ((twin, found),) = found_settings(bundled, questions, settings, None, 16_384, candidates=2)
     assert (twin.name, twin.retention) == ("uniform, auto", 0.2)
+    assert twin.config == found.method
     assert twin.config.prune_points is not None

@@ -105,15 +105,17 @@ def run(arguments: argparse.Namespace) -> int:
     replica = Replica.load(config.model, config.prompt)
     compared = [setting.for_views(replica.tiler.side**2) for setting in compared]
     if more:
-        compared += found_settings(replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows)
+        found = found_settings(replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows)
+        compared += [setting for setting, _ in found]
+        print("\n".join(f"{setting.name}: {schedule}" for setting, schedule in found))
     with shown_count("questions", len(questions)) as show:
         results = measure_accuracy(
             replica, questions, compared, arguments.batch, show,
             instruction=config.cache.selected_under, scorer=scorer_named(arguments.scorer),
         )  # fmt: skip
-    found = study(summarise(results, questions))
-    print(found.text)
+    table = study(summarise(results, questions))
+    print(table.text)
     print(f"{len(questions)} questions, {len(compared)} settings, {replica.device}, {time.monotonic() - started:.0f} s")
     if folder:
-        print_written(found.write(folder))
+        print_written(table.write(folder))
     return 0

@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retention", type=number(above=0, below=1), default=0.111, metavar="R", help="default 0.111")
     parser.add_argument(
+        "--full-depth", type=number(above=0, most=1), default=0.0, metavar="F",
+        help="share of the layers that the pruned contestants run on all image tokens (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
         "--budget", type=whole(1), metavar="N", help="prompt rows a batch; by default the best is searched"
     )
     parser.add_argument(
@@ -76,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         token_budget=arguments.budget,
         memory_limit=int(arguments.memory_limit * 1e9),
         seed=arguments.seed,
+        full_depth=arguments.full_depth,
     )
     with shown_steps() as show:
         show(f"load {arguments.shapes}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trio_ray.calibration.schedule_search import CANDIDATES, search_schedule
+from trio_ray.calibration.schedule_search import CANDIDATES, FoundSchedule, search_schedule
 from trio_ray.lab.accuracy.accuracy import Setting, prepared_batches
 from trio_ray.lab.accuracy.questions import HeldOutQuestion
 from trio_ray.model.replica import Replica
@@ -17,7 +17,7 @@ def found_settings(
     instruction: str | None,
     batch_rows: int,
     candidates: int = CANDIDATES,
-) -> list[Setting]:
+) -> list[tuple[Setting, FoundSchedule]]:
     """For each pruning setting without an encoder step the same with `method.schedule: auto`, as "NAME, auto".
 
     Args:
@@ -44,5 +44,5 @@ def found_settings(
             batch_rows=batch_rows,
             candidates=candidates,
         )
-        found.append(Setting(f"{setting.name}, auto", setting.retention, best.method))
+        found.append((Setting(f"{setting.name}, auto", setting.retention, best.method), best))
     return found

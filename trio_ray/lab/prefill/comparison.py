@@ -66,7 +66,7 @@ def _token_budget(
     if settings.token_budget is not None:
         return settings.token_budget, None
     on_step("search for the packing budget")
-    method = _method(replica, "trio", settings.retention)
+    method = _method(replica, "trio", settings.retention, settings.full_depth)
     search = find_budget(replica, workload.samples, method, memory_limit=settings.memory_limit)
     return search.best.token_budget, search
 
@@ -83,22 +83,29 @@ def _entries(
             trials = find_batch(replica, workload.samples)
             entries[name] = Unpruned(replica, workload.samples, max(trials, key=lambda size: trials[size]))
         else:
-            entries[name] = pruned_prefill(replica, workload.samples, budget, name, settings.retention)
+            entries[name] = pruned_prefill(
+                replica, workload.samples, budget, name, settings.retention, settings.full_depth
+            )
     return entries, trials
 
 
 def pruned_prefill(
-    replica: Replica, samples: Sequence[PreparedSample], token_budget: int, name: str, retention: float
+    replica: Replica,
+    samples: Sequence[PreparedSample],
+    token_budget: int,
+    name: str,
+    retention: float,
+    full_depth: float = 0.0,
 ) -> Pruned:
     """Our prefill with a contestant's method, `token_budget` prompt rows a batch."""
-    return Pruned(replica, samples, token_budget, _method(replica, name, retention))
+    return Pruned(replica, samples, token_budget, _method(replica, name, retention, full_depth))
 
 
-def _method(replica: Replica, name: str, retention: float) -> Method:
+def _method(replica: Replica, name: str, retention: float, full_depth: float) -> Method:
     """A contestant's method; `authors` differs from `trio` in how it finds the same tokens."""
     if name == "authors":
-        return replace(_method(replica, "trio", retention), selector=AuthorsTrio())
-    return Method.build(replica.decoder.depth, retention=retention, selector=name)
+        return replace(_method(replica, "trio", retention, full_depth), selector=AuthorsTrio())
+    return Method.build(replica.decoder.depth, retention=retention, selector=name, full_depth=full_depth)
 
 
 def _stages(contestant: Contestant, pass_number: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ class BenchSettings:
         token_budget: prompt rows a batch; None searches for the best.
         memory_limit: most bytes on the device that the search may use, or None.
         seed: of the workload.
+        full_depth: share of the layers that the pruned contestants run on all image tokens.
     """
 
     workload: str
@@ -31,3 +32,4 @@ class BenchSettings:
     token_budget: int | None = None
     memory_limit: int | None = None
     seed: int = 0
+    full_depth: float = 0.0
