@@ -174,11 +174,11 @@ def test_all_settings_that_differ_are_named_those_of_the_user_first(
     settings = json.loads((other / "config.json").read_text())
     settings["text_config"]["rms_norm_eps"] = 1e-3
     (other / "config.json").write_text(json.dumps(settings))
-    given = {"method__settings": {"threshold": 0.7}, "source__turns": "each"}
+    given = {"method__settings": {"threshold": 0.7}, "source__turns": "each", "cache__codec": "int4"}
     with pytest.raises(IdentityMismatch) as caught:
         plan_job(job_config(other, corpus, tmp_path / "cache", **given), with_gpu=False)
     fields = [field for field, _, _ in caught.value.differences]
-    assert fields == ["method.settings.threshold", "source.turns", "model.config"]
+    assert fields == ["cache.codec.name", "method.settings.threshold", "source.turns", "model.config"]
     text = str(caught.value)
     assert "source.turns = 'first', but this run has 'each'" in text
     assert text.endswith("use another output, or the settings that the cache was made with")
@@ -270,6 +270,7 @@ def test_a_file_that_is_named_outright_and_missing_is_lost_and_the_rest_goes_on(
     plan = plan_job(job_config(tiny_model, [*missing, str(corpus)], tmp_path / "cache"), with_gpu=False)
     assert [task.shard.uri for task in plan.tasks] == [str(corpus)]
     assert [shard.uri for shard, _ in plan.lost] == missing
+    assert all(uri in reason for uri, (_, reason) in zip(missing, plan.lost, strict=True)), "each keeps its reason"
     assert len({shard.name for shard, _ in plan.lost}) == 2
 
 

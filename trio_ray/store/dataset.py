@@ -177,9 +177,13 @@ def load_dataset(store: ObjectStore) -> Dataset:
 
 
 def differences(stored: object, wanted: object, path: str = "") -> Iterator[Difference]:
-    """The differing fields of two JSON trees, by name: dotted path, stored value, wanted value."""
+    """The differing fields of two JSON trees, by name: dotted path, stored value, wanted value.
+
+    Of two things with different names, such as codecs, the names alone: their parameters cannot be compared.
+    """
     if isinstance(stored, dict) and isinstance(wanted, dict):
-        for name in sorted(stored.keys() | wanted.keys()):
+        alike = canonical_json(stored.get("name")) == canonical_json(wanted.get("name"))
+        for name in sorted(stored.keys() | wanted.keys()) if alike else ["name"]:
             dotted = f"{path}.{name}" if path else name
             yield from differences(stored.get(name, ABSENT), wanted.get(name, ABSENT), dotted)
     elif canonical_json(stored) != canonical_json(wanted):  # text, because Python holds 1 == True == 1.0
