@@ -14,14 +14,17 @@ import pytest
 import yaml
 from ray.util.state import list_actors
 
+from tests.evaluate.sick_actor import OneIsSick
 from tests.precompute.ray_cluster import REPOSITORY, SmallCluster, small_cluster
 from tests.precompute.runs import job_config, run_here
 from tests.seaweed import S3Server
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cli import main
+from trio_ray.cluster.actors import ActorFactory
 from trio_ray.cluster.progress import NoProgress
 from trio_ray.config import BUNDLED_MODEL, JobConfig, ModelConfig, load_section, parse_section
 from trio_ray.errors import JobFailed
+from trio_ray.evaluate import job as evaluate_job
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.job import run_evaluation
 from trio_ray.lab.scenes.corpus import write_corpus
@@ -150,16 +153,30 @@ def options(config: EvaluateConfig) -> list[str]:
     ]
 
 
-def test_a_dead_replicas_questions_are_answered_by_another(
-    cluster: SmallCluster, job: JobConfig, expected: dict[str, tuple[str, str | None]], s3_server: S3Server
+def test_a_dead_or_sick_replicas_questions_are_answered_by_another(
+    cluster: SmallCluster,
+    job: JobConfig,
+    expected: dict[str, tuple[str, str | None]],
+    s3_server: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without question files all stored samples are asked, and the answers stand in the cache's order."""
+    """One fails at every chunk, and is given no second one; one is killed. Without question files all stored samples
+    are asked, and the answers stand in the cache's order.
+    """
+    monkeypatch.setattr(
+        evaluate_job, "ActorFactory", lambda _, arguments: ActorFactory(OneIsSick, (*arguments, tmp_path))
+    )
     killed: list[int] = []
+    said: list[str] = []
 
     class KillOne(NoProgress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
         def update(self, counts: Mapping[str, int], note: str = "", share: float | None = None) -> None:
             if not killed and counts["questions"]:
-                alive = [("class_name", "=", "AnswerActor"), ("state", "=", "ALIVE")]
+                alive = [("class_name", "=", "OneIsSick"), ("state", "=", "ALIVE")]
                 killed.append(list_actors(address=cluster.dashboard, filters=alive)[0].pid)
                 os.kill(killed[0], signal.SIGKILL)
 
@@ -169,6 +186,8 @@ def test_a_dead_replicas_questions_are_answered_by_another(
     config = config.model_copy(update={"answering": answering})
     found = run_evaluation(config, KillOne())
     assert killed
+    assert len(list(tmp_path.glob("chunk-*"))) == 1, "a sick replica would fail at every chunk, and eat them all"
+    assert any("lost" in line and "CUDA error" in line for line in said), said
     cache = PrunedCache(job.output, job.s3)
     answers = lines(output, job, "answers.jsonl")
     assert [line["question_id"] for line in answers] == cache.keys()
