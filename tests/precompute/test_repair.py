@@ -12,7 +12,6 @@ from trio_ray.cli import main
 from trio_ray.errors import ConfigError
 from trio_ray.model.replica import Replica
 from trio_ray.precompute.plan import plan_job
-from trio_ray.store import catalog_writer
 from trio_ray.store.catalog import read_catalog
 from trio_ray.store.catalog_writer import complete_catalog
 from trio_ray.store.commit_table import read_commits
@@ -67,11 +66,10 @@ def test_a_lost_manifest_is_made_anew_by_the_same_settings_and_by_no_others(
     assert verify(LocalStore(tmp_path / "cache"), 2).ok
 
 
-def test_a_deleted_record_is_told_from_a_kill_before_its_commit_where_there_is_a_catalog(
-    tmp_path: Path, tiny_model: Path, llama: Replica, monkeypatch: pytest.MonkeyPatch
+def test_a_deleted_record_is_told_from_a_kill_before_its_commit(
+    tmp_path: Path, tiny_model: Path, llama: Replica
 ) -> None:
-    """Also that of a shard's last part, which leaves no gap."""
-    monkeypatch.setattr(catalog_writer, "WORTH_IT", 1)
+    """Also that of a shard's last part, which leaves no gap, in the smallest cache, once a run has ended."""
     config = job_config(tiny_model, write_tar(tmp_path / "a.tar", samples(10)), tmp_path / "cache")
     run_here(config, llama)
     store = LocalStore(tmp_path / "cache")

@@ -39,8 +39,7 @@ PARTS = [("a", part) for part in range(3)] + [("b", part) for part in range(4)]
 
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_writer, "WORTH_IT", 4)
-    monkeypatch.setattr(commit_table, "WORTH_IT", 4)
+    monkeypatch.setattr(commit_table, "READ_ALONE", 3)
     monkeypatch.setattr(catalog_writer, "SEGMENT_PARTS", 3)
 
 
@@ -95,11 +94,26 @@ def test_all_records_come_from_the_catalog(catalogued: ObjectStore, records: lis
     assert requests.gets == 1 + len(read_catalog(catalogued).segments) == 4
 
 
-def test_of_few_records_there_is_no_catalog(store: ObjectStore, dataset: Dataset) -> None:
-    few = [commit(store, dataset, "a", part) for part in range(3)]
+def test_the_smallest_cache_has_a_catalog_and_none_is_made_of_nothing(store: ObjectStore, dataset: Dataset) -> None:
     assert complete(store) == 0
     assert list(store.list(CATALOG)) == []
-    assert open_commits(store, 2) == few
+    only = write_part(store, dataset, 0, [], True, shard("a"), bad=2)
+    assert complete(store) == 1
+    assert open_commits(store, 2).sealed
+    assert open_commits(store, 2) == [only]
+    assert verify(store, 2).ok
+
+
+def test_a_lost_part_is_damage_until_a_run_has_ended_without_it(catalogued: ObjectStore) -> None:
+    """A file that was replaced by a shorter one has fewer parts than before."""
+
+    def damage() -> list[str]:
+        return [finding.object for finding in verify(catalogued, 2).findings if finding.is_damage]
+
+    delete_commits(catalogued, "b", [3])
+    assert commit_name("b", 3) in damage()
+    complete(catalogued)
+    assert damage() == []
 
 
 def test_a_sealed_cache_is_opened_by_its_root_and_a_key_costs_its_own_segment(

@@ -69,11 +69,7 @@ def test_written_tables_have_the_described_columns(store: ObjectStore, dataset: 
     assert columns(written) == described(f"{kind}.table.json")["columns"]
 
 
-def test_a_written_catalog_is_as_described(
-    store: ObjectStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (catalog_writer, commit_table):
-        monkeypatch.setattr(module, "WORTH_IT", 1)
+def test_a_written_catalog_is_as_described(store: ObjectStore, dataset: Dataset) -> None:
     write_part(store, dataset)
     assert catalog_writer.complete_catalog(store, commit_table.read_commits(store, 2), 2) == 1
     appended, version = (json.loads(store.read(info.name)) for info in store.list(CATALOG_VERSIONS))

@@ -37,9 +37,6 @@ from trio_ray.store.record import dump_record, load_record
 from trio_ray.store.tables import COMMITS
 from trio_ray.store.totals import Totals
 
-WORTH_IT = 100
-"""Of fewer parts no catalog is made: their records are read one by one in about a second."""
-
 TRIES = 5
 """Times that a version is tried to be created while other writers are faster."""
 

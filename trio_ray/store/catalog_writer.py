@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from trio_ray.errors import ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.catalog import (
     TRIES,
-    WORTH_IT,
     Catalog,
     Seal,
     create_version,
@@ -112,8 +111,10 @@ def append_parts(store: ObjectStore, parts: Iterable[Part], threads: int) -> Non
 
 
 def complete_catalog(store: ObjectStore, commits: CommitTable, threads: int) -> int:
-    """Append all committed parts that the catalog lacks, if there are many parts, and seal it: to be called when a run
-    ends. A damaged catalog is made anew.
+    """Append all committed parts that the catalog lacks, and seal it: to be called when a run ends.
+
+    A damaged catalog is made anew. A small cache has one too: it tells a record that was deleted from one that a killed
+    run has not written.
 
     Args:
         store: the cache.
@@ -130,7 +131,7 @@ def complete_catalog(store: ObjectStore, commits: CommitTable, threads: int) -> 
     for _ in range(TRIES):
         if commits.sealed:
             return appended
-        if len(commits) < WORTH_IT:
+        if not len(commits):
             unseal(store)
             return appended
         added, settled = _append_and_seal(store, commits, threads)

@@ -23,7 +23,6 @@ from trio_ray.errors import ObjectDamaged, StoreError
 from trio_ray.recent import Recent
 from trio_ray.store.catalog import (
     NO_CATALOG,
-    WORTH_IT,
     Catalog,
     read_segment,
     read_segments,
@@ -49,6 +48,9 @@ _KINDS: tuple[FileKind, ...] = get_args(FileKind)
 _ROWS_AT_ONCE = 1024
 
 log = logging.getLogger(__name__)
+
+READ_ALONE = 100
+"""Records of some shards that are so few are read one by one, in about a second; the catalog of all is larger."""
 
 LISTED_ALONE = 1000
 """So many names S3 lists with one request."""
@@ -358,7 +360,7 @@ def read_commits(store: ObjectStore, threads: int, shards: Iterable[str] | None 
         waiting = list_all_commits(store, threads)
     else:
         waiting = _list_prefixes(store, [commit_prefix(shard) for shard in set(shards)], threads)
-        catalog = usable_catalog(store) if len(waiting) >= WORTH_IT else NO_CATALOG
+        catalog = usable_catalog(store) if len(waiting) > READ_ALONE else NO_CATALOG
     tables, dropped, tail = _against_listing(store, catalog, waiting, threads)
     return CommitTable(store, catalog, dropped, tail, threads, tables)
 

@@ -89,7 +89,7 @@ def matching(locators: np.ndarray, wanted: tuple[int, int]) -> np.ndarray:
 
 def digests(locators: np.ndarray) -> np.ndarray:
     """(n,) uint64: a hash of each locator. Their sums tell whether two sets of locators are the same, in any order."""
-    words = np.ascontiguousarray(locators).view("<u8").reshape(len(locators), -1)
+    words = np.ascontiguousarray(locators).view("<u8").reshape(len(locators), LOCATOR.itemsize // 8)
     mixed = np.zeros(len(locators), np.uint64)
     with np.errstate(over="ignore"):
         for column in range(words.shape[1]):

@@ -81,12 +81,13 @@ class CatalogCheck:
             self.unseen.append(part)
 
     def lost(self, objects: Container[str], shards: Container[str]) -> Iterator[Finding]:
-        """Parts of these shards that were committed and are not any more. Without a catalog a record that was deleted
-        cannot be told from one that was never written.
+        """Parts of these shards that were committed and are not any more, though no run has ended since that took them
+        out. Without a catalog, a record that was deleted cannot be told from one that was never written.
         """
-        for shard, part in self.copies:
+        gone = set(self.catalog.seal.dropped if self.catalog.seal else ())
+        for (shard, part), (number, _) in self.copies.items():
             name = commit_name(shard, part)
-            if shard in shards and name not in objects:
+            if shard in shards and name not in objects and number not in gone:
                 detail = "its record is gone, and the catalog tells that there was one; the next run makes it again"
                 yield Finding(FindingKind.MISSING, name, None, detail)
 

@@ -14,14 +14,13 @@ from trio_ray.lab.scale.bench import growth, run_bench, study
 from trio_ray.lab.scale.measure import WHAT, Subject
 from trio_ray.lab.scale.requests import counted_requests
 from trio_ray.lab.scale.synthetic import Synthetic, key_of
-from trio_ray.store import catalog_writer, commit_table
+from trio_ray.store import commit_table
 
 
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten parts are many."""
-    for module in (catalog_writer, commit_table):
-        monkeypatch.setattr(module, "WORTH_IT", 10)
+    monkeypatch.setattr(commit_table, "READ_ALONE", 9)
 
 
 def measured(order: dict[str, Any]) -> dict[str, Any]:
