@@ -25,8 +25,9 @@ from trio_ray.model.loading import model_folder
 from trio_ray.model.replica import Replica
 from trio_ray.report.divergence import measure_divergence
 from trio_ray.report.pairs import pair_samples
-from trio_ray.store.commits import FailureRecord, RunRecord, ShardInput, write_failure
-from trio_ray.store.dataset import SCHEMA_VERSION, create_or_check, utc_now
+from trio_ray.store.commits import RunRecord, ShardInput
+from trio_ray.store.dataset import create_or_check, utc_now
+from trio_ray.store.failures import FailureLog, FailureRecord
 from trio_ray.store.opening import open_store
 from trio_ray.store.parts import PartWriter
 
@@ -61,7 +62,8 @@ def test_damage_and_lost_input_are_said_in_the_page(cache: Path, made: Path, tmp
     tar = cache / name
     run = RunRecord("run", "host", utc_now(), utc_now(), "0.1.0")
     lost, identity = ShardInput("lost", "/gone.tar", -1, "", None), PrunedCache(str(cache)).dataset.identity_hash
-    write_failure(open_store(str(cache), S3Config()), FailureRecord(SCHEMA_VERSION, identity, lost, 3, "it died", run))
+    store = open_store(str(cache), S3Config())
+    FailureLog(store, "run").add(FailureRecord(identity, lost, 3, "it died", run))
     tar.write_bytes(tar.read_bytes()[:-600] + bytes(600 - 512) + b"x" * 512)
     (made / "corpus").rename(made / "elsewhere")
     try:

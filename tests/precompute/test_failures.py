@@ -16,7 +16,7 @@ from trio_ray.model.replica import Replica
 from trio_ray.precompute import job
 from trio_ray.precompute.job import run_job
 from trio_ray.store.commit_table import CommitTable, read_commits
-from trio_ray.store.commits import read_failures
+from trio_ray.store.failures import read_failures
 from trio_ray.store.local import LocalStore
 from trio_ray.store.objects import ObjectStore
 

@@ -29,8 +29,8 @@ from trio_ray.precompute.job import run_job
 from trio_ray.precompute.plan import Task
 from trio_ray.precompute.summary import JobSummary
 from trio_ray.store.commit_table import read_commits
-from trio_ray.store.commits import read_failures
 from trio_ray.store.dataset import load_dataset
+from trio_ray.store.failures import read_failures
 from trio_ray.store.findings import FindingKind
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store

@@ -7,20 +7,16 @@ from dataclasses import replace
 import pytest
 
 from tests.store.caches import shard, write_part
-from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.errors import ObjectDamaged
 from trio_ray.store.commit_table import read_commits
 from trio_ray.store.commits import (
     CommitRecord,
-    FailureRecord,
     FileRecord,
     FooterRecord,
     PartStatistics,
     RunRecord,
-    clear_failure,
     create_commit,
     read_commit,
-    read_failures,
-    write_failure,
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset
 from trio_ray.store.layout import FileKind, commit_name
@@ -62,7 +58,6 @@ def test_progress_says_which_parts_are_done_and_of_which_input(store: ObjectStor
 def test_a_new_cache_has_no_progress(store: ObjectStore, dataset: Dataset) -> None:
     assert read_commits(store, 2).progress() == {}
     assert read_commits(store, 2) == []
-    assert read_failures(store) == {}
 
 
 def test_a_part_is_committed_once(store: ObjectStore) -> None:
@@ -91,19 +86,3 @@ def test_a_damaged_or_misplaced_record_is_named(store: ObjectStore, dataset: Dat
         store.put(name, damaged)
         with pytest.raises(ObjectDamaged, match=name):
             read_commits(store, 2)
-
-
-def test_a_failed_shard_is_remembered_until_it_is_cleared(store: ObjectStore) -> None:
-    first = FailureRecord(SCHEMA_VERSION, "f" * 64, shard("a"), 3, "the replica died", RUN)
-    write_failure(store, first)
-    write_failure(store, replace(first, attempts=4))
-    write_failure(store, replace(first, shard=shard("b")))
-    assert read_failures(store) == {"a": replace(first, attempts=4), "b": replace(first, shard=shard("b"))}
-    clear_failure(store, "a")
-    clear_failure(store, "a")
-    assert set(read_failures(store)) == {"b"}
-    with pytest.raises(ObjectMissing):
-        store.read("failures/a.json")
-    store.put("failures/c.json", store.read("failures/b.json"))
-    with pytest.raises(ObjectDamaged, match=r"failures/c\.json.*holds the record of b"):
-        read_failures(store)

@@ -10,11 +10,11 @@ from trio_ray.store.layout import (
     commit_name,
     data_folder,
     data_name,
-    failure_name,
+    failures_name,
+    is_failures_name,
     is_shard_name,
     parse_commit_name,
     parse_data_name,
-    parse_failure_name,
 )
 
 FOLDER = data_folder("a", 1)
@@ -27,7 +27,7 @@ def test_every_name_that_is_made_is_understood(shard: str, part: int) -> None:
     for kind in kinds:
         assert parse_data_name(data_name(shard, part, "a1B2", kind)) == DataName(shard, part, "a1B2", kind)
     assert parse_commit_name(commit_name(shard, part)) == (shard, part)
-    assert parse_failure_name(failure_name(shard)) == shard
+    assert is_failures_name(failures_name("a1B2"))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,13 @@ def test_every_name_that_is_made_is_understood(shard: str, part: int) -> None:
         "data/a/00001-x.tar",
         "failures/a/b.json",
         "failures/a.JSON",
+        "failures/a.b.json",
     ],
 )
 def test_other_names_are_not_understood(name: str) -> None:
     assert parse_commit_name(name) is None
     assert parse_data_name(name) is None
-    assert parse_failure_name(name) is None
+    assert not is_failures_name(name)
 
 
 @pytest.mark.parametrize("shard", ["", ".hidden", "a/b", "..", "-a", "a b", "é", "x" * 201, "a\n"])
@@ -64,7 +65,6 @@ def test_unsafe_shard_names_are_refused(shard: str) -> None:
     for make in (
         lambda: commit_name(shard, 0),
         lambda: data_name(shard, 0, "a", "tar"),
-        lambda: failure_name(shard),
     ):
         with pytest.raises(ValueError, match="shard name"):
             make()
@@ -74,3 +74,5 @@ def test_unsafe_attempt_names_are_refused() -> None:
     for attempt in ("", "a-b", "a/b", "x" * 65):
         with pytest.raises(ValueError, match="attempt"):
             data_name("a", 0, attempt, "tar")
+        with pytest.raises(ValueError, match="run id"):
+            failures_name(attempt)

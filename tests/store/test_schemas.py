@@ -18,16 +18,14 @@ from trio_ray.store import catalog_writer, commit_table
 from trio_ray.store.catalog import Catalog, SegmentRef
 from trio_ray.store.commits import (
     CommitRecord,
-    FailureRecord,
     FileRecord,
     FooterRecord,
     PartStatistics,
     RunRecord,
     ShardInput,
-    clear_failure,
-    write_failure,
 )
 from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, utc_now
+from trio_ray.store.failures import FailureLog, FailureRecord, FailuresRecord
 from trio_ray.store.key_index import IndexRef
 from trio_ray.store.layout import CATALOG_VERSIONS, commit_name
 from trio_ray.store.objects import ObjectStore
@@ -87,14 +85,13 @@ def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None
     now = utc_now()
     run = RunRecord("run", "host", now, now, "0.1.0")
     lost = ShardInput("lost", "s3://corpus/lost", -1, "", (0, 4096))
-    write_failure(store, FailureRecord(SCHEMA_VERSION, dataset.identity_hash, lost, 3, "it died", run))
-    names = {"dataset": ["dataset.json"], "failure": ["failures/lost.json"]}
+    FailureLog(store, "run").add(FailureRecord(dataset.identity_hash, lost, 3, "it died", run))
+    names = {"dataset": ["dataset.json"], "failure": ["failures/run.json"]}
     names["commit"] = [commit_name(shard().name, part) for part in range(4)]
     for schema, objects in names.items():
         validator = Draft202012Validator(described(f"{schema}.schema.json"))
         for name in objects:
             assert [error.message for error in validator.iter_errors(json.loads(store.read(name)))] == [], name
-    clear_failure(store, "lost")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +110,10 @@ def test_written_records_are_valid(store: ObjectStore, dataset: Dataset) -> None
         ("catalog", (), Catalog),
         ("catalog", ("segments",), SegmentRef),
         ("catalog", ("indexes",), IndexRef),
-        ("failure", (), FailureRecord),
-        ("failure", ("shard",), ShardInput),
-        ("failure", ("run",), RunRecord),
+        ("failure", (), FailuresRecord),
+        ("failure", ("failures",), FailureRecord),
+        ("failure", ("failures", "shard"), ShardInput),
+        ("failure", ("failures", "run"), RunRecord),
     ],
 )
 def test_schemas_have_the_fields_of_the_code_and_no_others(schema: str, path: tuple[str, ...], record: type) -> None:

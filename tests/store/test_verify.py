@@ -20,14 +20,12 @@ from trio_ray.config import S3Config
 from trio_ray.errors import AccessRefused
 from trio_ray.store.commits import (
     CommitRecord,
-    FailureRecord,
     FooterRecord,
     RunRecord,
-    clear_failure,
     create_commit,
-    write_failure,
 )
-from trio_ray.store.dataset import SCHEMA_VERSION, Dataset, create_or_check
+from trio_ray.store.dataset import Dataset, create_or_check
+from trio_ray.store.failures import FailureLog, FailureRecord
 from trio_ray.store.findings import Finding, FindingKind
 from trio_ray.store.layout import commit_name, data_folder, data_name
 from trio_ray.store.objects import ObjectStore
@@ -47,7 +45,7 @@ def build(store: ObjectStore, dataset: Dataset) -> list[CommitRecord]:
     ]
     run = RunRecord("run", "host", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00", "0.1.0")
     lost = shard("train-00002.tar")
-    write_failure(store, FailureRecord(SCHEMA_VERSION, dataset.identity_hash, lost, 3, "the replica died", run))
+    FailureLog(store, "run").add(FailureRecord(dataset.identity_hash, lost, 3, "the replica died", run))
     return [record for record in records if record]
 
 
@@ -67,7 +65,7 @@ def test_a_sound_cache_has_no_findings_and_is_counted(store: ObjectStore, datase
     ((kind, detail),) = [(finding.kind, finding.detail) for finding in report.findings]
     assert (kind, report.ok) == ("given up", False), "a shard that was given up is missing in the cache"
     assert "train-00002.tar after 3 attempts: the replica died; the next run tries it again" in detail
-    clear_failure(store, "train-00002.tar")
+    FailureLog(store, "next").take_over(lambda failure: failure.shard.name == "train-00002.tar")
     report = verify(store, 2)
     assert report.findings == []
     assert report.ok
@@ -332,10 +330,10 @@ def test_a_table_of_other_columns_or_none_at_all_is_found(store: ObjectStore, da
 
 def test_a_failure_record_of_another_cache_or_with_damage_is_found(store: ObjectStore, dataset: Dataset) -> None:
     run = RunRecord("run", "host", "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:01.000+00:00", "0.1.0")
-    write_failure(store, FailureRecord(SCHEMA_VERSION, "0" * 64, shard("s"), 3, "it died", run))
-    assert named(store) == {("identity", "failures/s.json")}
-    store.put("failures/s.json", b"{}")
-    assert named(store) == {("record", "failures/s.json")}
+    FailureLog(store, "run").add(FailureRecord("0" * 64, shard("s"), 3, "it died", run))
+    assert named(store) == {("identity", "failures/run.json")}
+    store.put("failures/run.json", b"{}")
+    assert named(store) == {("record", "failures/run.json")}
 
 
 def test_what_the_store_refuses_to_give_is_a_finding_and_no_crash(

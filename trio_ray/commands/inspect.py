@@ -77,8 +77,8 @@ def _print_cache(uri: str, s3: S3Config, all_quarantine: bool, all_failed: bool)
     import yaml
 
     from trio_ray.store.commit_table import open_commits
-    from trio_ray.store.commits import read_failures
     from trio_ray.store.dataset import load_dataset
+    from trio_ray.store.failures import read_failures
     from trio_ray.store.opening import open_store
     from trio_ray.store.part_table import quarantine_rows
 

@@ -32,14 +32,9 @@ from trio_ray.precompute.verdict import all_bad_so_far, judge
 from trio_ray.source.sample import Shard
 from trio_ray.store.catalog_writer import CatalogWriter, complete_catalog
 from trio_ray.store.commit_table import CommitTable, read_commits
-from trio_ray.store.commits import (
-    FailureRecord,
-    RunRecord,
-    clear_failure,
-    read_failures,
-    write_failure,
-)
-from trio_ray.store.dataset import SCHEMA_VERSION, package_version, utc_now
+from trio_ray.store.commits import RunRecord
+from trio_ray.store.dataset import package_version, utc_now
+from trio_ray.store.failures import FailureLog, FailureRecord
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +84,16 @@ def run_job(config: JobConfig, progress: Progress | None = None, observer: Obser
         for name, why in plan.chosen.items():
             progress.say(f"{name} auto: {why}")
         run = RunRecord(plan.run_id, socket.gethostname(), utc_now(), "", package_version())
-        _clear_mended_failures(plan)
-        for shard, reason in plan.lost:
-            summary.failed[_label(shard)] = reason
-            _record_failure(plan, run, shard, 1, reason)
+        failures = FailureLog(plan.store, plan.run_id)
+        failures.take_over(_mended_by(plan))
+        summary.failed |= {_label(shard): reason for shard, reason in plan.lost}
+        failures.add(*(_failure(plan, run, shard, 1, reason) for shard, reason in plan.lost))
+        failures.write()
         if plan.tasks:
             progress.begin(Phase("starting Ray"))
             session.enter_context(ray_session(replicas.max * replicas.cpus))
             progress.begin(Phase("loading the model on replicas"))
-            _Work(config, plan, run, summary, progress, observer).do(started)
+            _Work(config, plan, run, failures, summary, progress, observer).do(started)
         # A run without work has read all records already.
         commits = read_commits(plan.store, LISTING_THREADS) if plan.tasks else plan.commits
         with _logged("the catalog lacks parts, whose records are read one by one"):
@@ -131,6 +127,7 @@ class _Work:
     config: JobConfig
     plan: JobPlan
     run: RunRecord
+    failures: FailureLog
     summary: JobSummary
     progress: Progress
     observer: Observer | None
@@ -156,21 +153,22 @@ class _Work:
         done: set[str] = set()
         metrics = JobMetrics(config.output, len(plan.tasks), len(plan.lost))
         catalog = CatalogWriter(plan.store, LISTING_THREADS)
-        with metrics, catalog, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
-            for event in events:
-                metrics.update(event)
-                if isinstance(event, Report) and _is_committed(part := event.content):
-                    catalog.committed((part.shard, part.part))
-                if isinstance(event, WorkDone):
-                    done.add(event.work.shard.name)
-                self._account(event)
-                summary.seconds = time.monotonic() - started
-                self._show(event)
-                if self.observer is not None:
-                    self.observer(event, summary)
-        with _logged("failures of shards that are done now are still recorded"):
-            for name in done.intersection(read_failures(plan.store)):
-                clear_failure(plan.store, name)
+        try:
+            with metrics, catalog, closing(pool.run(plan.tasks[turn:] + plan.tasks[:turn])) as events:
+                for event in events:
+                    metrics.update(event)
+                    if isinstance(event, Report) and _is_committed(part := event.content):
+                        catalog.committed((part.shard, part.part))
+                    if isinstance(event, WorkDone):
+                        done.add(event.work.shard.name)
+                    self._account(event)
+                    summary.seconds = time.monotonic() - started
+                    self._show(event)
+                    if self.observer is not None:
+                        self.observer(event, summary)
+        finally:
+            with _logged("failures are not recorded, or those of shards that are done now still are"):
+                self.failures.take_over(lambda failure: failure.shard.name in done)
 
     def _account(self, event: PoolEvent[Task]) -> None:
         summary, outlook = self.summary, self._outlook
@@ -195,7 +193,7 @@ class _Work:
                 f"given up after {event.attempts} attempts: {event.why}; the next run tries it again"
             )
             with _logged("that a shard was given up is not recorded"):
-                _record_failure(self.plan, self.run, shard, event.attempts, event.why)
+                self.failures.add(_failure(self.plan, self.run, shard, event.attempts, event.why))
 
     def _show(self, event: PoolEvent[Task]) -> None:
         progress, summary = self.progress, self.summary
@@ -253,17 +251,16 @@ def _label(shard: Shard) -> str:
     return shard_input(shard).label
 
 
-def _clear_mended_failures(plan: JobPlan) -> None:
-    """Forget failures of shards that are complete, and of files that could not be read and now can."""
+def _mended_by(plan: JobPlan) -> Callable[[FailureRecord], bool]:
+    """Whether a failure is over: its shard is complete, or its file could not be read and now can."""
     complete = {shard.name for shard in plan.complete}
     planned = complete | {task.shard.name for task in plan.tasks} | {shard.name for shard, _ in plan.lost}
     readable = {shard.uri for shard in plan.complete} | {task.shard.uri for task in plan.tasks}
-    for name, record in read_failures(plan.store).items():
-        if name in complete or (record.shard.uri in readable and name not in planned):
-            clear_failure(plan.store, name)
+    return lambda failure: (
+        failure.shard.name in complete or (failure.shard.uri in readable and failure.shard.name not in planned)
+    )
 
 
-def _record_failure(plan: JobPlan, run: RunRecord, shard: Shard, attempts: int, why: str) -> None:
+def _failure(plan: JobPlan, run: RunRecord, shard: Shard, attempts: int, why: str) -> FailureRecord:
     ended = RunRecord(run.run_id, run.host, run.started, utc_now(), run.package_version)
-    identity = plan.dataset.identity_hash
-    write_failure(plan.store, FailureRecord(SCHEMA_VERSION, identity, shard_input(shard), attempts, why, ended))
+    return FailureRecord(plan.dataset.identity_hash, shard_input(shard), attempts, why, ended)

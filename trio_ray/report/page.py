@@ -27,8 +27,8 @@ from trio_ray.report.prediction import Predicted, compared
 from trio_ray.report.repeat import command_that_repeats, job_that_repeats
 from trio_ray.report.statistics import SampleNumbers, sample_numbers
 from trio_ray.report.timeline import Timeline, timeline, together
-from trio_ray.store.commits import read_failures
 from trio_ray.store.dataset import package_version, utc_now
+from trio_ray.store.failures import read_failures
 from trio_ray.store.findings import VerifyReport
 from trio_ray.store.opening import open_store
 from trio_ray.store.totals import Totals

@@ -1,20 +1,16 @@
-"""Commit records: the only thing that makes a part count. And failure records: shards that were given up."""
+"""Commit records: the only thing that makes a part count."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.errors import ObjectDamaged
 from trio_ray.store.dataset import SCHEMA_VERSION
 from trio_ray.store.layout import (
-    FAILURES,
     FileKind,
     commit_name,
-    failure_name,
-    parse_failure_name,
 )
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.record import dump_record, load_record
@@ -115,18 +111,6 @@ class CommitRecord:
     damage: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FailureRecord:
-    """A shard that the job gave up after `attempts` tries; `error` is the last one in a sentence."""
-
-    schema_version: int
-    identity_hash: str
-    shard: ShardInput
-    attempts: int
-    error: str
-    run: RunRecord
-
-
 def create_commit(store: ObjectStore, record: CommitRecord) -> bool:
     """Commit a part: True if this record is the part's one commit, False if another attempt was faster."""
     return store.create(commit_name(record.shard.name, record.part), dump_record(asdict(record)))
@@ -140,7 +124,7 @@ def read_commit(store: ObjectStore, shard: str, part: int) -> CommitRecord:
 
 def parse_commit(data: bytes, shard: str, part: int, uri: str) -> CommitRecord:
     """The commit record of a part in the bytes of its object, or of a copy. Raises `ObjectDamaged`."""
-    record = _parsed(_commit_of, load_record(data, uri), uri)
+    record = parse_fields(_commit_of, load_record(data, uri), uri)
     if (record.shard.name, record.part) != (shard, part):
         raise ObjectDamaged(
             uri, f"holds the record of part {record.part} of {record.shard.name}; restore it from a copy"
@@ -157,37 +141,8 @@ def delete_commits(store: ObjectStore, shard: str, parts: Iterable[int]) -> None
         store.delete(commit_name(shard, part))
 
 
-def write_failure(store: ObjectStore, record: FailureRecord) -> None:
-    """Record that a shard was given up, replacing an earlier such record of it."""
-    store.put(failure_name(record.shard.name), dump_record(asdict(record)))
-
-
-def read_failure(store: ObjectStore, shard: str) -> FailureRecord:
-    """One failure record. Raises `ObjectMissing` or `ObjectDamaged`."""
-    name = failure_name(shard)
-    uri = store.uri_of(name)
-    record = _parsed(_failure_of, load_record(store.read(name), uri), uri)
-    if record.shard.name != shard:
-        raise ObjectDamaged(uri, f"holds the record of {record.shard.name}; restore it from a copy")
-    return record
-
-
-def read_failures(store: ObjectStore) -> dict[str, FailureRecord]:
-    """All failure records by shard. Raises `ObjectDamaged` at the first that is not as it was written."""
-    names = [name for info in store.list(FAILURES) if (name := parse_failure_name(info.name))]
-    failures = {}
-    for name in names:
-        with contextlib.suppress(ObjectMissing):  # another run has just cleared it
-            failures[name] = read_failure(store, name)
-    return failures
-
-
-def clear_failure(store: ObjectStore, shard: str) -> None:
-    """Forget that a shard was given up; no error if it was not."""
-    store.delete(failure_name(shard))
-
-
-def _parsed(build: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any], uri: str) -> T:
+def parse_fields(build: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any], uri: str) -> T:
+    """What `build` makes of the fields of a record. Raises `ObjectDamaged` where they are not those of its kind."""
     if fields.get("schema_version") != SCHEMA_VERSION:
         message = f"has schema version {fields.get('schema_version')!r}, but this package reads {SCHEMA_VERSION}"
         raise ObjectDamaged(uri, f"{message}; use the version of the package that wrote it")
@@ -202,7 +157,7 @@ def _parsed(build: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any], 
 def _commit_of(fields: Mapping[str, Any]) -> CommitRecord:
     files = {kind: FileRecord(**file) for kind, file in fields["files"].items()}
     parts = {
-        "shard": _shard_of(fields["shard"]),
+        "shard": shard_input_of(fields["shard"]),
         "statistics": PartStatistics(**fields["statistics"]),
         "files": files,
         "footer": FooterRecord(**fields["footer"]),
@@ -211,11 +166,8 @@ def _commit_of(fields: Mapping[str, Any]) -> CommitRecord:
     return CommitRecord(**{**fields, **parts})
 
 
-def _failure_of(fields: Mapping[str, Any]) -> FailureRecord:
-    return FailureRecord(**{**fields, "shard": _shard_of(fields["shard"]), "run": RunRecord(**fields["run"])})
-
-
-def _shard_of(fields: Mapping[str, Any]) -> ShardInput:
+def shard_input_of(fields: Mapping[str, Any]) -> ShardInput:
+    """The input that a record names, from its fields."""
     rows = fields["rows"]
     return ShardInput(**{**fields, "rows": None if rows is None else _pair(rows)})
 

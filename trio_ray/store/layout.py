@@ -36,7 +36,7 @@ _ATTEMPT_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
 _COMMIT_NAME = re.compile(rf"commits/[0-9a-f]/({_SHARD})/({_PART})\.json")
 _ASIDE_NAME = re.compile(rf"aside/({_SHARD})/({_PART})\.json")
 _BASIS_NAME = re.compile(r"codec/[0-9a-f]{32}\.safetensors")
-_FAILURE_NAME = re.compile(rf"failures/({_SHARD})\.json")
+_FAILURES_NAME = re.compile(r"failures/[A-Za-z0-9]{1,64}\.json")
 _VERSION_NAME = re.compile(r"catalog/version-(\d{9})\.json")
 _SEGMENT_NAME = re.compile(r"catalog/segments/[0-9a-f]{32}\.parquet")
 _KEY_INDEX_NAME = re.compile(r"catalog/keys/[0-9a-f]{32}\.index")
@@ -101,9 +101,12 @@ def key_index_name(identifier: str) -> str:
     return f"{CATALOG}keys/{identifier}.index"
 
 
-def failure_name(shard: str) -> str:
-    """The record of a shard that was given up."""
-    return f"{FAILURES}{_checked_shard(shard)}.json"
+def failures_name(run_id: str) -> str:
+    """The shards that a run gave up."""
+    name = f"{FAILURES}{run_id}.json"
+    if not is_failures_name(name):
+        raise ValueError(f"run id {run_id!r} must be 1 to 64 letters and digits")
+    return name
 
 
 def aside_name(shard: str, part: int) -> str:
@@ -160,10 +163,9 @@ def is_catalog_name(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (_VERSION_NAME, _SEGMENT_NAME, _KEY_INDEX_NAME))
 
 
-def parse_failure_name(name: str) -> str | None:
-    """The shard of a failure record's name; None for any other name."""
-    match = _FAILURE_NAME.fullmatch(name)
-    return match[1] if match else None
+def is_failures_name(name: str) -> bool:
+    """Whether this is the name of what a run gave up."""
+    return _FAILURES_NAME.fullmatch(name) is not None
 
 
 def is_shard_name(name: str) -> bool:

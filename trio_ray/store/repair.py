@@ -17,10 +17,10 @@ from trio_ray.store.layout import (
     CATALOG,
     aside_name,
     commit_name,
+    is_failures_name,
     parse_catalog_version,
     parse_commit_name,
     parse_data_name,
-    parse_failure_name,
 )
 from trio_ray.store.objects import ObjectStore
 
@@ -73,7 +73,7 @@ def repair(store: ObjectStore, findings: Iterable[Finding]) -> Repair:
             parts[part] = None
         elif finding.object.startswith(CATALOG) and finding.kind is not FindingKind.UNREADABLE:
             catalog = True
-        elif parse_failure_name(finding.object) and finding.kind in _OF_A_PART:
+        elif is_failures_name(finding.object) and finding.kind in _OF_A_PART:
             store.delete(finding.object)
             done.deleted.append(finding.object)
         else:

@@ -10,8 +10,9 @@ import xxhash
 
 from trio_ray.errors import IdentityMismatch, ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.bases import read_basis
-from trio_ray.store.commits import CommitRecord, read_commit, read_failure
+from trio_ray.store.commits import CommitRecord, read_commit
 from trio_ray.store.dataset import Dataset, NotACacheError, load_dataset
+from trio_ray.store.failures import read_failures_of
 from trio_ray.store.findings import Finding, FindingKind, VerifyReport, kind_of
 from trio_ray.store.layout import (
     DATASET,
@@ -19,9 +20,9 @@ from trio_ray.store.layout import (
     commit_name,
     is_aside_name,
     is_catalog_name,
+    is_failures_name,
     parse_commit_name,
     parse_data_name,
-    parse_failure_name,
 )
 from trio_ray.store.objects import ObjectInfo, ObjectStore
 from trio_ray.store.verify_catalog import CatalogCheck
@@ -171,26 +172,24 @@ def _files_of_part(objects: Objects, shard: str, part: int) -> Iterator[str]:
 
 
 def _check_failures(store: ObjectStore, dataset: Dataset | None, objects: Objects) -> Iterator[Finding]:
-    for name in objects:
-        shard = parse_failure_name(name)
-        if shard is None:
-            continue
+    for name in filter(is_failures_name, objects):
         try:
-            record = read_failure(store, shard)
+            failures = read_failures_of(store, name)
         except ObjectMissing:
-            continue  # a running job has just cleared it
+            continue  # a running job has just taken them over
         except StoreError as error:
             yield Finding(kind_of(error), name, None, str(error))
             continue
-        if dataset is not None and record.identity_hash != dataset.identity_hash:
-            yield Finding(FindingKind.IDENTITY, name, None, "made with another identity than the cache has")
-        detail = f"{record.shard.label} after {record.attempts} attempts: {record.error}; the next run tries it again"
-        yield Finding(FindingKind.GIVEN_UP, name, None, detail)
+        for failure in failures:
+            if dataset is not None and failure.identity_hash != dataset.identity_hash:
+                yield Finding(FindingKind.IDENTITY, name, None, "made with another identity than the cache has")
+            tried = f"{failure.shard.label} after {failure.attempts} attempts: {failure.error}"
+            yield Finding(FindingKind.GIVEN_UP, name, None, f"{tried}; the next run tries it again")
 
 
 def _unexplained(objects: Objects, explained: set[str]) -> Iterator[Finding]:
     for name in objects:
-        if name in explained or parse_failure_name(name):
+        if name in explained or is_failures_name(name):
             continue
         if is_aside_name(name):
             detail = "the record of a part that a repair set aside; gc removes it, and the part's files"

@@ -38,7 +38,7 @@ def test_a_synthetic_cache_holds_what_it_says(tmp_path: Path, many: None) -> Non
     cache = PrunedCache(str(tmp_path))
     assert len(cache) == len(set(cache.keys())) == 84
     row = cache.row(key_of(11, 6))
-    assert row["index"] == 6
+    assert row["index"] == 7 + 6
     assert len(cache.fetch([row])[0].data) == 1000
 
 

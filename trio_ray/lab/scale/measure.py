@@ -23,8 +23,8 @@ from trio_ray.lab.scale.synthetic import PARTS_OF_A_SHARD, PROMPT, THREADS, Synt
 from trio_ray.precompute.verdict import judge
 from trio_ray.store.catalog_writer import append_parts, complete_catalog
 from trio_ray.store.commit_table import open_commits, read_commits
-from trio_ray.store.commits import read_failures
 from trio_ray.store.dataset import load_dataset
+from trio_ray.store.failures import read_failures
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
 

@@ -58,6 +58,8 @@ def counted_requests() -> Iterator[Requests]:
         for store in (LocalStore, S3Store):
             for name, make in _COUNTED.items():
                 stack.enter_context(patch.object(store, name, make(getattr(store, name), counted)))
+        # A folder's `put` takes a writer, which is counted.
+        stack.enter_context(patch.object(S3Store, "put", _writing(S3Store.put, counted)))
         yield counted
 
 

@@ -33,7 +33,7 @@ from trio_ray.store.locators import locators_of
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.row_groups import write_row_groups
-from trio_ray.store.tables import SAMPLES, stamped
+from trio_ray.store.tables import SAMPLES, place_columns, stamped
 
 IDENTITY: dict[str, Any] = {
     "model": {"name": "made up"},
@@ -66,7 +66,7 @@ class Synthetic:
         uri: where.
         s3: how S3 is reached.
         rows: samples of a part.
-        prefix_bytes: of a sample.
+        prefix_bytes: of a sample; 0 makes rows alone, without a tar, which `verify` finds sound.
         tables: write the parts' tables, too; else their records name tables that are not there.
     """
 
@@ -79,7 +79,8 @@ class Synthetic:
     def build(self, parts: Iterable[int]) -> None:
         """Make the cache, unless it is there already, and seal its catalog, as a run does that ends."""
         if not any(True for _ in self._store.list(DATASET)):
-            self._store.put(self._tar, b"".join(self._members))
+            if self.prefix_bytes:
+                self._store.put(self._tar, b"".join(self._members))
             self.commit(parts)
         complete_catalog(self._store, read_commits(self._store, THREADS), THREADS)
 
@@ -110,10 +111,21 @@ class Synthetic:
 
     @cached_property
     def _table(self) -> pa.Table:
-        """The rows of part 0; of the others only the keys differ."""
+        """The rows of part 0; of the others only keys and indices differ."""
         dice = random.Random(0)
         rows = [self._row(number, dice) for number in range(self.rows)]
         return pa.Table.from_pylist(rows, stamped(SAMPLES, SCHEMA_VERSION, self._dataset.identity_hash))
+
+    @cached_property
+    def _statistics(self) -> PartStatistics:
+        """Of any part: they are the same in all."""
+        tokens, retention, milliseconds = (
+            self._table.column(name).to_numpy() for name in ("image_tokens", "retention", "prefill_ms")
+        )
+        held = float((retention.astype(float) * tokens).sum())
+        return PartStatistics(
+            int(tokens.sum()), held, self.prefix_bytes * self.rows, float(milliseconds.sum(dtype=float)) / 1e3, {}
+        )
 
     def _row(self, number: int, dice: random.Random) -> dict[str, Any]:
         """A row like a real one, but with a tenth of the kept tokens: writing them is most of the work."""
@@ -149,6 +161,8 @@ class Synthetic:
         }
 
     def _place(self, part: int, number: int) -> dict[str, Any]:
+        if not self.prefix_bytes:
+            return {"key": key_of(part, number), **dict.fromkeys(place_columns("kv"))}
         member = number % MEMBERS
         return {
             "key": key_of(part, number),
@@ -162,7 +176,9 @@ class Synthetic:
         shard, number = shard_of(part), part % PARTS_OF_A_SHARD
         nowhere = {f"embeds_{what}": None for what in ("object", "offset", "length", "checksum")}
         rows = [{**self._place(part, row), **nowhere} for row in range(self.rows)]
-        files: dict[FileKind, FileRecord] = {"tar": FileRecord(self._tar, MEMBERS * self.prefix_bytes, "0" * 32)}
+        files: dict[FileKind, FileRecord] = {}
+        if self.prefix_bytes:
+            files["tar"] = FileRecord(self._tar, MEMBERS * self.prefix_bytes, "0" * 32)
         files["locators"] = self._put(shard, number, "locators", locators_of(rows).tobytes())
         files["samples"], footer = self._samples(shard, number, part)
         now = utc_now()
@@ -175,7 +191,7 @@ class Synthetic:
             last=number == PARTS_OF_A_SHARD - 1,
             stored=self.rows,
             quarantined=0,
-            statistics=PartStatistics(2340 * self.rows, 260.0 * self.rows, self.prefix_bytes * self.rows, 9.0, {}),
+            statistics=self._statistics,
             files=files,
             footer=footer,
             run=RunRecord("0" * 12, "host", now, now, package_version()),
@@ -189,7 +205,9 @@ class Synthetic:
                 1, "0" * 32
             )
         keys = pa.array([key_of(part, row) for row in range(self.rows)], pa.string())
+        indices = pa.array(range(number * self.rows, (number + 1) * self.rows), SAMPLES.field("index").type)
         table = self._table.set_column(0, SAMPLES.field("key"), keys)
+        table = table.set_column(table.schema.get_field_index("index"), SAMPLES.field("index"), indices)
         data, size = write_row_groups(table)
         return self._put(shard, number, "samples", data), FooterRecord(size, xxhash.xxh3_128_hexdigest(data[-size:]))
 
