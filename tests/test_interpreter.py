@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 TESTS = {
     "kv/kernels/frames.py": "tests/kv/lossless/test_frames.py",
+    "kv/kernels/checksums.py": "tests/kv/kernels/test_checksums.py",
     "kv/kernels/decompress.py": "tests/kv/kernels/test_decompress.py",
     "kv/kernels/inverse_transform.py": "tests/kv/kernels/test_inverse_transform.py",
     "kv/kernels/transform.py": "tests/kv/kernels/test_transform.py",

@@ -1,0 +1,38 @@
+"""Checksums on a GPU are those of the xxhash library."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.interpreter import on_devices
+from trio_ray.kv.container import checksum
+
+pytest.importorskip("triton")
+
+LENGTHS = (241, 256, 320, 1024, 1025, 1087, 1088, 1089, 2048, 4096, 4097, 5120, 5121, 9000, 12_345)
+
+
+@on_devices
+def test_they_are_those_of_the_library_at_every_length(device: str) -> None:
+    from trio_ray.kv.kernels.checksums import differing, halves
+
+    rng = np.random.default_rng(3)
+    begins = [16]
+    for length in LENGTHS:
+        begins.append(begins[-1] + -(-length // 8) * 8 + 24)
+    data = rng.integers(0, 256, begins[-1], np.uint8)
+    data[begins[3] : begins[3] + LENGTHS[3]] = 0
+    data[begins[4] : begins[4] + LENGTHS[4]] = 255
+    sums = [checksum(data[begin : begin + length].data) for begin, length in zip(begins, LENGTHS, strict=False)]
+    arrays = [torch.tensor(values, device=device) for values in (begins[:-1], LENGTHS, [halves(own) for own in sums])]
+    source = torch.from_numpy(data).to(device)
+    assert not differing(source, *arrays).any()
+
+    for number, (begin, length) in enumerate(zip(begins, LENGTHS, strict=False)):
+        damaged = source.clone()
+        place = begin + int(rng.integers(length))
+        damaged[place] ^= 1 << int(rng.integers(8))
+        found = differing(damaged, *arrays)
+        assert found.tolist() == [int(other == number) for other in range(len(LENGTHS))], (length, place - begin)
