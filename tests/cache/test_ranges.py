@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_ray.cache.ranges import Member, coalesce_ranges, read_run
+from trio_ray.cache.ranges import Member, coalesce_ranges, read_runs
 from trio_ray.cache.unreadable import PrefixDamaged, PrefixMissing, UnreadablePrefix
 from trio_ray.kv.container import checksum
 from trio_ray.store.local import LocalStore
@@ -54,7 +54,7 @@ def read(store: CountingStore, members: list[Member]) -> list[bytes | Unreadable
     """What becomes of members that one request can read."""
     (run,), size = coalesce_ranges(members)
     buffer = bytearray(size)
-    errors = read_run(store, run, memoryview(buffer))
+    errors = read_runs(store, [run], memoryview(buffer), compare=True)
     return [errors[each.number] or bytes(buffer[run.place(each)]) for each in members]
 
 

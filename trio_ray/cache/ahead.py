@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from trio_ray.cache.arena import Arena, Block
-from trio_ray.cache.fetched import Fetched, Wanted, fetch
+from trio_ray.cache.fetched import Fetched, Reading, Wanted, fetch
 from trio_ray.kv.target import TargetsInUse
 from trio_ray.ordered import ordered_map
 from trio_ray.store.objects import ObjectStore
@@ -33,6 +33,7 @@ class FetchAhead(Iterator[T]):
         threads: requests in flight.
         ahead: batches that may wait.
         arena: memory for the bytes; closed with this.
+        compare: bytes with their checksums.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class FetchAhead(Iterator[T]):
         threads: int,
         ahead: int,
         arena: Arena,
+        compare: bool = True,
     ) -> None:
         pool = ThreadPoolExecutor(threads)
+        reading = Reading(pool, -(-threads // BATCHES_AT_ONCE), compare)
 
         def work(pair: tuple[Wanted, Block | None]) -> T:
-            return prepare(fetch(store, pair[0], pool, pair[1]))
+            return prepare(fetch(store, pair[0], reading, pair[1]))
 
         # No thread may know `self`, which nobody could drop then.
         placed = takewhile(lambda pair: pair[1] is not None, ((wanted, arena.take(wanted.size)) for wanted in batches))

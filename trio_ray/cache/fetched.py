@@ -1,4 +1,4 @@
-"""Stored bytes of a batch of samples, read into one buffer and compared with their checksums."""
+"""Stored bytes of a batch of samples, read into one buffer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.cache.arena import Block
-from trio_ray.cache.ranges import Run, read_run
+from trio_ray.cache.ranges import Run, read_runs
 from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.store.objects import ObjectStore
 
@@ -21,13 +21,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class StoredBytes:
-    """A sample's row and its prefix as it is stored, (bytes,) uint8, already compared with its checksum.
+    """A sample's row and its prefix as it is stored.
 
-    A tensor, because a data loader's workers hand tensors over in shared memory.
+    Attributes:
+        row: the sample's.
+        data: (bytes,) uint8; a tensor, because a data loader's workers hand tensors over in shared memory.
+        checksum: what the bytes have yet to be compared with; None where that has been done.
     """
 
     row: Row
     data: Tensor
+    checksum: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,13 +77,29 @@ class Wanted:
     size: int
 
 
-def fetch(store: ObjectStore, wanted: Wanted, pool: ThreadPoolExecutor | None, block: Block | None = None) -> Fetched:
+@dataclass(frozen=True)
+class Reading:
+    """How runs are read.
+
+    Attributes:
+        pool: threads for them.
+        at_once: tasks that the runs of a batch are dealt to. A task takes several runs where there are more, since
+            each handing over costs Python's lock.
+        compare: bytes with their checksums, in these threads.
+    """
+
+    pool: ThreadPoolExecutor
+    at_once: int
+    compare: bool = True
+
+
+def fetch(store: ObjectStore, wanted: Wanted, reading: Reading | None, block: Block | None = None) -> Fetched:
     """Read all runs into one buffer.
 
     Args:
         store: where they are.
         wanted: what to read.
-        pool: threads for the runs; without, they are read one behind the other in this thread.
+        reading: how; without, they are read one behind the other in this thread, and compared.
         block: memory for them; new memory if not given.
 
     Raises:
@@ -89,11 +109,12 @@ def fetch(store: ObjectStore, wanted: Wanted, pool: ThreadPoolExecutor | None, b
     data = torch.empty(wanted.size, dtype=torch.uint8) if block is None else block.tensor
     buffer = data.numpy().data
     errors: dict[int, UnreadablePrefix | None] = {}
-    if pool is None or len(wanted.runs) < 2:
-        for run in wanted.runs:
-            errors |= read_run(store, run, buffer)
+    compare = reading is None or reading.compare
+    if reading is None:
+        errors |= read_runs(store, wanted.runs, buffer, compare)
     else:
-        futures = [pool.submit(read_run, store, run, buffer) for run in wanted.runs]
+        dealt = [wanted.runs[number :: reading.at_once] for number in range(min(reading.at_once, len(wanted.runs)))]
+        futures = [reading.pool.submit(read_runs, store, runs, buffer, compare) for runs in dealt]
         try:
             for future in futures:
                 errors |= future.result()
@@ -102,7 +123,10 @@ def fetch(store: ObjectStore, wanted: Wanted, pool: ThreadPoolExecutor | None, b
                 future.cancel()
             wait(futures)
     stored = _cut(data, wanted.runs)
-    samples = [errors[number] or StoredBytes(row, stored[number]) for number, row in enumerate(wanted.rows)]
+    sums = {member.number: None if compare else member.checksum for run in wanted.runs for member in run.members}
+    samples = [
+        errors[number] or StoredBytes(row, stored[number], sums[number]) for number, row in enumerate(wanted.rows)
+    ]
     return Fetched(tuple(samples), data, block)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from trio_ray.cache.ahead import FetchAhead, Finished, RestoreAhead, UnderWay
 from trio_ray.cache.arena import Arena
-from trio_ray.cache.fetched import Fetched, Row, StoredBytes, Wanted, fetch
+from trio_ray.cache.fetched import Fetched, Reading, Row, StoredBytes, Wanted, fetch
 from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cache.key_lookup import KeyLookup, Place
 from trio_ray.cache.notebook import cache_html, sample_html
@@ -28,7 +28,7 @@ from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix
 from trio_ray.config import ModelConfig, S3Config
 from trio_ray.errors import ConfigError, IdentityMismatch, ObjectDamaged, PrefixError, StoreError
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import CheckedContainer, check_containers
+from trio_ray.kv.container import CHECKSUM_DIFFERS, CheckedContainer, check_containers, checksum
 from trio_ray.kv.embeds import Embeds, read_embeds
 from trio_ray.kv.header import ContainerError
 from trio_ray.kv.prefix import Prefix
@@ -43,6 +43,7 @@ from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
 from trio_ray.store.tables import MEMBER_KINDS, PLACE_COLUMNS, MemberKind, place_columns
+from trio_ray.tensors import has_triton
 
 THREADS = 16
 BATCH = 32
@@ -343,7 +344,7 @@ class PrunedCache:
         if len(wanted.runs) < 2:
             return fetch(self._store, wanted, None)
         with ThreadPoolExecutor(min(threads, len(wanted.runs))) as pool:
-            return fetch(self._store, wanted, pool)
+            return fetch(self._store, wanted, Reading(pool, threads))
 
     def restore(
         self,
@@ -369,7 +370,7 @@ class PrunedCache:
         self, rows: Iterable[Row], batch: int = BATCH, threads: int = THREADS, ahead: int = AHEAD
     ) -> Generator[Fetched, None, None]:
         """`fetch` for many rows, batch by batch and ahead of the consumer, who keeps the memory; see `restored`."""
-        with closing(self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched: fetched)) as batches:
+        with closing(self._fetch_ahead(rows, batch, threads, ahead, lambda fetched: fetched)) as batches:
             for fetched in batches:
                 if fetched.block is not None:
                     fetched.block.keep()
@@ -413,8 +414,11 @@ class PrunedCache:
             return begun
 
         if on_gpu or allocate is not None:
-            return RestoreAhead(self._fetch_ahead(rows, batch, threads, ahead, on_gpu, lambda fetched: fetched), start)
-        in_thread = self._fetch_ahead(rows, batch, threads, ahead, False, lambda fetched: start(fetched).finish())
+            batches = self._fetch_ahead(
+                rows, batch, threads, ahead, lambda fetched: fetched, on_gpu, not has_triton(device)
+            )
+            return RestoreAhead(batches, start)
+        in_thread = self._fetch_ahead(rows, batch, threads, ahead, lambda fetched: start(fetched).finish())
         return RestoreAhead(in_thread, Finished)
 
     def stream(
@@ -505,14 +509,21 @@ class PrunedCache:
         """Compare headers and small tensors, and begin to restore what is sound.
 
         All in one thread: both are Python's work, and torch gives Python's lock away at every call. Two threads at it
-        take twice as long as one. What can run in parallel, reading and comparing checksums, is done by `fetch`.
+        take twice as long as one. What can run in parallel is done by `fetch`, or on the device.
         """
         stored = [sample for sample in fetched if isinstance(sample, StoredBytes)]
         assert self.codec is not None  # there would be no bytes
         items = [(sample.row["key"], sample.data) for sample in stored]
         outcomes = check_containers(items, self.codec, self.dataset.identity_hash)
-        sound = [outcome for outcome in outcomes if isinstance(outcome, CheckedContainer)]
-        return _Restoring(self, fetched, outcomes, start_restore(sound, self.codec, device, allocate))
+        sound: list[CheckedContainer] = []
+        checksums: list[str | None] = []
+        for number, (sample, outcome) in enumerate(zip(stored, outcomes, strict=True)):
+            if isinstance(outcome, CheckedContainer):
+                sound.append(outcome)
+                checksums.append(sample.checksum)
+            elif sample.checksum is not None and checksum(sample.data.numpy().data) != sample.checksum:
+                outcomes[number] = ContainerError(CHECKSUM_DIFFERS)
+        return _Restoring(self, fetched, outcomes, start_restore(sound, self.codec, device, allocate, checksums))
 
     def _damaged(self, row: Row, error: ContainerError) -> PrefixDamaged:
         return PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(error))
@@ -523,12 +534,13 @@ class PrunedCache:
         batch: int,
         threads: int,
         ahead: int,
-        pinned: bool,
         prepare: Callable[[Fetched], T],
+        pinned: bool = False,
+        compare: bool = True,
     ) -> FetchAhead[T]:
         """Batches of rows fetched and prepared in threads, in order, while the consumer works."""
         wanted = map(self._wanted, _batches(rows, batch))
-        return FetchAhead(self._store, wanted, prepare, threads, ahead, Arena(AHEAD_BYTES, pinned))
+        return FetchAhead(self._store, wanted, prepare, threads, ahead, Arena(AHEAD_BYTES, pinned), compare)
 
 
 @dataclass(frozen=True)

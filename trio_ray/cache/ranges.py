@@ -1,4 +1,4 @@
-"""Members of tars as bytes in one buffer: members near each other by one request, each compared with its checksum."""
+"""Members of tars as bytes in one buffer: members near each other are read by one request."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import xxhash
-
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix, unreadable
 from trio_ray.errors import ObjectDamaged, ObjectMissing
+from trio_ray.kv.container import CHECKSUM_DIFFERS, checksum
 from trio_ray.store.objects import ObjectStore
 
 REQUEST_BYTES = 8 << 20
@@ -86,8 +85,16 @@ def coalesce_ranges(members: Iterable[Member], largest: int = REQUEST_BYTES) -> 
     return runs, size
 
 
-def read_run(store: ObjectStore, run: Run, buffer: memoryview) -> dict[int, UnreadablePrefix | None]:
-    """Read a run's members into their places in the buffer, and compare each with its checksum.
+def read_runs(
+    store: ObjectStore, runs: Iterable[Run], buffer: memoryview, compare: bool
+) -> dict[int, UnreadablePrefix | None]:
+    """Read members into their places in the buffer.
+
+    Args:
+        store: where they are.
+        runs: read one behind the other.
+        buffer: for them.
+        compare: each with its checksum; else whoever uses them has to.
 
     Returns:
         By the member's number None, or why it cannot be used; its place then holds anything.
@@ -95,29 +102,38 @@ def read_run(store: ObjectStore, run: Run, buffer: memoryview) -> dict[int, Unre
     Raises:
         StoreError: the store failed in another way than for a lost or damaged object.
     """
+    found: dict[int, UnreadablePrefix | None] = {}
+    for run in runs:
+        found |= _read_run(store, run, buffer, compare)
+    return found
+
+
+def _read_run(store: ObjectStore, run: Run, buffer: memoryview, compare: bool) -> dict[int, UnreadablePrefix | None]:
     if len(run.members) > 1:
         try:
             store.read_into(run.members[0].name, run.members[0].offset, buffer[run.start : run.start + run.size])
         except (ObjectMissing, ObjectDamaged):
             pass  # the first members of a cut off object may be whole
         else:
-            return {member.number: _compare(store, member, buffer[run.place(member)]) for member in run.members}
-    return {member.number: _read_one(store, member, buffer[run.place(member)]) for member in run.members}
+            return {
+                member.number: _compare(store, member, buffer[run.place(member)]) if compare else None
+                for member in run.members
+            }
+    return {member.number: _read_one(store, member, buffer[run.place(member)], compare) for member in run.members}
 
 
-def _read_one(store: ObjectStore, member: Member, place: memoryview) -> UnreadablePrefix | None:
+def _read_one(store: ObjectStore, member: Member, place: memoryview, compare: bool) -> UnreadablePrefix | None:
     try:
         store.read_into(member.name, member.offset, place)
     except (ObjectMissing, ObjectDamaged) as error:
         return unreadable(member.key, error)
-    return _compare(store, member, place)
+    return _compare(store, member, place) if compare else None
 
 
 def _compare(store: ObjectStore, member: Member, data: memoryview) -> UnreadablePrefix | None:
-    if xxhash.xxh3_128_hexdigest(data) == member.checksum:  # lets go of Python's lock
+    if checksum(data) == member.checksum:
         return None
-    message = "its bytes are not those that were written (checksum differs)"
-    return PrefixDamaged(member.key, store.uri_of(member.name), message)
+    return PrefixDamaged(member.key, store.uri_of(member.name), CHECKSUM_DIFFERS)
 
 
 def _follows(run: Sequence[Member], member: Member, largest: int) -> bool:

@@ -81,8 +81,13 @@ class CheckedContainer:
         return self.lossless, *((s.first_layer, s.layers, s.kv_heads, s.head_dim, s.dtype) for s in self.shapes)
 
 
+CHECKSUM_DIFFERS = "its bytes are not those that were written (checksum differs)"
+
+
 def checksum(data: bytes | memoryview) -> str:
-    """xxh3-128 of stored bytes, in hexadecimal; what the Parquet row holds."""
+    """xxh3-128 of stored bytes, in hexadecimal; what the Parquet row holds. Large ones are hashed without Python's
+    lock.
+    """
     return xxhash.xxh3_128_hexdigest(data)
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.comparison import Compared, compare_on_device, compare_on_host
 from trio_ray.kv.container import (
+    CHECKSUM_DIFFERS,
     CheckedContainer,
     Kind,
     Stored,
@@ -28,7 +30,7 @@ from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.staging import stage
 from trio_ray.kv.target import Allocate, RowTarget, fresh_targets
-from trio_ray.tensors import has_triton, move_joined, move_together
+from trio_ray.tensors import has_triton, move_joined, move_together, to_host
 
 DAMAGED = "not as written: a tensor is no zstd frame of Huffman codes, cut as the codec's layout says"
 
@@ -99,6 +101,7 @@ def start_restore(
     codec: Codec,
     device: torch.device | str = "cpu",
     allocate: Allocate | None = None,
+    checksums: Sequence[str | None] | None = None,
 ) -> RestoreUnderWay:
     """Restore many samples together: on a GPU by a few copies and kernels for all of them, which nothing waits for.
 
@@ -110,6 +113,7 @@ def start_restore(
         codec: the cache's.
         device: where keys and values are restored; the small tensors of a prefix stay on the CPU.
         allocate: says where keys and values go; called once. None makes new packed tensors.
+        checksums: of the samples' bytes, where they have yet to be compared: on a GPU by a kernel, beside the others.
 
     Raises:
         What `allocate` raises, before anything is done.
@@ -120,7 +124,10 @@ def start_restore(
         alike.setdefault(sample.kind, []).append(number)
     kinds = [[checked[number] for number in numbers] for numbers in alike.values()]
     targets = (allocate or fresh_targets(device))([[sample.shapes for sample in samples] for samples in kinds])
-    begun = [_start(samples, codec, device, own) for samples, own in zip(kinds, targets, strict=True)]
+    begun = [
+        _start(samples, [checksums[number] if checksums else None for number in numbers], codec, device, own)
+        for samples, numbers, own in zip(kinds, alike.values(), targets, strict=True)
+    ]
     done = None
     if device.type == "cuda":
         done = torch.cuda.Event()
@@ -161,16 +168,21 @@ class _KindUnderWay:
         faults: what is wrong with each sample, as far as the CPU has found it; empty for nothing.
         damaged: (B,) int32 in host memory once the device is done: not 0 where it has found something; None where
             it looks for nothing.
+        compared: the same for checksums.
     """
 
     samples: Sequence[CheckedContainer]
     split: Sequence[Sequence[Segment]]
     faults: Sequence[str]
     damaged: Tensor | None
+    compared: Compared | None
 
     def prefixes(self) -> list[Prefix | ContainerError]:
         found = [0] * len(self.samples) if self.damaged is None else self.damaged.tolist()
         faults = [fault or (DAMAGED if bad else "") for fault, bad in zip(self.faults, found, strict=True)]
+        if self.compared is not None:
+            differ = self.compared.differing()
+            faults = [CHECKSUM_DIFFERS if bad else fault for fault, bad in zip(faults, differ, strict=True)]
         return [
             ContainerError(fault) if fault else replace(sample.frame, segments=own)
             for sample, own, fault in zip(self.samples, zip(*self.split, strict=True), faults, strict=True)
@@ -178,17 +190,22 @@ class _KindUnderWay:
 
 
 def _start(
-    samples: Sequence[CheckedContainer], codec: Codec, device: torch.device, targets: Sequence[RowTarget]
+    samples: Sequence[CheckedContainer],
+    checksums: Sequence[str | None],
+    codec: Codec,
+    device: torch.device,
+    targets: Sequence[RowTarget],
 ) -> _KindUnderWay:
     """Begin to restore samples of one kind."""
     if not has_triton(device):
         tensors, faults = decompress_on_host(samples, device)
-        return _KindUnderWay(samples, inverse(samples, codec, tensors, targets), faults, None)
+        compared = compare_on_host(samples, checksums)
+        return _KindUnderWay(samples, inverse(samples, codec, tensors, targets), faults, None, compared)
     staged = stage(samples, device)
+    compared = compare_on_device(staged, samples, checksums) or compare_on_host(samples, checksums)
     tensors, damaged = restore_tensors(staged.source, staged.tensors, samples[0].lossless != NONE)
     split = inverse(samples, codec, tensors, targets)
-    found = torch.empty(damaged.shape, dtype=damaged.dtype, pin_memory=torch.cuda.is_available())
-    return _KindUnderWay(samples, split, staged.faults, found.copy_(damaged, non_blocking=True))
+    return _KindUnderWay(samples, split, staged.faults, to_host(damaged), compared)
 
 
 def decompress_on_host(

@@ -11,10 +11,11 @@ from typing import TypeVar
 import torch
 
 from trio_ray.kv.codecs.codec import Codec
-from trio_ray.kv.container import CheckedContainer, Stored, check_containers
+from trio_ray.kv.comparison import compare_on_device, compare_on_host
+from trio_ray.kv.container import CheckedContainer, Stored, check_containers, checksum
 from trio_ray.kv.header import NONE
 from trio_ray.kv.lossless.on_device import restore_tensors
-from trio_ray.kv.restore import decompress_on_host, inverse, restore_containers
+from trio_ray.kv.restore import decompress_on_host, inverse, start_restore
 from trio_ray.kv.staging import stage
 from trio_ray.kv.target import fresh_targets
 from trio_ray.tensors import has_triton
@@ -28,13 +29,15 @@ class StageTimes:
 
     Attributes:
         check: headers compared and small tensors read, in one thread.
+        checksums: compared, on the device where it has our kernels, else in one thread.
         copy: stored bytes to the device; 0 on a CPU.
         lossless: stored bytes to the codec's tensors.
         inverse: the codec's tensors to keys and values in their rows.
-        restore: copy, lossless and inverse as `restore_containers` does them, which waits only at its end.
+        restore: checksums, copy, lossless and inverse as `start_restore` does them, which waits only at its end.
     """
 
     check: float
+    checksums: float
     copy: float
     lossless: float
     inverse: float
@@ -65,17 +68,21 @@ def stage_times(
 
     check, outcomes = timed(lambda: check_containers(items, codec))
     checked = [outcome for outcome in outcomes if isinstance(outcome, CheckedContainer)]
+    sums = [checksum(sample.data.data) for sample in checked]
     copy = 0.0
     if has_triton(device):
         copy, staged = timed(lambda: stage(checked, device))
+        compare, compared = timed(lambda: compare_on_device(staged, checked, sums))
+        assert compared is not None
         are_planes = checked[0].lossless != NONE
         lossless, (tensors, _) = timed(lambda: restore_tensors(staged.source, staged.tensors, are_planes))
     else:
+        compare, _ = timed(lambda: compare_on_host(checked, sums))
         lossless, (tensors, _) = timed(lambda: decompress_on_host(checked, device))
     (targets,) = fresh_targets(device)([[sample.shapes for sample in checked]])
     inverted, _ = timed(lambda: inverse(checked, codec, tensors, targets))
-    whole, _ = timed(lambda: restore_containers(checked, codec, device))
-    return StageTimes(check, copy, lossless, inverted, whole)
+    whole, _ = timed(lambda: start_restore(checked, codec, device, checksums=sums).finish())
+    return StageTimes(check, compare, copy, lossless, inverted, whole)
 
 
 def _wait(device: torch.device) -> None:

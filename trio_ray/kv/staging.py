@@ -39,11 +39,15 @@ class Staged:
         source: flat uint8, a multiple of 8 bytes.
         tensors: by `<segment>.<name>` where they are in it.
         faults: (B,) what is wrong with a sample, as far as the CPU knows; empty for nothing.
+        begins: (B,) where each sample's container begins in it; None where it holds no containers.
+        arrived: when `source` is complete, for streams other than the current one; None where no stream has to know.
     """
 
     source: Tensor
     tensors: dict[str, StoredTensor]
     faults: list[str]
+    begins: list[int] | None
+    arrived: torch.cuda.Event | None
 
 
 def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
@@ -73,7 +77,8 @@ def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
         for segment, names in enumerate(samples[0].segments)
         for name in names
     }
-    return Staged(_copied(span, device), tensors, ["" for _ in samples])
+    source, arrived = _copied(span, device)
+    return Staged(source, tensors, ["" for _ in samples], begins, arrived)
 
 
 def _common_span(samples: Sequence[CheckedContainer]) -> tuple[Tensor, list[int]] | None:
@@ -118,19 +123,22 @@ def _pinned(sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
     return torch.empty(begins[-1], dtype=torch.uint8, pin_memory=torch.cuda.is_available()), begins[:-1]
 
 
-def _copied(span: Tensor, device: torch.device) -> Tensor:
-    """The bytes on the device, for its current stream. They travel on another one, beside what that is doing."""
+def _copied(span: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The bytes on the device, for its current stream, and when they are there. They travel on another stream, beside
+    what the current one is doing.
+    """
     if device.type != "cuda":  # Triton's interpreter
-        return F.pad(span, (0, _padding(len(span))))
-    current, copying = torch.cuda.current_stream(device), _copy_stream(device)
+        return F.pad(span, (0, _padding(len(span)))), None
+    current, copying, arrived = torch.cuda.current_stream(device), _copy_stream(device), torch.cuda.Event()
     with torch.cuda.stream(copying):
         source = torch.empty(len(span) + _padding(len(span)), dtype=torch.uint8, device=device)
         for start in range(0, len(span), COPIED_AT_ONCE):
             piece = span[start : start + COPIED_AT_ONCE]
             source[start : start + len(piece)].copy_(piece, non_blocking=True)
-    current.wait_stream(copying)
+        arrived.record(copying)
+    current.wait_event(arrived)
     source.record_stream(current)
-    return source
+    return source, arrived
 
 
 def _padding(size: int) -> int:
@@ -175,4 +183,5 @@ def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.devic
         )
         for place, (segment, name) in enumerate(names)
     }
-    return Staged(_copied(block, device), tensors, faults)
+    source, arrived = _copied(block, device)
+    return Staged(source, tensors, faults, None, arrived)

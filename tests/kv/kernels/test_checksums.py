@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from tests.interpreter import on_devices
-from trio_ray.kv.container import checksum
+from tests.kv.prefixes import contained, random_prefix
+from trio_ray.kv.codecs.registry import make_codec
+from trio_ray.kv.comparison import compare_on_device, compare_on_host
+from trio_ray.kv.container import CheckedContainer, check_containers, checksum
+from trio_ray.kv.staging import stage
 
 pytest.importorskip("triton")
 
@@ -36,3 +40,19 @@ def test_they_are_those_of_the_library_at_every_length(device: str) -> None:
         damaged[place] ^= 1 << int(rng.integers(8))
         found = differing(damaged, *arrays)
         assert found.tolist() == [int(other == number) for other in range(len(LENGTHS))], (length, place - begin)
+
+
+@on_devices
+def test_containers_are_compared_where_they_are_and_otherwise_on_the_host(device: str) -> None:
+    codec = make_codec({"name": "raw", "zstd": 0})
+    containers = [contained(random_prefix(rows=(9, 6, 5)), codec) for _ in range(3)]
+    outcomes = check_containers([(None, data) for data in containers], codec)
+    samples = [outcome for outcome in outcomes if isinstance(outcome, CheckedContainer)]
+    sums = [checksum(data) for data in containers]
+    other = [sums[0], checksum(b"another"), sums[2]]
+    staged = stage(samples, torch.device(device))
+    for compared in (compare_on_device(staged, samples, other), compare_on_host(samples, other)):
+        assert compared is not None
+        assert compared.differing() == [False, True, False]
+    assert compare_on_device(staged, samples, [*sums[:2], None]) is None, "one has been compared before"
+    assert compare_on_host(samples, [None] * 3) is None

@@ -22,7 +22,7 @@ from trio_ray.kv.stage_times import stage_times
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.samples import StoredSamples, batches_of
 from trio_ray.ordered import ordered_map
-from trio_ray.tensors import measure
+from trio_ray.tensors import has_triton, measure
 
 LEAST_BATCHES = 8
 """Batches of a pass. There are several, because nothing overlaps with the first one."""
@@ -60,10 +60,10 @@ class HostBatch:
         checksums = tuple(checksum(view.numpy().data) for view in views)
         return cls(tuple(samples.keys[number] for number in numbers), data, tuple(views), checksums)
 
-    def compare(self, pool: ThreadPoolExecutor | None) -> HostBatch:
-        """Compare the checksums, in the pool's threads if there is one."""
+    def compare(self, pool: ThreadPoolExecutor) -> HostBatch:
+        """Compare the checksums, in the pool's threads."""
         containers = [container.numpy().data for container in self.containers]
-        assert tuple((map if pool is None else pool.map)(checksum, containers)) == self.checksums
+        assert tuple(pool.map(checksum, containers)) == self.checksums
         return self
 
 
@@ -80,16 +80,20 @@ class Restoring:
         return sum(len(batch.keys) for batch in self._order())
 
     def run(self) -> None:
-        """A pass as a cache makes it: checksums in threads, ahead; headers and the rest in one, the next batch begun
-        while one is restored.
+        """A pass as a cache makes it: headers and the rest in one thread, the next batch begun while one is restored;
+        checksums on the device, or in threads, ahead, where that has none of our kernels.
         """
+        on_device = has_triton(self._device)
 
         def start(batch: HostBatch) -> RestoreUnderWay:
-            return start_restore(self.check(batch), self.samples.codec, self._device)
+            checksums = batch.checksums if on_device else None
+            return start_restore(self.check(batch), self.samples.codec, self._device, checksums=checksums)
 
         with ThreadPoolExecutor(self._threads) as pool:
-            compared = ordered_map(lambda batch: batch.compare(pool), self._order(), BATCHES_AT_ONCE, AHEAD)
-            with closing(RestoreAhead(compared, start)) as batches:
+            came = ordered_map(
+                lambda batch: batch if on_device else batch.compare(pool), self._order(), BATCHES_AT_ONCE, AHEAD
+            )
+            with closing(RestoreAhead(came, start)) as batches:
                 for batch in batches:
                     assert all(isinstance(prefix, Prefix) for prefix in batch), "sound containers were refused"
 
@@ -111,17 +115,11 @@ class Restoring:
         items = list(zip(batch.keys, batch.containers, strict=True))
         times = stage_times(items, self.samples.codec, self._device, rounds)
 
-        def compared(pool: ThreadPoolExecutor | None) -> float:
-            batch.compare(pool)
-            return 1e3 * median(measure(self._device, lambda: batch.compare(pool)).seconds for _ in range(rounds))
-
         with ThreadPoolExecutor(self._threads) as pool:
-            stages = {
-                "checksums, one thread": compared(None),
-                f"checksums, {self._threads} threads": compared(pool),
-                "headers": times.check,
-            }
-        for name in ("copy", "lossless", "inverse", "restore"):
+            batch.compare(pool)
+            taken = [measure(self._device, lambda: batch.compare(pool)).seconds for _ in range(rounds)]
+        stages = {f"checksums, {self._threads} threads": 1e3 * median(taken), "headers": times.check}
+        for name in ("checksums", "copy", "lossless", "inverse", "restore"):
             stages[name] = getattr(times, name)
         return {name: milliseconds / len(batch.keys) for name, milliseconds in stages.items()}
 
