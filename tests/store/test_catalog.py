@@ -101,7 +101,7 @@ def test_the_smallest_cache_has_a_catalog_and_none_is_made_of_nothing(store: Obj
     assert complete(store) == 1
     assert open_commits(store, 2).sealed
     assert open_commits(store, 2) == [only]
-    assert verify(store, 2).ok
+    assert verify(store, 2).findings == []
 
 
 def test_a_lost_part_is_damage_until_a_run_has_ended_without_it(catalogued: ObjectStore) -> None:
