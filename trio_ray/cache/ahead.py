@@ -14,8 +14,10 @@ from trio_ray.kv.target import TargetsInUse
 from trio_ray.ordered import ordered_map
 from trio_ray.store.objects import ObjectStore
 
-BATCHES_AT_ONCE = 2
+BATCHES_AT_ONCE = 3
 """Batches that are fetched side by side: the last requests of one leave threads to the next."""
+TASKS_SHARE = 2
+"""A batch is dealt to the threads divided by this: fewer and longer tasks hand Python's lock over less often."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,7 +49,7 @@ class FetchAhead(Iterator[T]):
         compare: bool = True,
     ) -> None:
         pool = ThreadPoolExecutor(threads)
-        reading = Reading(pool, -(-threads // BATCHES_AT_ONCE), compare)
+        reading = Reading(pool, -(-threads // TASKS_SHARE), compare)
 
         def work(pair: tuple[Wanted, Block | None]) -> T:
             return prepare(fetch(store, pair[0], reading, pair[1]))

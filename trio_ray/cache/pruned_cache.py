@@ -48,7 +48,7 @@ from trio_ray.tensors import has_triton
 THREADS = 16
 BATCH = 32
 STREAM_BATCH = 8
-AHEAD = 2
+AHEAD = 3
 AHEAD_BYTES = 2 << 30
 """Upper bound on the memory that stored bytes take between the store and the device; one larger sample goes alone."""
 BATCH_BYTES = 512 << 20
