@@ -185,8 +185,8 @@ class MethodConfig(Section):
         le=1.0,
         description="Share of the decoder's layers, the first ones, that run on all image tokens: a prune point there "
         "drops tokens from what is stored, and from later layers. The text and the kept tokens have then read what is "
-        "dropped, so answers move less; the prefill costs more, and what is stored is as small. Not with "
-        "method.encoder, nor with cache.level embeds.",
+        "dropped, so answers move less. The retention counts what is stored, which is as small; prefill costs more. "
+        "Not with method.encoder, nor with cache.level embeds.",
     )
 
     @field_validator("prune_points")

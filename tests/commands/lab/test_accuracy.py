@@ -41,8 +41,10 @@ def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
     write_corpus(tmp_path, scenes=10, samples_per_shard=40, split="validation", questions_per_image=2)
     out = tmp_path / "out"
     options = ["--input", str(tmp_path / "*.tar"), "--scope", "image", "--questions", "4", "--retentions", "1", "0.2"]
-    assert main(["lab", "accuracy", *options, "--methods", "uniform", "--layout", "uniform", "--out", str(out)]) == 0
-    whole, uniform = json.loads((out / "accuracy.json").read_text())
+    options += ["--methods", "uniform", "--layout", "uniform", "--set", "method={selector: random, full_depth: 1.0}"]
+    assert main(["lab", "accuracy", *options, "--out", str(out)]) == 0
+    whole, uniform, own = json.loads((out / "accuracy.json").read_text())
+    assert (own["method"], own["of_real"]) == ("as set", pytest.approx(0.2, abs=0.01))
     assert whole["accuracy"] == 1.0
     assert uniform["questions"] == 4
     assert uniform["of_real"] == pytest.approx(0.2, abs=0.01)
@@ -53,6 +55,8 @@ def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
     ("options", "field"),
     [
         (["--methods", "trio", "best"], "--methods"),
+        (["--set", "method.schedule=auto"], "method.schedule"),
+        (["--set", "method.tokens=20"], "method.tokens"),
         (["--retentions", "0.5", "2"], "--retentions"),
         (["--retentions", "0"], "--retentions"),
         (["--questions", "0"], "--questions"),

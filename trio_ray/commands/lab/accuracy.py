@@ -4,7 +4,8 @@ Each method answers the same questions at each retention; what is lost beside al
 Without --input the questions are about rendered scenes that the bundled model never saw. With --input they are the
 samples of any corpus that a job can read, with its answers (docs/formats.md says how POPE, GQA, TextVQA and others are
 read). With --scope image a selection sees no question, and all questions about an image follow the same prefix.
-Prints a table; --out DIR writes accuracy.json, accuracy.md and accuracy.png.
+Settings of `method` that are given by --set or --config make a row "as set". Prints a table; --out DIR writes
+accuracy.json, accuracy.md and accuracy.png.
 
 examples:
   trio-ray lab accuracy --questions 2000 --retentions 1 0.111
@@ -20,7 +21,7 @@ from trio_ray.commands._options import SHARE, add_settings_options, make_folder,
 from trio_ray.commands._progress import shown_count
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError
-from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods, possible
+from trio_ray.lab.accuracy.methods import RETENTIONS, method_config, methods, own_config, possible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in arguments.methods or methods()
         if share < 1 and possible(name, arguments.layout, arguments.full_depth)
     ]
+    own = [(share, own_config(config.method, share)) for share in arguments.retentions if share < 1]
+    compared += [Setting("as set", share, method) for share, method in own if method is not None]
     replica = Replica.load(config.model, config.prompt)
     compared = [setting.for_views(replica.tiler.side**2) for setting in compared]
     if more:

@@ -44,6 +44,18 @@ def possible(name: str, layout: Layout, full_depth: float = 0.0) -> bool:
     return settings.get("positions") != "original" and not second_prune
 
 
+def own_config(method: MethodConfig, retention: float) -> MethodConfig | None:
+    """What the user has set of `method` (`--set method.NAME=VALUE`), at a retention; None where nothing is set.
+
+    Raises:
+        ConfigError: a fixed budget is set, which no retention can stand beside; or `schedule: auto`.
+    """
+    if method.schedule == "auto":
+        raise ConfigError("method.schedule", "auto needs samples: give --auto N, and --methods to say for which rows")
+    given = method.model_dump(exclude_unset=True)
+    return MethodConfig.model_validate({**given, "retention": retention}) if given else None
+
+
 def method_config(name: str, retention: float, layout: Layout = "ragged", full_depth: float = 0.0) -> MethodConfig:
     """The configuration behind a name of `methods`, or of a selector of your own, `module:Class`.
 
