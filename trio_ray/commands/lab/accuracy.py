@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.scenes not in FAMILIES:
         raise ConfigError("--scenes", f"{arguments.scenes!r} is none of {', '.join(FAMILIES)}")
     family = arguments.scenes
+    own = [(share, own_config(config.method, share)) for share in arguments.retentions if share < 1]
     wanted, more = arguments.questions, arguments.auto or 0
     if config.input:
         drawn = corpus_questions(config, wanted + more)
@@ -103,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
         for name in arguments.methods or methods()
         if share < 1 and possible(name, arguments.layout, arguments.full_depth)
     ]
-    own = [(share, own_config(config.method, share)) for share in arguments.retentions if share < 1]
     compared += [Setting("as set", share, method) for share, method in own if method is not None]
     replica = Replica.load(config.model, config.prompt)
     compared = [setting.for_views(replica.tiler.side**2) for setting in compared]
