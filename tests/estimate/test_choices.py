@@ -89,6 +89,14 @@ def test_decoding_the_answers_counts_on_both_sides() -> None:
     assert terms(None).choice(KV).pruned.times_faster is None
 
 
+def test_an_answer_of_one_token_needs_no_prefix() -> None:
+    own = terms(4.0)
+    choices = [weighed(own, KV), weighed(own, EMBEDS)]
+    assert verdict(choices, Use(answer_tokens=1), has_first_token=True).startswith("store embeds: answers of one token")
+    assert not verdict(choices, Use(answer_tokens=1), has_first_token=False).startswith("store embeds: answers of one")
+    assert not verdict(choices, Use(answer_tokens=2), has_first_token=True).startswith("store embeds: answers of one")
+
+
 def test_a_codec_of_poor_quality_is_never_recommended() -> None:
     own = terms(4.0)
     tiny = MemberSize("kv", "int2", 1e6, 0.9, "computed")

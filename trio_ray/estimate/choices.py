@@ -153,10 +153,21 @@ class Terms:
         return (computing + storage) / gain if gain and computing is not None and storage is not None else None
 
 
-def verdict(choices: Sequence[Choice], use: Use) -> str:
+def verdict(choices: Sequence[Choice], use: Use, has_first_token: bool = False) -> str:
     """What to do, in plain sentences: store the choice whose use is fastest, or recompute. A choice of poor quality is
     never recommended.
+
+    Args:
+        choices: what may be stored.
+        use: what it is read for.
+        has_first_token: each sample's row holds the first token of its answer.
     """
+    if has_first_token and use.answer_tokens == 1:
+        least = min(choices, key=lambda choice: choice.bytes_per_sample)
+        return (
+            f"store {least.name}: answers of one token come from the table alone, which every level has, so that "
+            "`trio-ray evaluate` reads no prefix and a GPU computes nothing"
+        )
     good = [choice for choice in choices if choice.quality != "poor"]
     timed = [(choice.use_s, choice) for choice in good if choice.use_s is not None]
     if not timed:
