@@ -187,7 +187,7 @@ def make_estimate(settings: EstimateSettings, on_step: Callable[[str], None] = l
         for item in sizes.choices
     )
     here = times.source == "measured"
-    advice = verdict(choices, settings.use, has_first_token=config.cache.scope == "prompt" and config.cache.top_k > 0)
+    advice = verdict(choices, settings.use, has_first_token=config.cache.scope == "prompt")
     return Estimate(
         facts, work, times, job, settings.bandwidth_gb_per_s, settings.prices, choices, advice,
         own.note, "measured here" if here else f"as measured on {MEASURED_ON}",
