@@ -113,7 +113,7 @@ def _found(asked: list[Question | Unanswered], cache: PrunedCache) -> list[Store
 def _held_against_rows(
     asked: list[Question | Unanswered], found: list[StoredRow | Unanswered], cache: PrunedCache, scorer: ScorerName
 ) -> list[Answerable | Unanswered]:
-    """What comes of each question, now that its row is known. Block by block: a block's rows are made Python's once."""
+    """What comes of each question, now that its row is known. Block by block: columns are made Python's once."""
     outcomes: list[Answerable | Unanswered | None] = [one if isinstance(one, Unanswered) else None for one in found]
     of_block: dict[int, list[int]] = {}
     for number, one in enumerate(found):
@@ -122,12 +122,14 @@ def _held_against_rows(
     for numbers in of_block.values():
         first = found[numbers[0]]
         assert isinstance(first, StoredRow)
-        rows = first.table.select(["prompt", "turns", "answer"]).to_pylist()
+        columns = {name: first.table.column(name).to_pylist() for name in ("turns", "answer")}
+        columns["prompt"] = first.table.column("prompt").cast(pa.string()).to_pylist()  # faster than from a dictionary
         for number in numbers:
             question, stored = asked[number], found[number]
             assert isinstance(question, Question)
             assert isinstance(stored, StoredRow)
-            outcomes[number] = _outcome(question, stored, rows[stored.number], cache, scorer)
+            row = {name: column[stored.number] for name, column in columns.items()}
+            outcomes[number] = _outcome(question, stored, row, cache, scorer)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -179,6 +181,8 @@ class _Index:
                 return _no(question, Outcome.DUPLICATE, detail)
             taken.add(question.key)
         among, bad = self._stored[question.key], self._bad.get(question.key, {})
+        if len(among) == 1 and question.shard not in self._shards:
+            return among[0]
         stored = [(one.table.column("shard")[one.number].as_py(), one) for one in among]
         if question.shard in self._shards:
             stored = [(shard, one) for shard, one in stored if shard == question.shard]
