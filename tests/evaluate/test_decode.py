@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.errors import AccessRefused
+from trio_ray.errors import AccessRefused, StoreError
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.decode import PrefixDecoder
 from trio_ray.evaluate.join import Task, join, questions_of
@@ -96,3 +98,41 @@ def test_a_store_that_refuses_is_no_fault_of_a_question(cache: PrunedCache, llam
         PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=2)).run(tasks)
     assert type(caught.value).__name__ == "StoreError"
     assert not isinstance(caught.value, AccessRefused)
+
+
+def test_after_a_store_has_failed_the_next_tasks_get_their_own_answers_alone(
+    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch is being decoded when the second one fails."""
+    tasks = tasks_of(cache)
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=2)
+    decoder = PrefixDecoder(cache, llama, settings)
+    restored = PrunedCache.restored
+
+    def failing(self: PrunedCache, rows: list[Row], *args: Any, **kwargs: Any) -> Any:
+        class Broken:
+            def __init__(self) -> None:
+                self.batches = restored(self_, rows[:2], *args, **kwargs)
+
+            def __next__(self) -> Any:
+                batch = next(self.batches, None)
+                if batch is None:
+                    raise StoreError(self_.uri, "the store is gone")
+                return batch
+
+            def ready(self) -> bool:
+                return True
+
+            def close(self) -> None:
+                self.batches.close()
+
+        self_ = self
+        return Broken()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PrunedCache, "restored", failing)
+        with pytest.raises(StoreError, match="the store is gone"):
+            decoder.run(tasks)
+    done = decoder.run(tasks[4:])
+    assert done.answers == PrefixDecoder(cache, llama, settings).run(tasks[4:]).answers
+    assert sorted(done.answers) == [task.number for task in tasks[4:]]

@@ -131,9 +131,18 @@ class PrefixDecoder:
         costs no other task.
 
         Raises:
-            StoreError: the store failed in another way.
+            StoreError: the store failed in another way. The tasks may be given again, and others too.
         """
-        started, done = time.perf_counter(), Decoded()
+        done = Decoded()
+        try:
+            self._answer(tasks, done)
+        except BaseException:
+            self._engine.clear()  # else their answers would come with those of the next tasks
+            raise
+        return done
+
+    def _answer(self, tasks: Sequence[Task], done: Decoded) -> None:
+        started = time.perf_counter()
         asked: dict[Place, list[_Asked]] = {}
         rows: dict[Place, Row] = {}
         for task in tasks:
@@ -150,7 +159,6 @@ class PrefixDecoder:
         while self._engine.busy:
             self._note(self._engine.step(), done)
         done.decoded_s = time.perf_counter() - started - done.waited_s
-        return done
 
     def _asked(self, task: Task, done: Decoded) -> _Asked | None:
         """What a task asks; None where its answer or its fault is known already."""

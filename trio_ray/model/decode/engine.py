@@ -213,6 +213,20 @@ class Engine:
         answers, self._answers = self._answers, []
         return answers
 
+    def clear(self) -> None:
+        """Forget all requests, and free what they hold. Held sequences stay, without what was being appended."""
+        for waiting in self._waiting:
+            if waiting.restored is not None:
+                self.pool.release(waiting.restored)
+        for sequence in self._running:
+            sequence.ended = True  # passes that were launched for it are not listened to
+            self._free_slots.append(sequence.slot)
+            if sequence.held is not sequence.request.source:
+                self.drop(sequence.held)
+        self._waiting.clear()
+        self._running.clear()
+        self._answers.clear()
+
     def hold(self, prefixes: Sequence[Prefix]) -> list[HeldSequence]:
         """Put prefixes into the pool and keep them there, with all that requests append to them, until `drop`.
 
