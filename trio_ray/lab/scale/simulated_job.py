@@ -34,8 +34,8 @@ from trio_ray.precompute.shard_writer import PartReport
 from trio_ray.store.objects import ObjectStore, ObjectWriter
 from trio_ray.store.opening import open_store
 
-SHARD_PARTS = 10
-PART_SAMPLES = 20
+SHARD_PARTS = 4
+PART_SAMPLES = 10
 MEMBER_BYTES = 500
 BAD_OF = 50
 """One sample of so many goes to quarantine."""
