@@ -36,7 +36,7 @@ class PoolTargets:
         reserved: Reserved = []
         try:
             targets = [self._targets(samples, reserved) for samples in kinds]
-        except TargetsInUse:
+        except BaseException:
             _release(reserved)
             raise
         self._batches.append(reserved)
