@@ -67,6 +67,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+@functools.cache
+def side_stream(device: torch.device, use: str) -> torch.cuda.Stream:
+    """A stream of a GPU for one use beside the current stream; the same one at every call."""
+    return torch.cuda.Stream(device)
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """A tensor in host memory, once the device's current stream has come to it: nothing waits."""
     if tensor.device.type != "cuda":

@@ -104,30 +104,31 @@ def read_runs(
     """
     found: dict[int, UnreadablePrefix | None] = {}
     for run in runs:
-        found |= _read_run(store, run, buffer, compare)
+        outcomes = _read_run(store, run, buffer)
+        if compare:
+            for member in run.members:
+                outcomes[member.number] = outcomes[member.number] or _compare(store, member, buffer[run.place(member)])
+        found |= outcomes
     return found
 
 
-def _read_run(store: ObjectStore, run: Run, buffer: memoryview, compare: bool) -> dict[int, UnreadablePrefix | None]:
+def _read_run(store: ObjectStore, run: Run, buffer: memoryview) -> dict[int, UnreadablePrefix | None]:
     if len(run.members) > 1:
         try:
             store.read_into(run.members[0].name, run.members[0].offset, buffer[run.start : run.start + run.size])
         except (ObjectMissing, ObjectDamaged):
             pass  # the first members of a cut off object may be whole
         else:
-            return {
-                member.number: _compare(store, member, buffer[run.place(member)]) if compare else None
-                for member in run.members
-            }
-    return {member.number: _read_one(store, member, buffer[run.place(member)], compare) for member in run.members}
+            return {member.number: None for member in run.members}
+    return {member.number: _read_one(store, member, buffer[run.place(member)]) for member in run.members}
 
 
-def _read_one(store: ObjectStore, member: Member, place: memoryview, compare: bool) -> UnreadablePrefix | None:
+def _read_one(store: ObjectStore, member: Member, place: memoryview) -> UnreadablePrefix | None:
     try:
         store.read_into(member.name, member.offset, place)
     except (ObjectMissing, ObjectDamaged) as error:
         return unreadable(member.key, error)
-    return _compare(store, member, place) if compare else None
+    return None
 
 
 def _compare(store: ObjectStore, member: Member, data: memoryview) -> UnreadablePrefix | None:

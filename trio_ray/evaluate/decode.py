@@ -93,11 +93,10 @@ def restored_between_steps(
     with closing(cache.restored(rows, engine.device, threads=threads, allocate=targets)) as batches:
         try:
             while True:
-                while True:
-                    come = batches.ready()  # which begins to restore what has been fetched
-                    if not engine.waiting and (come or not engine.busy):
-                        break
+                has_come = batches.ready()  # which begins to restore what has been fetched
+                if engine.waiting or (engine.busy and not has_come):
                     yield engine.step()
+                    continue
                 started = time.perf_counter()
                 batch = next(batches, None)
                 if batch is None:

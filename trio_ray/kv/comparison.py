@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from trio_ray.kv.container import CheckedContainer, checksum
 from trio_ray.kv.staging import THREADS, Staged
-from trio_ray.tensors import on_device, to_host
+from trio_ray.tensors import on_device, side_stream, to_host
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def compare_on_device(
     if staged.arrived is None:  # Triton's interpreter
         first, size, sums = torch.tensor(numbers).split([len(samples), len(samples), 2 * len(samples)])
         return Compared(differing(staged.source, first, size, sums.view(-1, 2)))
-    comparing = _stream(device)
+    comparing = side_stream(device, "compare")
     comparing.wait_event(staged.arrived)
     with torch.cuda.stream(comparing):
         first, size, sums = on_device(numbers, device).split([len(samples), len(samples), 2 * len(samples)])
@@ -78,8 +77,3 @@ def compare_on_device(
         done.record(comparing)
     staged.source.record_stream(comparing)
     return Compared(found, done)
-
-
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

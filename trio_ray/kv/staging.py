@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from trio_ray.kv.container import CheckedContainer
 from trio_ray.kv.header import ZSTD
 from trio_ray.kv.lossless.on_device import StoredTensor
 from trio_ray.kv.lossless.zstd import decompress_into
+from trio_ray.tensors import side_stream
 
 ALIGNMENT = 16
 THREADS = 8
@@ -129,7 +129,7 @@ def _copied(span: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Even
     """
     if device.type != "cuda":  # Triton's interpreter
         return F.pad(span, (0, _padding(len(span)))), None
-    current, copying, arrived = torch.cuda.current_stream(device), _copy_stream(device), torch.cuda.Event()
+    current, copying, arrived = torch.cuda.current_stream(device), side_stream(device, "copy"), torch.cuda.Event()
     with torch.cuda.stream(copying):
         source = torch.empty(len(span) + _padding(len(span)), dtype=torch.uint8, device=device)
         for start in range(0, len(span), COPIED_AT_ONCE):
@@ -144,11 +144,6 @@ def _copied(span: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Even
 def _padding(size: int) -> int:
     """Bytes to the next multiple of 8, of which there is one at least."""
     return max(8, -(-size // 8) * 8) - size
-
-
-@functools.cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:

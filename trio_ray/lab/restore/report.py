@@ -41,8 +41,8 @@ def _memory(found: Record) -> list[str]:
     columns |= {stage: partial(_stage, stage) for stage in stages}
     return [
         table(found.items(), MEMORY_COLUMNS),
-        "Milliseconds a sample of one batch, each stage alone and waited for. Checks compare checksums and headers; "
-        "`restore` is copy, lossless stage and inverse together.",
+        "Milliseconds a sample of one batch, each stage alone and waited for. The host compares headers. "
+        "`restore` is checksums, copy, lossless stage and inverse together.",
         table(codecs, columns),
     ]
 

@@ -27,7 +27,7 @@ from trio_ray.model.decode.memory import DecodeMemory, free_memory
 from trio_ray.model.decode.pool import KVPool, OutOfRows, OwnRows, PoolPrefix, PoolShape
 from trio_ray.model.decode.rows import SlotState
 from trio_ray.model.decoder import Decoder
-from trio_ray.tensors import on_device
+from trio_ray.tensors import on_device, to_host
 
 T = TypeVar("T")
 
@@ -463,9 +463,8 @@ class Engine:
         for sequence in sequences:
             sequence.launched += 1
         done = None
+        tokens = to_host(tokens)
         if self._device.type == "cuda":
-            host = torch.empty(len(tokens), dtype=torch.int32, pin_memory=True)
-            tokens = host.copy_(tokens, non_blocking=True)
             done = torch.cuda.Event()
             done.record()
         self._launched.append(_Pass(sequences, tokens, done))
