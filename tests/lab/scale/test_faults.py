@@ -24,6 +24,9 @@ def test_a_job_on_bad_hosts_whose_replicas_die_stores_every_sample_once(tmp_path
     assert found["second_run"] == {"shards_before": 12, "parts": 0, "failed": 0}
     assert found["driver_cpu_s"] < found["simulated_s"]
     assert "| small | 40 | 3 of 10 |" in replicas.study({"jobs": [found]}).text
+    again = run_replicas(str(tmp_path / "again"), S3Config(), 40, load, seed=1)
+    chance = ("simulated_s", "actors", "deaths", "partitions", "parts", "events")
+    assert {name: again[name] for name in chance} == {name: found[name] for name in chance}  # all chance is the seed's
 
 
 def test_real_kills_at_any_moment_are_never_seen_by_a_reader(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def _counted(
 
 
 class SimulatedRay:
-    """Stands in for the modules `ray` and `time`.
+    """Stands in for the modules `ray`, `time` and `random`: the same seed gives the same job.
 
     Args:
         hosts: the cluster.
@@ -172,12 +172,13 @@ class SimulatedRay:
 
     @contextmanager
     def installed(self, *more: Any) -> Iterator[None]:
-        """The pool takes this for Ray and for the clock; so do other modules that take the time."""
+        """The pool takes this for Ray, for the clock and for chance; so do other modules that take the time."""
         with ExitStack() as stack:
             for module in (pool, hosts, actors):
                 stack.enter_context(patch.object(module, "ray", self))
             for module in (pool, hosts, *more):
                 stack.enter_context(patch.object(module, "time", self))
+            stack.enter_context(patch.object(pool, "random", self._dice))
             yield
 
     def run_out(self) -> None:
