@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from trio_ray.cluster.actors import WantsMore
 from trio_ray.evaluate.actor import AnswerActor, Chunk
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.decode import Decoded
@@ -21,7 +22,7 @@ class OneIsSick(AnswerActor):
         super().__init__(config)
         self._folder = folder
 
-    def run(self, work: Chunk) -> Iterator[Decoded]:
+    def run(self, work: Chunk) -> Iterator[Decoded | WantsMore]:
         """See `AnswerActor`."""
         mark = self._folder / "sick"
         with suppress(FileExistsError), mark.open("x") as file:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.evaluate.overlapping import answer_overlapping
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.errors import AccessRefused, StoreError
+from trio_ray.errors import AccessRefused, StoreError, TrioRayError
 from trio_ray.evaluate.config import AnsweringConfig
-from trio_ray.evaluate.decode import PrefixDecoder
+from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
 from trio_ray.evaluate.join import Task, join, questions_of
 from trio_ray.evaluate.question import Outcome
+from trio_ray.model.decode.engine import Answer, Engine
 from trio_ray.model.replica import Replica
 
 NEW_TOKENS = 6
@@ -100,39 +105,137 @@ def test_a_store_that_refuses_is_no_fault_of_a_question(cache: PrunedCache, llam
     assert not isinstance(caught.value, AccessRefused)
 
 
-def test_after_a_store_has_failed_the_next_tasks_get_their_own_answers_alone(
-    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first batch is being decoded when the second one fails."""
-    tasks = tasks_of(cache)
-    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=2)
-    decoder = PrefixDecoder(cache, llama, settings)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let prefixes be restored two at a time."""
     restored = PrunedCache.restored
 
-    def failing(self: PrunedCache, rows: list[Row], *args: Any, **kwargs: Any) -> Any:
-        class Broken:
-            def __init__(self) -> None:
-                self.batches = restored(self_, rows[:2], *args, **kwargs)
+    def two(self: PrunedCache, rows: Iterable[Row], device: torch.device, **kwargs: Any) -> Any:
+        return restored(self, rows, device, batch=2, **kwargs)
 
-            def __next__(self) -> Any:
-                batch = next(self.batches, None)
-                if batch is None:
-                    raise StoreError(self_.uri, "the store is gone")
-                return batch
+    monkeypatch.setattr(PrunedCache, "restored", two)
 
-            def ready(self) -> bool:
-                return True
 
-            def close(self) -> None:
-                self.batches.close()
+def break_object(cache: PrunedCache, task: Task) -> Callable[[], object]:
+    """Make reading the object of a task's prefix an I/O error; what is returned makes it whole again."""
+    file = Path(cache.uri, task.row["kv_object"])
+    data = file.read_bytes()
+    file.unlink()
+    file.symlink_to(file)
 
-        self_ = self
-        return Broken()
+    def mend() -> None:
+        file.unlink()
+        file.write_bytes(data)
+
+    return mend
+
+
+def test_chunks_that_overlap_are_answered_as_alone_and_the_engine_does_not_run_empty_between_them(
+    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tasks_of(cache)
+    chunks = [tasks[first : first + 3] for first in range(0, len(tasks), 3)]
+    assert len(chunks) > 2
+    alone = [llama.generate([cache.prefix(task.row)], NEW_TOKENS)[0] for task in tasks]
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS)
+    steps: list[int] = []
+    step = Engine.step
+
+    def counted(self: Engine) -> list[Answer]:
+        steps.append(len(self._running))
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", counted)
+    apart = [PrefixDecoder(cache, llama, settings).run(chunk) for chunk in chunks]
+    drained = len(steps)
+    steps.clear()
+    results = answer_overlapping(PrefixDecoder(cache, llama, settings), chunks)
+    answers: dict[int, str] = {}
+    for result, chunk, own in zip(results, chunks, apart, strict=True):
+        assert isinstance(result, Decoded)
+        assert sorted(result.answers) == [task.number for task in chunk]
+        assert (result.faults, result.read_bytes) == ({}, own.read_bytes)
+        assert result.decoded_s > 0
+        answers |= result.answers
+    assert [answers[task.number] for task in tasks] == alone
+    assert len(steps) < drained
+    assert min(steps[1:]) > 0, "a step began without any sequence"
+
+
+def test_drawn_answers_do_not_depend_on_chunks_that_overlap(cache: PrunedCache, llama: Replica) -> None:
+    tasks = tasks_of(cache)
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, temperature=3.0, seed=5, sequences=2)
+    together = PrefixDecoder(cache, llama, settings).run(tasks).answers
+    answers: dict[int, str] = {}
+    for result in answer_overlapping(PrefixDecoder(cache, llama, settings), [tasks[:4], tasks[4:]]):
+        assert isinstance(result, Decoded)
+        answers |= result.answers
+    assert answers == together
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_store_that_fails_costs_the_one_chunk_and_no_answer_goes_to_another(
+    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """Some of the chunk's prefixes are being decoded already when the store fails, beside those of the other chunk."""
+    tasks = tasks_of(cache)
+    objects = sorted({task.row["kv_object"] for task in tasks})
+    chunks = [[task for task in tasks if (task.row["kv_object"] in objects[:2]) == first] for first in (True, False)]
+    last = max(chunks[broken], key=lambda task: str(task.row["kv_object"]))
+    small_batches(monkeypatch)
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=3)
+    expected = [PrefixDecoder(cache, llama, settings).run(chunk).answers for chunk in chunks]
+    mend = break_object(cache, last)
+    decoder = PrefixDecoder(cache, llama, settings)
+    results = answer_overlapping(decoder, chunks)
+    failed, sound = results[broken], results[1 - broken]
+    assert type(failed) is StoreError
+    assert Path(last.row["kv_object"]).name in str(failed)
+    assert isinstance(sound, Decoded)
+    assert sound.answers == expected[1 - broken]
+    mend()
+    assert decoder.run(chunks[broken]).answers == expected[broken]
+    assert not decoder._engine.busy
+
+
+def test_a_lost_device_fails_both_chunks_and_neither_error_is_one_of_the_works_own(
+    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a pool replaces the actor, whichever of the two it hears first."""
+    tasks = tasks_of(cache)
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS)
+    decoder = PrefixDecoder(cache, llama, settings)
+    step, first_thread = Engine.step, threading.current_thread()
+
+    def lost_in_the_second_thread(self: Engine) -> list[Answer]:
+        if threading.current_thread() is not first_thread:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return step(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(PrunedCache, "restored", failing)
-        with pytest.raises(StoreError, match="the store is gone"):
-            decoder.run(tasks)
-    done = decoder.run(tasks[4:])
-    assert done.answers == PrefixDecoder(cache, llama, settings).run(tasks[4:]).answers
-    assert sorted(done.answers) == [task.number for task in tasks[4:]]
+        patched.setattr(Engine, "step", lost_in_the_second_thread)
+        results = answer_overlapping(decoder, [tasks[:4], tasks[4:]])
+    for result in results:
+        assert isinstance(result, RuntimeError)
+        assert not isinstance(result, TrioRayError)
+        assert "CUDA error" in str(result)
+    assert decoder.run(tasks[4:]).answers == PrefixDecoder(cache, llama, settings).run(tasks[4:]).answers
+
+
+def test_a_chunk_that_the_table_answers_waits_for_no_other(cache: PrunedCache, llama: Replica) -> None:
+    tasks = tasks_of(cache)
+    stop = tasks[0].row["top_ids"][0]
+    known = [task for task in tasks if task.row["top_ids"][0] == stop]
+    others = [task for task in tasks if task.row["top_ids"][0] != stop]
+    assert known
+    assert others
+    replica = replace(llama, stop_tokens=(stop,))
+    decoder = PrefixDecoder(cache, replica, AnsweringConfig(max_new_tokens=NEW_TOKENS))
+    under_way = decoder.overlapping(others)
+    assert isinstance(next(under_way), AllRequested)
+    (done,) = decoder.overlapping(known)  # while the other chunk has the engine
+    assert isinstance(done, Decoded)
+    assert sorted(done.answers) == [task.number for task in known]
+    assert done.read_bytes == 0
+    (rest,) = under_way
+    assert isinstance(rest, Decoded)
+    assert sorted(rest.answers) == [task.number for task in others]

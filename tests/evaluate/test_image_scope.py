@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.corpora import QUESTIONS, samples, write_tar
+from tests.evaluate.overlapping import answer_overlapping
 from tests.precompute.runs import job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.evaluate.config import AnsweringConfig
-from trio_ray.evaluate.decode import PrefixDecoder
+from trio_ray.evaluate.decode import Decoded, PrefixDecoder
 from trio_ray.evaluate.join import Task, join, questions_of
 from trio_ray.evaluate.question import Question
 from trio_ray.evaluate.scoring.scorer import Truth
@@ -43,6 +44,12 @@ def test_many_questions_about_few_images_are_answered_as_each_alone(cache: Prune
         llama.ask([cache.prefix(task.row)], [task.row["prompt"]], [task.question], NEW_TOKENS)[0] for task in tasks
     ]
     assert [done.answers[task.number] for task in tasks] == alone
+    answers: dict[int, str] = {}
+    decoder = PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=NEW_TOKENS))
+    for result in answer_overlapping(decoder, [tasks[:3], tasks[3:5], tasks[5:]]):  # of one image, and then of two
+        assert isinstance(result, Decoded)
+        answers |= result.answers
+    assert [answers[task.number] for task in tasks] == alone
     assert len(set(alone)) > 2, "the answers must be able to differ"
 
 

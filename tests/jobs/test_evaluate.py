@@ -165,7 +165,9 @@ def test_a_dead_or_sick_replicas_questions_are_answered_by_another(
     are asked, and the answers stand in the cache's order.
     """
     monkeypatch.setattr(
-        evaluate_job, "ActorFactory", lambda _, arguments: ActorFactory(OneIsSick, (*arguments, tmp_path))
+        evaluate_job,
+        "ActorFactory",
+        lambda _, arguments, calls_at_once: ActorFactory(OneIsSick, (*arguments, tmp_path), calls_at_once),
     )
     killed: list[int] = []
     said: list[str] = []

@@ -141,6 +141,10 @@ class RestoreAhead(Iterator[R]):
         self._put_off: list[Any] = []
         self._under_way: UnderWay[R] | None = None
 
+    def begin(self) -> None:
+        """Begin to fetch. Nothing is restored on a device before a batch, or whether there is one, is asked for."""
+        self._fetched.ready()  # threads that fetch start with the first question
+
     def __next__(self) -> R:
         mine = self._under_way or self._start(self._take())
         self._under_way = None

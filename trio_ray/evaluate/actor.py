@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import torch
 
 from trio_ray.cache.pruned_cache import PrunedCache
-from trio_ray.cluster.actors import PooledActor
+from trio_ray.cluster.actors import PooledActor, WantsMore
 from trio_ray.config import PromptConfig
 from trio_ray.evaluate.config import EvaluateConfig
-from trio_ray.evaluate.decode import Decoded, PrefixDecoder
+from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
 from trio_ray.evaluate.join import Task
 from trio_ray.model.replica import Replica
+
+CHUNKS_AT_ONCE = 2
+"""Chunks that an actor works on at a time: the prefixes of the next one enter while the last answers to the
+one before are decoded.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class AnswerActor(PooledActor[Chunk]):
         self._decoder = PrefixDecoder(cache, replica, config.answering)
         return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
 
-    def run(self, work: Chunk) -> Iterator[Decoded]:
-        """Answer a chunk; yields once."""
-        yield self._decoder.run(work.tasks)
+    def run(self, work: Chunk) -> Iterator[Decoded | WantsMore]:
+        """Answer a chunk. A `WantsMore` comes when all of its prefixes have been requested, its answers at the end."""
+        # Not `yield from`: Ray resumes the generator with `send`, which must not reach the iterators inside.
+        for news in self._decoder.overlapping(work.tasks):
+            yield WantsMore() if isinstance(news, AllRequested) else news

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Event
 
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
 from trio_ray.cache.unreadable import PrefixMissing, UnreadablePrefix
+from trio_ray.errors import TrioRayError
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.join import Task
+from trio_ray.evaluate.prefix_reader import PrefixReader, RestoredBatch
 from trio_ray.evaluate.question import Outcome
+from trio_ray.evaluate.turns import Turns
 from trio_ray.model.decode.choice import Sampling
 from trio_ray.model.decode.engine import Answer, Engine, Request
-from trio_ray.model.decode.targets import PoolTargets
 from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
 
@@ -40,8 +43,9 @@ class Decoded:
         answers: task number -> answer.
         faults: task number -> why there is none.
         read_bytes: bytes of the prefixes that were read.
-        waited_s: seconds in which there was nothing to do but to wait for prefixes.
-        decoded_s: the other seconds.
+        waited_s: seconds in which there was nothing to do but to wait for these prefixes.
+        decoded_s: the other seconds in which the thread of these tasks drove the engine. It may have decoded for the
+            tasks before, too, and the thread of the next tasks for these. No second counts for two chunks of tasks.
     """
 
     answers: dict[int, str] = field(default_factory=dict)
@@ -60,57 +64,66 @@ class _Asked:
     first_token: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class RestoredBatch:
-    """Samples that were restored together, and the seconds in which there was nothing to do but to wait for them."""
-
-    samples: Sequence[StoredPrefix | UnreadablePrefix]
-    waited_s: float
+class EngineLost(RuntimeError):
+    """The engine failed while it decoded these tasks and others. No `TrioRayError`: the process is to be replaced."""
 
 
-def restored_between_steps(
-    cache: PrunedCache, rows: Sequence[Row], engine: Engine, threads: int
-) -> Generator[RestoredBatch | list[Answer], None, None]:
-    """Restore prefixes batch by batch, and decode as long as a batch has yet to come.
+@dataclass(frozen=True)
+class AllRequested:
+    """The last prefix of the tasks has been requested from the store: the next tasks may be given in another thread."""
 
-    On a GPU they are restored into the engine's memory; on a CPU in threads of the cache, and copied.
 
-    Args:
-        cache: where they are.
-        rows: of the prefixes.
-        engine: decodes the requests that the caller submits. What is not submitted when the caller asks for more loses
-            its memory.
-        threads: requests to the store in flight.
+@dataclass(eq=False)
+class _Run:
+    """Some tasks under way.
 
-    Yields:
-        Batches in the order of the rows, and between them what `Engine.step` returns. Behind the last batch requests
-        may still be under way.
-
-    Raises:
-        StoreError: the store failed in another way than for a lost or damaged object.
+    Attributes:
+        done: what became of them so far.
+        asked: by place of a prefix, what is asked of it.
+        rows: by place of a prefix, its row.
+        decoding: requests that the engine has not answered.
+        submitted: whether all requests were submitted.
+        ended: set when all are answered, or when `error` says why they will not be.
     """
-    targets = PoolTargets(engine) if engine.device.type == "cuda" else None
-    with closing(cache.restored(rows, engine.device, threads=threads, allocate=targets)) as batches:
-        try:
-            while True:
-                has_come = batches.ready()  # which begins to restore what has been fetched
-                if engine.waiting or (engine.busy and not has_come):
-                    yield engine.step()
-                    continue
-                started = time.perf_counter()
-                batch = next(batches, None)
-                if batch is None:
-                    return
-                yield RestoredBatch(batch, time.perf_counter() - started)
-                if targets is not None:
-                    targets.release()
-        finally:
-            if targets is not None:
-                targets.close()
+
+    done: Decoded = field(default_factory=Decoded)
+    asked: dict[Place, list[_Asked]] = field(default_factory=dict)
+    rows: dict[Place, Row] = field(default_factory=dict)
+    decoding: int = 0
+    submitted: bool = False
+    error: Exception | None = None
+    ended: Event = field(default_factory=Event)
+
+    def end_if_answered(self) -> None:
+        if self.submitted and not self.decoding:
+            self.ended.set()
+
+    def fail(self, error: Exception) -> None:
+        if not self.ended.is_set():
+            self.error = error
+            self.ended.set()
+
+    def wait(self) -> None:
+        """Until the tasks have ended, in whatever thread. Raises `error`."""
+        self.ended.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """Of a request in the engine: whose task it is."""
+
+    run: _Run
+    number: int
 
 
 class PrefixDecoder:
     """Answers tasks from a cache by continuous batching: what is restored enters while the others decode.
+
+    Two threads may have tasks answered at the same time, so that the engine does not run empty between two chunks of
+    tasks. One of them drives the engine at a time, for the requests of both: the one that has prefixes left to restore,
+    as soon as the other has none.
 
     Answers of one token come from the cache's table alone: the prefill has stored them.
 
@@ -124,40 +137,88 @@ class PrefixDecoder:
         self._cache, self._replica, self._settings = cache, replica, settings
         memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
         self._engine = Engine(replica.decoder, settings.sequences, memory)
+        self._turns = Turns()
+        self._in_engine: set[_Run] = set()  # of the thread whose turn it is
 
     def run(self, tasks: Sequence[Task]) -> Decoded:
-        """Answer all tasks. A prefix that is gone or damaged, or a question that cannot be put to it, is a `Fault`; it
-        costs no other task.
-
-        Raises:
-            StoreError: the store failed in another way. The tasks may be given again, and others too.
-        """
-        done = Decoded()
-        try:
-            self._answer(tasks, done)
-        except BaseException:
-            self._engine.clear()  # else their answers would come with those of the next tasks
-            raise
+        """Answer all tasks. See `overlapping`."""
+        *_, done = self.overlapping(tasks)
+        assert isinstance(done, Decoded)
         return done
 
-    def _answer(self, tasks: Sequence[Task], done: Decoded) -> None:
-        started = time.perf_counter()
-        asked: dict[Place, list[_Asked]] = {}
-        rows: dict[Place, Row] = {}
+    def overlapping(self, tasks: Sequence[Task]) -> Iterator[AllRequested | Decoded]:
+        """Answer all tasks; the next ones may be given, in another thread, before these are done.
+
+        A prefix that is gone or damaged, or a question that cannot be put to it, is a `Fault`; it costs no other task.
+
+        Yields:
+            `AllRequested`, unless no prefix is needed, and `Decoded` at the end. Resume it at once: the engine waits.
+
+        Raises:
+            StoreError: the store failed in another way. The tasks may be given again, and others too; those that were
+                given beside them go on.
+        """
+        run = _Run()
         for task in tasks:
-            question = self._asked(task, done)
-            if question is not None:
-                place = task.row["kv_object"], task.row["kv_offset"]
-                asked.setdefault(place, []).append(question)
-                rows[place] = task.row
-        for place, outcome in self._restored(rows, done):
-            if isinstance(outcome, StoredPrefix):
-                done.read_bytes += rows[place]["kv_length"]
-            for question in asked[place]:
-                self._submit(outcome, question, done)
-        while self._engine.busy:
-            self._note(self._engine.step(), done)
-        done.decoded_s = time.perf_counter() - started - done.waited_s
+            self._ask(task, run)
+        if run.rows:
+            places = sorted(run.rows)
+            threads = self._settings.read_threads
+            reader = PrefixReader(self._cache, [run.rows[place] for place in places], self._engine, threads)
+            with self._turns:
+                yield from self._drive(run, places, reader)
+            run.wait()
+        yield run.done
+
+    def _drive(self, run: _Run, places: Sequence[Place], reader: PrefixReader) -> Iterator[AllRequested]:
+        """Restore a run's prefixes, and decode as long as no other run has prefixes to restore.
+
+        If the store fails, only this run does. Any other error is the engine's, and so the other runs' as well.
+        """
+        started = time.perf_counter()
+        self._in_engine.add(run)
+        try:
+            try:
+                yield from self._restore(run, places, reader)
+            except TrioRayError as error:
+                self._engine.clear(lambda key: isinstance(key, _Key) and key.run is run)
+                run.fail(error)
+            while self._engine.busy and not self._turns.wanted:
+                self._note(self._engine.step())
+        except BaseException as error:
+            self._engine.clear()  # else the answers would come with those of the next tasks
+            for one in self._in_engine - {run}:
+                one.fail(EngineLost(f"the engine failed, which decoded for other tasks too: {error!r}"))
+            self._in_engine.clear()
+            raise
+        self._in_engine = {one for one in self._in_engine if not one.ended.is_set()}
+        run.done.decoded_s = time.perf_counter() - started - run.done.waited_s
+
+    def _restore(self, run: _Run, places: Sequence[Place], reader: PrefixReader) -> Iterator[AllRequested]:
+        """Restore prefixes in the order in which they are stored, and submit what is asked of each at once."""
+        following = iter(places)
+        told = False
+        with closing(reader):
+            for step in reader.between_steps():
+                if isinstance(step, RestoredBatch):
+                    for place, outcome in zip(islice(following, len(step.samples)), step.samples, strict=True):
+                        self._submit(outcome, place, run)
+                    run.done.waited_s += step.waited_s
+                else:
+                    self._note(step)
+                if reader.all_requested and not told:
+                    told = True
+                    yield AllRequested()
+        run.submitted = True
+        run.end_if_answered()
+
+    def _ask(self, task: Task, run: _Run) -> None:
+        """Find out what a task asks of its prefix, or its answer or fault where that is known already."""
+        question = self._asked(task, run.done)
+        if question is not None:
+            place = task.row["kv_object"], task.row["kv_offset"]
+            run.asked.setdefault(place, []).append(question)
+            run.rows[place] = task.row
 
     def _asked(self, task: Task, done: Decoded) -> _Asked | None:
         """What a task asks; None where its answer or its fault is known already."""
@@ -175,45 +236,36 @@ class PrefixDecoder:
             return None
         return _Asked(task.number, (), first)
 
-    def _restored(
-        self, rows: dict[Place, Row], done: Decoded
-    ) -> Iterator[tuple[Place, StoredPrefix | UnreadablePrefix]]:
-        """Prefixes in the order in which they are stored; their requests must be submitted at once."""
-        places = sorted(rows)
-        following = iter(places)
-        cache, threads = self._cache, self._settings.read_threads
-        with closing(restored_between_steps(cache, [rows[place] for place in places], self._engine, threads)) as steps:
-            for step in steps:
-                if isinstance(step, RestoredBatch):
-                    yield from zip(islice(following, len(step.samples)), step.samples, strict=True)
-                    done.waited_s += step.waited_s
-                else:
-                    self._note(step, done)
-
-    def _submit(self, outcome: StoredPrefix | UnreadablePrefix, question: _Asked, done: Decoded) -> None:
+    def _submit(self, outcome: StoredPrefix | UnreadablePrefix, place: Place, run: _Run) -> None:
         if isinstance(outcome, UnreadablePrefix):
             kind = Outcome.LOST if isinstance(outcome, PrefixMissing) else Outcome.DAMAGED
-            done.faults[question.number] = Fault(kind, str(outcome))
+            run.done.faults |= {question.number: Fault(kind, str(outcome)) for question in run.asked[place]}
             return
+        run.done.read_bytes += run.rows[place]["kv_length"]
         settings = self._settings
-        self._engine.submit(
-            Request(
-                key=question.number,
-                source=outcome.prefix,
-                max_new_tokens=settings.max_new_tokens,
-                tokens=question.tokens,
-                stop_tokens=self._replica.stop_tokens,
-                # A question has the same seed in whatever chunk, and on whatever replica, it is answered.
-                sampling=Sampling(settings.temperature, settings.top_p, (settings.seed << 32) + question.number),
-                first_token=question.first_token,
+        for question in run.asked[place]:
+            self._engine.submit(
+                Request(
+                    key=_Key(run, question.number),
+                    source=outcome.prefix,
+                    max_new_tokens=settings.max_new_tokens,
+                    tokens=question.tokens,
+                    stop_tokens=self._replica.stop_tokens,
+                    # A question has the same seed in whatever chunk, and on whatever replica, it is answered.
+                    sampling=Sampling(settings.temperature, settings.top_p, (settings.seed << 32) + question.number),
+                    first_token=question.first_token,
+                )
             )
-        )
+            run.decoding += 1
 
-    def _note(self, answers: Sequence[Answer], done: Decoded) -> None:
+    def _note(self, answers: Sequence[Answer]) -> None:
+        """Give answers to the runs that they are of."""
         for answer in answers:
-            assert isinstance(answer.key, int)  # a task's number
-            number = answer.key
+            assert isinstance(answer.key, _Key)
+            run, number = answer.key.run, answer.key.number
             if answer.error is not None:
-                done.faults[number] = Fault(Outcome.REFUSED, str(answer.error))
+                run.done.faults[number] = Fault(Outcome.REFUSED, str(answer.error))
             else:
-                done.answers[number] = self._replica.writer.decode(answer.tokens)
+                run.done.answers[number] = self._replica.writer.decode(answer.tokens)
+            run.decoding -= 1
+            run.end_if_answered()

@@ -19,7 +19,7 @@ from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
 from trio_ray.config import PromptConfig
 from trio_ray.errors import ConfigError, JobFailed
-from trio_ray.evaluate.actor import AnswerActor, Chunk
+from trio_ray.evaluate.actor import CHUNKS_AT_ONCE, AnswerActor, Chunk
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.decode import Decoded
@@ -114,7 +114,8 @@ def _answer(
     chunks = [
         Chunk(number, tuple(tasks[start : start + size])) for number, start in enumerate(range(0, len(tasks), size))
     ]
-    pool = ActorPool[Chunk](ActorFactory(AnswerActor, (config.absolute(),)), config.replicas)
+    factory = ActorFactory(AnswerActor, (config.absolute(),), calls_at_once=CHUNKS_AT_ONCE)
+    pool = ActorPool[Chunk](factory, config.replicas, overlap=CHUNKS_AT_ONCE)
     done = 0
     progress.begin(Phase("answering", "questions", len(tasks), rate_of="questions"))
     with closing(pool.run(chunks)) as events:

@@ -140,6 +140,21 @@ def test_drawn_answers_depend_on_their_seed_and_not_on_the_batch(llama: Replica)
     assert answers_in_order(Engine(llama.decoder), narrow) == generate(llama.decoder, prefixes, 8)
 
 
+def test_forgotten_requests_cost_the_others_nothing_and_leave_no_rows_behind(llama: Replica) -> None:
+    """Some of each kind run, and some wait."""
+    prefixes = prefixes_of(llama, 8)
+    engine = Engine(llama.decoder, max_sequences=4)
+    for number, prefix in enumerate(prefixes):
+        engine.submit(Request(number, prefix, 6))
+    answers = engine.step()
+    assert answers == []
+    engine.clear(lambda key: isinstance(key, int) and key % 2 == 1)
+    assert (engine.waiting, engine.busy) == (2, True)
+    found = {answer.key: answer.tokens for answer in engine.run(())}
+    assert found == dict(zip(range(0, 8, 2), generate(llama.decoder, prefixes[::2], 6), strict=True))
+    assert not engine.pool.used
+
+
 def test_prefixes_of_another_schedule_follow_when_the_pool_is_empty(llama: Replica) -> None:
     first = prefixes_of(llama, 2)
     method = Method(Schedule(8, (1,), retention=0.25, weights=(1,)), Trio())

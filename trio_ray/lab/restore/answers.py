@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -12,7 +13,7 @@ import torch
 
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
-from trio_ray.evaluate.decode import RestoredBatch, restored_between_steps
+from trio_ray.evaluate.prefix_reader import PrefixReader, RestoredBatch
 from trio_ray.kv.prefix import Prefix
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.decode import UNPRUNED_BATCHES, GenerateTimes, generate_unpruned, time_generate
@@ -156,12 +157,13 @@ def _answered_from(
 ) -> int:
     """Restore and answer as an evaluation does."""
     answers = 0
-    for step in restored_between_steps(cache, rows, engine, threads):
-        if isinstance(step, RestoredBatch):
-            for request in (request for sample in step.samples for request in ask(_prefix(sample))):
-                engine.submit(request)
-        else:
-            answers += _sound(step)
+    with closing(PrefixReader(cache, rows, engine, threads)) as reader:
+        for step in reader.between_steps():
+            if isinstance(step, RestoredBatch):
+                for request in (request for sample in step.samples for request in ask(_prefix(sample))):
+                    engine.submit(request)
+            else:
+                answers += _sound(step)
     return answers + _answered(engine, ())
 
 

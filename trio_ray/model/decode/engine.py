@@ -213,19 +213,25 @@ class Engine:
         answers, self._answers = self._answers, []
         return answers
 
-    def clear(self) -> None:
-        """Forget all requests, and free what they hold. Held sequences stay, without what was being appended."""
+    def clear(self, which: Callable[[Hashable], bool] = lambda key: True) -> None:
+        """Forget requests, and free what they hold. Held sequences stay, without what was being appended.
+
+        Args:
+            which: whether the request of a key is forgotten; all are by default. The others go on.
+        """
         for waiting in self._waiting:
-            if waiting.restored is not None:
+            if waiting.restored is not None and which(waiting.request.key):
                 self.pool.release(waiting.restored)
+        self._waiting = deque(waiting for waiting in self._waiting if not which(waiting.request.key))
         for sequence in self._running:
+            if not which(sequence.request.key):
+                continue
             sequence.ended = True  # passes that were launched for it are not listened to
             self._free_slots.append(sequence.slot)
             if sequence.held is not sequence.request.source:
                 self.drop(sequence.held)
-        self._waiting.clear()
-        self._running.clear()
-        self._answers.clear()
+        self._running = [sequence for sequence in self._running if not sequence.ended]
+        self._answers = [answer for answer in self._answers if not which(answer.key)]
 
     def hold(self, prefixes: Sequence[Prefix]) -> list[HeldSequence]:
         """Put prefixes into the pool and keep them there, with all that requests append to them, until `drop`.
