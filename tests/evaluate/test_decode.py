@@ -17,7 +17,7 @@ from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.errors import AccessRefused, StoreError, TrioRayError
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
-from trio_ray.evaluate.join import Task, join, questions_of
+from trio_ray.evaluate.join import Task, join, questions_of, tasks_of
 from trio_ray.evaluate.question import Outcome
 from trio_ray.model.decode.engine import Answer, Engine
 from trio_ray.model.replica import Replica
@@ -25,14 +25,14 @@ from trio_ray.model.replica import Replica
 NEW_TOKENS = 6
 
 
-def tasks_of(cache: PrunedCache) -> list[Task]:
+def stored_tasks(cache: PrunedCache) -> list[Task]:
     found, _ = join(questions_of(cache, "exact"), cache, "exact")
-    return [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
+    return tasks_of(found)
 
 
 @pytest.mark.parametrize("sequences", [1, 3, 256])
 def test_batches_of_any_size_answer_as_each_prefix_alone(cache: PrunedCache, llama: Replica, sequences: int) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     assert len({cache.prefix(task.row).length for task in tasks}) > 3
     settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=sequences, read_threads=3)
     done = PrefixDecoder(cache, llama, settings).run(tasks)
@@ -50,7 +50,7 @@ def test_answers_that_end_with_their_first_token_come_from_the_table_alone(
     cache: PrunedCache, llama: Replica, tokens: int
 ) -> None:
     """All stored prefixes are gone; what the table says of them is enough."""
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     expected = {task.number: llama.generate([cache.prefix(task.row)], 1)[0] for task in tasks}
     for task in tasks:
         Path(cache.uri, task.row["kv_object"]).unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def test_answers_that_end_with_their_first_token_come_from_the_table_alone(
 
 
 def test_drawn_answers_do_not_depend_on_the_batch(cache: PrunedCache, llama: Replica) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, temperature=3.0, seed=5)
     together = PrefixDecoder(cache, llama, settings).run(tasks).answers
     alone: dict[int, str] = {}
@@ -74,7 +74,7 @@ def test_drawn_answers_do_not_depend_on_the_batch(cache: PrunedCache, llama: Rep
 
 
 def test_a_damaged_and_a_lost_prefix_are_faults_of_their_own(cache: PrunedCache, llama: Replica) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     alone = {task.number: llama.generate([cache.prefix(task.row)], NEW_TOKENS)[0] for task in tasks}
     damaged, lost = tasks[1], tasks[-1]
     file = Path(cache.uri, damaged.row["kv_object"])
@@ -95,7 +95,7 @@ def test_a_damaged_and_a_lost_prefix_are_faults_of_their_own(cache: PrunedCache,
 
 
 def test_a_store_that_refuses_is_no_fault_of_a_question(cache: PrunedCache, llama: Replica) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     target = Path(cache.uri, tasks[0].row["kv_object"])
     target.unlink()
     target.symlink_to(target)  # an I/O error that is neither a missing file nor a wrong byte
@@ -132,7 +132,7 @@ def break_object(cache: PrunedCache, task: Task) -> Callable[[], object]:
 def test_chunks_that_overlap_are_answered_as_alone_and_the_engine_does_not_run_empty_between_them(
     cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     chunks = [tasks[first : first + 3] for first in range(0, len(tasks), 3)]
     assert len(chunks) > 2
     alone = [llama.generate([cache.prefix(task.row)], NEW_TOKENS)[0] for task in tasks]
@@ -162,7 +162,7 @@ def test_chunks_that_overlap_are_answered_as_alone_and_the_engine_does_not_run_e
 
 
 def test_drawn_answers_do_not_depend_on_chunks_that_overlap(cache: PrunedCache, llama: Replica) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     settings = AnsweringConfig(max_new_tokens=NEW_TOKENS, temperature=3.0, seed=5, sequences=2)
     together = PrefixDecoder(cache, llama, settings).run(tasks).answers
     answers: dict[int, str] = {}
@@ -177,7 +177,7 @@ def test_a_store_that_fails_costs_the_one_chunk_and_no_answer_goes_to_another(
     cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     """Some of the chunk's prefixes are being decoded already when the store fails, beside those of the other chunk."""
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     objects = sorted({task.row["kv_object"] for task in tasks})
     chunks = [[task for task in tasks if (task.row["kv_object"] in objects[:2]) == first] for first in (True, False)]
     last = max(chunks[broken], key=lambda task: str(task.row["kv_object"]))
@@ -201,7 +201,7 @@ def test_a_lost_device_fails_both_chunks_and_neither_error_is_one_of_the_works_o
     cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a pool replaces the actor, whichever of the two it hears first."""
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     settings = AnsweringConfig(max_new_tokens=NEW_TOKENS)
     decoder = PrefixDecoder(cache, llama, settings)
     step, first_thread = Engine.step, threading.current_thread()
@@ -222,7 +222,7 @@ def test_a_lost_device_fails_both_chunks_and_neither_error_is_one_of_the_works_o
 
 
 def test_a_chunk_that_the_table_answers_waits_for_no_other(cache: PrunedCache, llama: Replica) -> None:
-    tasks = tasks_of(cache)
+    tasks = stored_tasks(cache)
     stop = tasks[0].row["top_ids"][0]
     known = [task for task in tasks if task.row["top_ids"][0] == stop]
     others = [task for task in tasks if task.row["top_ids"][0] != stop]

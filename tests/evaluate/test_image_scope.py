@@ -12,7 +12,7 @@ from tests.precompute.runs import job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.decode import Decoded, PrefixDecoder
-from trio_ray.evaluate.join import Task, join, questions_of
+from trio_ray.evaluate.join import join, questions_of, tasks_of
 from trio_ray.evaluate.question import Question
 from trio_ray.evaluate.scoring.scorer import Truth
 from trio_ray.model.replica import Replica
@@ -37,8 +37,9 @@ def test_many_questions_about_few_images_are_answered_as_each_alone(cache: Prune
     ]
     found, refused = join(asked, cache, "exact")
     assert refused == []
-    assert [one.row["key"] for one in found] == [question.key for question in asked]
-    tasks = [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
+    tasks = tasks_of(found)
+    assert [task.row["key"] for task in tasks] == [question.key for question in asked]
+    assert [task.question for task in tasks] == [question.text for question in asked]
     done = PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=NEW_TOKENS, sequences=4)).run(tasks)
     alone = [
         llama.ask([cache.prefix(task.row)], [task.row["prompt"]], [task.question], NEW_TOKENS)[0] for task in tasks

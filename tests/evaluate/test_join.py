@@ -9,7 +9,7 @@ import pytest
 from tests.corpora import QUESTIONS
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.evaluate.config import EvaluateConfig
-from trio_ray.evaluate.join import join, questions_of
+from trio_ray.evaluate.join import join, questions_of, tasks_of
 from trio_ray.evaluate.question import Outcome, Question, Unanswered
 from trio_ray.evaluate.question_files import question_source, read_questions
 from trio_ray.evaluate.scoring.scorer import Truth
@@ -26,7 +26,7 @@ def test_the_files_that_made_the_cache_find_all_of_it_and_what_it_refused(made: 
     read = list(read_questions(config, question_source(cache.dataset.identity, config)))
     found, refused = join(read, cache, "exact")
     assert [(one.question.key, one.question.shard) for one in found] == [
-        (one.row["key"], one.row["shard"]) for one in found
+        (task.row["key"], task.row["shard"]) for task in tasks_of(found)
     ]
     assert len(found) == len(cache) == 5 + 6
     assert {one.key: one.outcome for one in refused} == {"s0006": Outcome.QUARANTINED}
@@ -48,7 +48,7 @@ def test_another_file_meets_the_cache_by_key_alone_if_the_key_is_the_only_one(
 ) -> None:
     found, refused = join([asked], cache, "exact")
     assert [one.outcome for one in refused] == ([] if outcome is None else [outcome])
-    assert [one.row["key"] for one in found] == ([asked.key] if outcome is None else [])
+    assert [task.row["key"] for task in tasks_of(found)] == ([asked.key] if outcome is None else [])
     for one in refused:
         assert cache.uri in one.detail
 

@@ -14,7 +14,7 @@ from tests.precompute.runs import account, job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.config import parse_section
 from trio_ray.evaluate.config import EvaluateConfig
-from trio_ray.evaluate.join import Answerable, join
+from trio_ray.evaluate.join import Answerable, join, tasks_of
 from trio_ray.evaluate.question import Unanswered
 from trio_ray.evaluate.question_files import question_source, read_questions
 from trio_ray.evaluate.scoring.pope import Pope
@@ -85,8 +85,9 @@ def test_keyed_by_id_each_question_meets_its_own_prefix(
     )
     assert refused == []
     assert cache.keys() == [str(number) for number in range(len(CATEGORIES) * PER_CATEGORY)]
-    assert [one.question.key for one in found] == [one.row["key"] for one in found] == cache.keys()
-    assert all(one.question.text in one.row["prompt"] for one in found)
+    tasks = tasks_of(found)
+    assert [one.question.key for one in found] == [task.row["key"] for task in tasks] == cache.keys()
+    assert all(task.question in task.row["prompt"] for task in tasks)
     assert [one.question.question_id for one in found] == ["1", "2", "3", "4"] * 3
     assert [one.question.truth for one in found] == [Truth(("yes",)), Truth(("no",))] * 6
     assert Counter(one.question.category for one in found) == dict.fromkeys(CATEGORIES, PER_CATEGORY)

@@ -23,7 +23,7 @@ from trio_ray.evaluate.actor import CHUNKS_AT_ONCE, AnswerActor, Chunk
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.decode import Decoded
-from trio_ray.evaluate.join import Answerable, Task, join, questions_of
+from trio_ray.evaluate.join import Answerable, join, questions_of, tasks_of
 from trio_ray.evaluate.question import NoAnswer, Unanswered
 from trio_ray.evaluate.question_files import question_source, read_questions
 from trio_ray.evaluate.scoring.scorers import scorer_named
@@ -110,7 +110,7 @@ def _answer(
 ) -> Iterator[bytes]:
     """The lines of the answer file, in the questions' order, while the chunks come in as they are done."""
     size = config.answering.chunk_questions
-    tasks = [Task(number, one.question.text, one.row) for number, one in enumerate(found)]
+    tasks = tasks_of(found)
     chunks = [
         Chunk(number, tuple(tasks[start : start + size])) for number, start in enumerate(range(0, len(tasks), size))
     ]

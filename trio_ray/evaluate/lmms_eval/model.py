@@ -32,7 +32,7 @@ from trio_ray.errors import ConfigError
 from trio_ray.evaluate.config import AnsweringConfig
 from trio_ray.evaluate.decode import PrefixDecoder
 from trio_ray.evaluate.document_keys import DocumentKeys
-from trio_ray.evaluate.join import Task, join
+from trio_ray.evaluate.join import join, tasks_of
 from trio_ray.evaluate.question import NoAnswer, Question, Unanswered
 from trio_ray.evaluate.stored_level import require_prefixes
 from trio_ray.model.checkpoint import check_checkpoint
@@ -164,12 +164,11 @@ class TrioRay(lmms):
         if missing:
             raise NoAnswer(missing[0], len(missing) - 1)
         settings = AnsweringConfig(max_new_tokens=new_tokens)
-        tasks = [Task(number, one.question.text, one.row) for number, one in zip(numbers, found, strict=True)]
-        decoded = PrefixDecoder(self._cache, self._replica, settings).run(tasks)
-        for number, fault in decoded.faults.items():
-            key = questions[numbers.index(number)].key
+        decoded = PrefixDecoder(self._cache, self._replica, settings).run(tasks_of(found))
+        for place, fault in decoded.faults.items():
+            key = questions[place].key
             raise NoAnswer(Unanswered(key, key, fault.outcome, fault.detail), len(decoded.faults) - 1)
-        return decoded.answers
+        return {numbers[place]: answer for place, answer in decoded.answers.items()}
 
     def _prune(self, requests: dict[int, _Request], new_tokens: int) -> dict[int, str]:
         replica = self._replica
