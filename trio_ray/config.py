@@ -179,13 +179,12 @@ class MethodConfig(Section):
         "Default prune points: 0 and half the depth, 96 : 32.",
     )
 
-    full_depth: float = Field(
+    full_depth: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
         0.0,
-        ge=0.0,
-        le=1.0,
         description="Share of the decoder's layers, the first ones, that run on all image tokens: a prune point there "
         "drops tokens from what is stored, and from later layers. The text and the kept tokens have then read what is "
         "dropped, so answers move less. The retention counts what is stored, which is as small; prefill costs more. "
+        "auto, with method.schedule: auto: the smallest share with which answers to samples of the input hardly move. "
         "Not with method.encoder, nor with cache.level embeds.",
     )
 
@@ -218,6 +217,8 @@ class MethodConfig(Section):
         chosen = next((name for name in ("prune_points", "weights", "keep") if getattr(self, name) is not None), None)
         if self.schedule == "auto" and (chosen or self.encoder):
             raise ConfigError(f"method.{chosen or 'encoder'}", "is given, and method.schedule: auto would choose it")
+        if self.full_depth == "auto" and self.schedule != "auto":
+            raise ConfigError("method.full_depth", "auto is chosen with the schedule; set method.schedule: auto too")
         if self.keep is not None and self.prune_points is None:
             raise ConfigError("method.keep", "needs method.prune_points")
         if self.keep is not None and self.weights is not None:
@@ -239,12 +240,14 @@ class MethodConfig(Section):
         return self
 
     def build(self, layers: int) -> Method:
-        """The method that these settings mean for a decoder of `layers` layers; see `Method.build`."""
+        """The method that these settings mean for a decoder of `layers` layers; see `Method.build`.
+
+        As long as `full_depth` is to be chosen, no layer runs on dropped tokens.
+        """
         from trio_ray.method.method import Method  # imports torch, which takes seconds
 
-        return Method.build(
-            layers, **{name: getattr(self, name) for name in type(self).model_fields if name != "schedule"}
-        )
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "schedule"}
+        return Method.build(layers, **{**given, "full_depth": 0.0 if self.full_depth == "auto" else self.full_depth})
 
 
 class CacheConfig(Section):

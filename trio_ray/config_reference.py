@@ -14,6 +14,7 @@ from trio_ray.config import JobConfig, Section
 from trio_ray.distill.config import DistillConfig
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.kv.codecs.registry import codec_types, presets
+from trio_ray.method.schedule import ScheduleShape
 from trio_ray.method.selectors.catalogue import bundled_selectors
 from trio_ray.method.selectors.selector import settings_model
 
@@ -53,14 +54,19 @@ def _selectors() -> Iterator[str]:
         "under `method.settings`, and a default schedule, here for the depth that it was made for.\n"
     )
     for name, kind in bundled_selectors().items():
-        shape = kind.shape
         yield f"### {name}\n"
         summary, _, _ = (kind.__doc__ or "").partition("\n\n")
         yield f"{_sentence(summary)}\n"
-        points, weights = list(shape.prune_points), " : ".join(f"{weight:g}" for weight in shape.weights)
-        yield f"Prunes before layers {points} of {shape.layers} and keeps {weights}; positions {kind.positions}.\n"
+        yield f"{_shape(kind.shape)}; positions {kind.positions}.\n"
+        if kind.full_depth_shape is not None:
+            yield f"With `method.full_depth`: {_shape(kind.full_depth_shape).lower()}.\n"
         model = settings_model(kind)
         yield _table(model, "method.settings.") + "\n" if model.model_fields else "It has no settings.\n"
+
+
+def _shape(shape: ScheduleShape) -> str:
+    weights = " : ".join(f"{weight:g}" for weight in shape.weights)
+    return f"Prunes before layers {list(shape.prune_points)} of {shape.layers} and keeps {weights}"
 
 
 def _table(kind: type[BaseModel], prefix: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from trio_ray.calibration import schedule_search
 from trio_ray.calibration.schedule_search import FoundSchedule, search_schedule
 from trio_ray.config import DEFAULT_INSTRUCTION, MethodConfig
 from trio_ray.errors import ConfigError
@@ -46,6 +47,22 @@ def test_an_image_prefix_is_found_by_questions_that_follow_it(bundled: Replica) 
     (samples,) = prepared_batches(bundled, questions, 24, DEFAULT_INSTRUCTION)
     found = search_schedule(bundled, samples, MethodConfig(retention=0.1), scope="image", candidates=2)
     assert found.divergence <= found.default_divergence
+
+
+@pytest.mark.parametrize(("hardly", "tried"), [(1e9, [0.0]), (0.0, list(schedule_search.DEPTHS))])
+def test_the_smallest_share_of_layers_that_hardly_moves_answers_is_chosen(
+    bundled: Replica, samples: list[PreparedSample], monkeypatch: pytest.MonkeyPatch, hardly: float, tried: list[float]
+) -> None:
+    monkeypatch.setattr(schedule_search, "HARDLY", hardly)
+    found = search(bundled, samples, 4, selector="trio-plus", schedule="auto", full_depth="auto")
+    assert [depth for depth, _ in found.depths] == tried
+    lowest = min(divergence for _, divergence in found.depths)
+    passed = [depth for depth, divergence in found.depths if divergence <= max(hardly, 1.15 * lowest)]
+    assert found.method.full_depth == passed[0]
+    assert f"full_depth {passed[0]:g}, chosen from" in str(found)
+    assert found.method.build(bundled.decoder.depth).schedule.full_layers == round(passed[0] * bundled.decoder.depth)
+    assert found.tried == 4 if passed[0] == 0 else found.tried < 4  # a candidate on all tokens takes longer
+    assert lowest < found.depths[0][1] or len(tried) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from tests.corpora import samples, write_tar
 from tests.precompute.runs import job_config, run_here
 from trio_ray.cache.pruned_cache import PrunedCache
+from trio_ray.calibration import schedule_search
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, IdentityMismatch
 from trio_ray.model.replica import Replica
@@ -73,6 +74,21 @@ def test_what_the_user_gives_is_not_taken_from_an_existing_cache(
         plan_job(job(model, shard, tmp_path, method__positions="original"), with_gpu=False, calibrate=never)
     with pytest.raises(IdentityMismatch, match=r"method\.settings\.threshold"):
         plan_job(job(model, shard, tmp_path, method__settings={"threshold": 0.5}), with_gpu=False, calibrate=never)
+    with pytest.raises(IdentityMismatch, match=r"method\.full_layers"):
+        plan_job(job(model, shard, tmp_path, method__full_depth=0.5), with_gpu=False, calibrate=never)
+
+
+def test_layers_that_run_on_all_tokens_are_chosen_with_the_schedule_and_joined(
+    model_folders: dict[str, Path], shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_folders["llama"]
+    monkeypatch.setattr(schedule_search, "DEPTHS", (0.5,))
+    plan = plan_job(job(model, shard, tmp_path, method__full_depth="auto"), with_gpu=False)
+    layers = plan.method.schedule.layers
+    assert plan.method.schedule.full_layers == round(0.5 * layers) > 0
+    assert "full_depth 0.5" in plan.chosen[SCHEDULE]
+    again = plan_job(job(model, shard, tmp_path, method__full_depth="auto"), with_gpu=False, calibrate=never)
+    assert again.method == plan.method
 
 
 def test_a_cache_of_images_gets_one_too_and_too_few_samples_make_no_cache(

@@ -7,6 +7,9 @@ what the search makes small. It begins with the default schedules of all selecto
 small changes of prune points, weights, positions and the selector's own settings. Most candidates are dropped after a
 part of the samples. A third of the images is held back from the search; the result is adopted only if it also beats the
 selector's default there.
+
+Where `method.full_depth` is auto, the share of the layers that run on all tokens is chosen first, with the default
+schedule: the smallest one that moves answers hardly, or hardly more than any larger one.
 """
 
 from __future__ import annotations
@@ -28,11 +31,26 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
 CANDIDATES = 96
-"""Schedules that are tried, the starts among them."""
+"""Schedules that are tried, the starts among them. Fewer are where layers run on all tokens: the time is the same."""
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the layers that are tried for `method.full_depth: auto`."""
+
+HARDLY = 0.05
+"""Nats an answer token: a share of the layers whose divergence is no larger is deep enough."""
+
+HARDLY_MORE = 1.15
+"""So is one whose divergence is at most this many times the smallest one's."""
+
+STRETCHES = (1.25, 1.5)
+"""How much deeper than by default a start prunes where layers run on all tokens: some models read until later."""
 
 MIN_SAMPLES = 12
 HELD_BACK = 3
 """One image in this many is held back."""
+
+PRUNED_COST = 0.15
+"""What a pruned prefill takes of an unpruned one, about: of a search, only the number of candidates depends on it."""
 
 LEADERS = 5
 """Candidates that the search goes on from."""
@@ -60,6 +78,8 @@ class FoundSchedule:
         samples: number of samples that the search looked at.
         held_back: number of samples that it did not.
         tried: candidates.
+        depths: shares of the layers that were tried for `full_depth`, with the default's divergence on the samples of
+            the search; none where it was given.
     """
 
     method: MethodConfig
@@ -68,6 +88,7 @@ class FoundSchedule:
     samples: int
     held_back: int
     tried: int
+    depths: tuple[tuple[float, float], ...] = ()
 
     @property
     def is_default(self) -> bool:
@@ -83,7 +104,14 @@ class FoundSchedule:
             f"prune points {list(method.prune_points or ())} with weights {weights}, positions {method.positions}, "
             f"{found}: {self.divergence:.4f} nats an answer token on {self.held_back} held-back samples (default "
             f"{self.default_divergence:.4f}; {self.tried} schedules tried on {self.samples} samples)"
-        )
+        ) + self._depth_text
+
+    @property
+    def _depth_text(self) -> str:
+        if not self.depths:
+            return ""
+        tried = ", ".join(f"{divergence:.4f} at {depth:g}" for depth, divergence in self.depths)
+        return f"; full_depth {self.method.full_depth:g}, chosen from the default's divergences: {tried}"
 
 
 def search_schedule(
@@ -105,9 +133,9 @@ def search_schedule(
         method: the job's settings: the selector, the budget, the layout. Settings that it gives stay as they are.
         scope: of the cache. For "image" several questions follow each prefix, which no selection has seen.
         batch_rows: rows of the unpruned prompts in one batch.
-        candidates: schedules to try.
+        candidates: schedules to try; fewer, in proportion to what each costs, where layers run on all tokens.
         seed: of the search; the same seed and samples give the same result on the same machine.
-        on_candidate: told how many have been tried.
+        on_candidate: told how much has been done, of `candidates`.
 
     Raises:
         ConfigError: there are too few samples, or the method leaves nothing to search.
@@ -125,15 +153,43 @@ def search_schedule(
     searched, held = _split(samples)
     share = -(-sum(sample.rows for sample in searched) // PARTS)
     seen = list(reference_batches(replica, searched, scope, min(batch_rows, share)))
+    depths: tuple[tuple[float, float], ...] = ()
+    if method.full_depth == "auto":
+        depths = tuple(_tried_depths(replica, seen, method))
+        method = method.model_copy(update={"full_depth": _deep_enough(depths)})
     climb = _Climb(replica, seen, _Space(method, replica.decoder.depth), random.Random(seed))
-    for done in climb.run(candidates):
-        on_candidate(done)
+    affordable = max(1, round(candidates * _relative_speed(method)))
+    for done in climb.run(affordable):
+        on_candidate(done * candidates // affordable)
     unseen = list(reference_batches(replica, held, scope, batch_rows))
     default = climb.space.filled(method)
     before = _mean_divergence(replica, unseen, default)
     after = before if climb.best == default else _mean_divergence(replica, unseen, climb.best)
     found, divergence = (climb.best, after) if after < before else (default, before)
-    return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried)
+    return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried, depths)
+
+
+def _tried_depths(
+    replica: Replica, batches: Sequence[ReferenceBatch], method: MethodConfig
+) -> Iterator[tuple[float, float]]:
+    """Shares of the layers with the default schedule's divergence, up to the first that is small enough."""
+    for depth in DEPTHS:
+        divergence = _mean_divergence(replica, batches, method.model_copy(update={"full_depth": depth}))
+        yield depth, divergence
+        if divergence <= HARDLY:
+            return
+
+
+def _deep_enough(tried: Sequence[tuple[float, float]]) -> float:
+    """The smallest share that moves answers hardly, or hardly more than any other."""
+    limit = max(HARDLY, HARDLY_MORE * min(divergence for _, divergence in tried))
+    return next(depth for depth, divergence in tried if divergence <= limit)
+
+
+def _relative_speed(method: MethodConfig) -> float:
+    """How fast a candidate is, of what it would be if no layer ran on all tokens; rows times layers say so."""
+    depth = float(method.full_depth)
+    return PRUNED_COST / (depth + (1 - depth) * PRUNED_COST)
 
 
 def _split(samples: Sequence[PreparedSample]) -> tuple[list[PreparedSample], list[PreparedSample]]:
@@ -182,19 +238,32 @@ class _Space:
         )
 
     def starts(self) -> Iterator[MethodConfig]:
-        """The selector's default, then the shapes of the other selectors and some plain ones."""
+        """The selector's default, then the shapes of the other selectors and some plain ones; first those that are made
+        for layers that run on all tokens, where there are such layers.
+        """
         yield self.filled(self.given)
         if self.given.layout == "uniform":
             return
-        shapes = {kind.shape for kind in bundled_selectors().values()}
-        shapes |= {ScheduleShape(8, (0, 1, 2, 4), (8, 4, 2, 1)), ScheduleShape(8, (0, 2), (3, 1))}
-        for shape in sorted(shapes, key=lambda shape: shape.prune_points):
+        for shape in (*self._full_depth_shapes(), *self._shapes()):
             points = shape.points_for(self.depth, self.given.retention if self.given.tokens is None else 0.0)
             changes = {"prune_points": points, "weights": shape.weights_for(len(points))}
             for positions in ("compact", "original") if self.given.positions is None else (self.given.positions,):
                 changed = self.changed(self.filled(self.given), {**changes, "positions": positions})
                 if changed is not None:
                     yield changed
+
+    def _shapes(self) -> list[ScheduleShape]:
+        shapes = {kind.shape for kind in bundled_selectors().values()}
+        shapes |= {ScheduleShape(8, (0, 1, 2, 4), (8, 4, 2, 1)), ScheduleShape(8, (0, 2), (3, 1))}
+        return sorted(shapes, key=lambda shape: shape.prune_points)
+
+    def _full_depth_shapes(self) -> Iterator[ScheduleShape]:
+        if not self.given.full_depth:
+            return
+        for kind in bundled_selectors().values():
+            if kind.full_depth_shape is not None:
+                yield kind.full_depth_shape
+                yield from map(kind.full_depth_shape.stretched, STRETCHES)
 
     def neighbour(self, config: MethodConfig, chance: random.Random) -> MethodConfig | None:
         """Make a small change; None if the result is not possible."""

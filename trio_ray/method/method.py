@@ -83,7 +83,7 @@ class Method:
             raise ConfigError("method.layout", "uniform needs method.prune_points [0] and method.positions compact")
         if retention is None and tokens is None and keep is None:
             retention = DEFAULT_RETENTION
-        shape = _default_shape(chosen, layout, encoder)
+        shape = _default_shape(chosen, layout, encoder, full_depth)
         # A fixed number of tokens may be any small share of an image's, as retention 0 would be.
         points = tuple(prune_points or shape.points_for(layers, retention if tokens is None else 0.0))
         if points[-1] >= layers:
@@ -175,10 +175,12 @@ def _schedule(
     return Schedule(layers, tuple(prune_points), retention, tokens, None, tuple(weights), full_layers)
 
 
-def _default_shape(selector: Selector, layout: Layout, encoder: str | None) -> ScheduleShape:
+def _default_shape(selector: Selector, layout: Layout, encoder: str | None, full_depth: float) -> ScheduleShape:
     if layout == "uniform":
         return UNIFORM_SHAPE
-    return ENCODER_SHAPE if encoder else selector.shape
+    if encoder:
+        return ENCODER_SHAPE
+    return (full_depth and selector.full_depth_shape) or selector.shape
 
 
 def _plain_settings(selector: Selector) -> dict[str, Any]:
