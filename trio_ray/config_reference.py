@@ -59,7 +59,8 @@ def _selectors() -> Iterator[str]:
         yield f"{_sentence(summary)}\n"
         yield f"{_shape(kind.shape)}; positions {kind.positions}.\n"
         if kind.full_depth_shape is not None:
-            yield f"With `method.full_depth`: {_shape(kind.full_depth_shape).lower()}.\n"
+            settings = "".join(f"; {name} {value:g}" for name, value in kind.full_depth_settings.items())
+            yield f"With `method.full_depth`: {_shape(kind.full_depth_shape).lower()}{settings}.\n"
         model = settings_model(kind)
         yield _table(model, "method.settings.") + "\n" if model.model_fields else "It has no settings.\n"
 

@@ -10,7 +10,7 @@ from trio_ray.errors import ConfigError
 from trio_ray.method.known_indices import KnownIndices
 from trio_ray.method.rows import Positions
 from trio_ray.method.schedule import DEFAULT_RETENTION, ENCODER_SHAPE, UNIFORM_SHAPE, Schedule, ScheduleShape
-from trio_ray.method.selectors.catalogue import AbsentSelector, make_selector, name_of
+from trio_ray.method.selectors.catalogue import AbsentSelector, make_selector, name_of, selector_class
 from trio_ray.method.selectors.selector import Selector, settings_model
 from trio_ray.method.visionzip import VisionZip
 
@@ -78,7 +78,8 @@ class Method:
             ConfigError: the selector or one of its settings does not exist, a prune point lies beyond the last layer,
                 the prune points cannot meet the retention, or two settings contradict each other. Names the field.
         """
-        chosen = make_selector(selector, settings)
+        defaults = selector_class(selector).full_depth_settings if full_depth else {}
+        chosen = make_selector(selector, {**defaults, **(settings or {})})
         if layout == "uniform" and (tuple(prune_points or (0,)) != (0,) or positions == "original"):
             raise ConfigError("method.layout", "uniform needs method.prune_points [0] and method.positions compact")
         if retention is None and tokens is None and keep is None:

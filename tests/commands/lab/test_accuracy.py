@@ -60,6 +60,8 @@ def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
         (["--retentions", "0.5", "2"], "--retentions"),
         (["--retentions", "0"], "--retentions"),
         (["--questions", "0"], "--questions"),
+        (["--full-depth", "auto"], "--full-depth"),
+        (["--full-depth", "deep"], "--full-depth"),
         (["--scenes", "photographs"], "--scenes"),
         (["--questions", "1", "--model", "/no/such/model"], "model.name"),
     ],

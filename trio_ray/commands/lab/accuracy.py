@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Literal
 
 from trio_ray.commands._options import SHARE, add_settings_options, make_folder, print_written, settings, whole
 from trio_ray.commands._progress import shown_count
@@ -46,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="uniform: one prune before layer 0, for engines that need it (default ragged)",
     )  # fmt: skip
     parser.add_argument(
-        "--full-depth", type=SHARE, default=0.0, metavar="F",
-        help="share of the layers that run on all image tokens (method.full_depth; default 0)",
+        "--full-depth", type=_depth, default=0.0, metavar="F",
+        help="share of the layers that run on all image tokens (method.full_depth; default 0); auto: what the search "
+        "of --auto chooses, and 0 in the other rows",
     )  # fmt: skip
     parser.add_argument(
         "--scenes", default="shapes", metavar="FAMILY", help="which rendered scenes: shapes (default) or signs"
@@ -72,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder for JSON, table and plot")
 
 
+def _depth(text: str) -> float | Literal["auto"]:
+    return "auto" if text == "auto" else SHARE(text)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Measure every method at every retention, and report."""
     from trio_ray.evaluate.scoring.scorers import scorer_named
@@ -89,6 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.scenes not in FAMILIES:
         raise ConfigError("--scenes", f"{arguments.scenes!r} is none of {', '.join(FAMILIES)}")
     family = arguments.scenes
+    chooses_depth = arguments.full_depth == "auto"
+    if chooses_depth and not arguments.auto:
+        raise ConfigError("--full-depth", "auto is chosen by a search; give --auto N too")
+    depth = 0.0 if chooses_depth else arguments.full_depth
     own = [(share, own_config(config.method, share)) for share in arguments.retentions if share < 1]
     wanted, more = arguments.questions, arguments.auto or 0
     if config.input:
@@ -99,16 +109,19 @@ def run(arguments: argparse.Namespace) -> int:
         searched = held_out_questions(more, split="validation", family=family) if more else []
     compared = [Setting("all tokens", 1.0, method_config("trio", 1.0)) for share in arguments.retentions if share >= 1]
     compared += [
-        Setting(name, share, method_config(name, share, arguments.layout, arguments.full_depth))
+        Setting(name, share, method_config(name, share, arguments.layout, depth))
         for share in arguments.retentions
         for name in arguments.methods or methods()
-        if share < 1 and possible(name, arguments.layout, arguments.full_depth)
+        if share < 1 and possible(name, arguments.layout, depth)
     ]
     compared += [Setting("as set", share, method) for share, method in own if method is not None]
     replica = Replica.load(config.model, config.prompt)
     compared = [setting.for_views(replica.tiler.side**2) for setting in compared]
     if more:
-        found = found_settings(replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows)
+        found = found_settings(
+            replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows,
+            choose_depth=chooses_depth,
+        )  # fmt: skip
         compared += [setting for setting, _ in found]
         print("\n".join(f"{setting.name}: {schedule}" for setting, schedule in found))
     with shown_count("questions", len(questions)) as show:

@@ -17,6 +17,7 @@ def found_settings(
     instruction: str | None,
     batch_rows: int,
     candidates: int = CANDIDATES,
+    choose_depth: bool = False,
 ) -> list[tuple[Setting, FoundSchedule]]:
     """For each pruning setting without an encoder step the same with `method.schedule: auto`, as "NAME, auto".
 
@@ -27,6 +28,7 @@ def found_settings(
         instruction: of scope image; None for scope prompt.
         batch_rows: rows of a batch of unpruned prompts.
         candidates: schedules that are tried for each.
+        choose_depth: whether the search chooses how many layers run on all tokens (`method.full_depth: auto`).
 
     Raises:
         ConfigError: there are too few questions.
@@ -39,7 +41,7 @@ def found_settings(
         best = search_schedule(
             replica,
             samples,
-            setting.config,
+            setting.config.model_copy(update={"full_depth": "auto"}) if choose_depth else setting.config,
             scope="image" if instruction else "prompt",
             batch_rows=batch_rows,
             candidates=candidates,

@@ -48,6 +48,7 @@ class Selector(ABC):
         name: what `method.selector` calls it, for the selectors of this package; others are named `module:Class`.
         shape: the default prune points and weights.
         full_depth_shape: the same where the first layers run on all tokens (`method.full_depth`); None for `shape`.
+        full_depth_settings: its settings whose default is another one there.
         positions: the default of `method.positions`.
         searched: values of its settings that a search for a schedule tries (`method.schedule: auto`).
         compared: rows for the lab's tables beside the selector's own, by name: the settings of `method` that differ.
@@ -57,6 +58,7 @@ class Selector(ABC):
     name: ClassVar[str] = ""
     shape: ClassVar[ScheduleShape] = AUTHORS_SHAPE
     full_depth_shape: ClassVar[ScheduleShape | None] = None
+    full_depth_settings: ClassVar[Mapping[str, Any]] = {}
     positions: ClassVar[Positions] = "compact"
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     compared: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

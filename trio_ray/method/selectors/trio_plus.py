@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -23,7 +23,7 @@ PLUS_ROWS = (-5, -4, -3, -2, -1)
 PLUS_SHAPE = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 9), weights=(100, 75, 55, 40, 9, 4))
 
 PLUS_FULL_DEPTH_SHAPE = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 10), weights=(100, 80, 60, 40, 20, 4))
-"""Rows that have read all tokens are worth more, and are read until later."""
+"""Rows that have read all tokens are worth more, and are read until later. An even sample of them says no more."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -48,6 +48,7 @@ class TrioPlus(Selector):
     name: ClassVar[str] = "trio-plus"
     shape: ClassVar[ScheduleShape] = PLUS_SHAPE
     full_depth_shape: ClassVar[ScheduleShape | None] = PLUS_FULL_DEPTH_SHAPE
+    full_depth_settings: ClassVar[Mapping[str, Any]] = {"later_sample": 0.0}
     positions: ClassVar[Positions] = "original"
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "first_sample": (0.0, 0.25, 0.5, 0.75, 0.9, 1.0),
