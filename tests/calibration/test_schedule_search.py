@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from trio_ray.calibration import schedule_search
+from trio_ray.calibration.answer_divergence import ReferenceBatch
 from trio_ray.calibration.schedule_search import FoundSchedule, search_schedule
 from trio_ray.config import DEFAULT_INSTRUCTION, MethodConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.accuracy.accuracy import prepared_batches
 from trio_ray.lab.accuracy.questions import held_out_questions
+from trio_ray.method.method import Method
+from trio_ray.method.schedule import Schedule
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
@@ -47,6 +50,23 @@ def test_an_image_prefix_is_found_by_questions_that_follow_it(bundled: Replica) 
     (samples,) = prepared_batches(bundled, questions, 24, DEFAULT_INSTRUCTION)
     found = search_schedule(bundled, samples, MethodConfig(retention=0.1), scope="image", candidates=2)
     assert found.divergence <= found.default_divergence
+
+
+def test_a_fixed_budget_is_never_exceeded_to_look_better(
+    bundled: Replica, samples: list[PreparedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prune point behind so many layers that these alone use the budget up is not tried."""
+    tried: list[Schedule] = []
+
+    def divergence(self: ReferenceBatch, replica: Replica, method: Method) -> list[float]:
+        tried.append(method.schedule)
+        return [1.0 / (1 + method.schedule.prune_points[0])] * len(self.samples)
+
+    monkeypatch.setattr(ReferenceBatch, "divergence", divergence)
+    most = max(sample.image_tokens for sample in samples)
+    search(bundled, samples, 60, tokens=1.5 * most / bundled.decoder.depth, selector="trio")
+    assert max(schedule.prune_points[0] for schedule in tried) == 1
+    assert all(schedule.has_room_for(most) for schedule in tried)
 
 
 @pytest.mark.parametrize(("hardly", "tried"), [(1e9, [0.0]), (0.0, list(schedule_search.DEPTHS))])

@@ -157,7 +157,8 @@ def search_schedule(
     if method.full_depth == "auto":
         depths = tuple(_tried_depths(replica, seen, method))
         method = method.model_copy(update={"full_depth": _deep_enough(depths)})
-    climb = _Climb(replica, seen, _Space(method, replica.decoder.depth), random.Random(seed))
+    most = max(sample.image_tokens for sample in samples)
+    climb = _Climb(replica, seen, _Space(method, replica.decoder.depth, most), random.Random(seed))
     affordable = max(1, round(candidates * _relative_speed(method)))
     for done in climb.run(affordable):
         on_candidate(done * candidates // affordable)
@@ -218,6 +219,8 @@ class _Space:
 
     given: MethodConfig
     depth: int
+    most_tokens: int
+    """Image tokens of the largest sample: what a fixed budget must have room for."""
 
     @property
     def choices(self) -> dict[str, tuple[Any, ...]]:
@@ -279,10 +282,10 @@ class _Space:
         """The settings with these changes; None if they are not possible for this model."""
         try:
             changed = MethodConfig.model_validate({**config.model_dump(), **changes})
-            changed.build(self.depth)
+            has_room = changed.build(self.depth).schedule.has_room_for(self.most_tokens)
         except (ConfigError, ValueError):
             return None
-        return changed
+        return changed if has_room else None
 
     def _change_setting(self, config: MethodConfig, chance: random.Random) -> dict[str, Any]:
         name = chance.choice(sorted(self.choices))
