@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trio_ray.calibration import schedule_search
 from trio_ray.cli import main
 from trio_ray.lab.accuracy.methods import methods
 from trio_ray.lab.scenes.corpus import write_corpus
@@ -49,6 +50,19 @@ def test_questions_of_an_input_are_asked_behind_images(tmp_path: Path) -> None:
     assert uniform["questions"] == 4
     assert uniform["of_real"] == pytest.approx(0.2, abs=0.01)
     assert uniform["by_group"] == {}
+
+
+def test_where_the_search_chooses_the_depth_only_searched_rows_are_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(schedule_search, "DEPTHS", (1.0,))
+    options = ["--questions", "4", "--retentions", "1", "0.2", "--methods", "trio", "--auto", "12"]
+    assert main(["lab", "accuracy", *options, "--full-depth", "auto", "--out", str(tmp_path)]) == 0
+    assert [row["method"] for row in json.loads((tmp_path / "accuracy.json").read_text())] == [
+        "all tokens",
+        "trio, auto",
+    ]
+    assert "full_depth 1, chosen from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

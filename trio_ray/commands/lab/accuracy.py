@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full-depth", type=_depth, default=0.0, metavar="F",
         help="share of the layers that run on all image tokens (method.full_depth; default 0); auto: what the search "
-        "of --auto chooses, and 0 in the other rows",
+        "of --auto chooses, and searched rows are the only ones then",
     )  # fmt: skip
     parser.add_argument(
         "--scenes", default="shapes", metavar="FAMILY", help="which rendered scenes: shapes (default) or signs"
@@ -122,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
             replica, searched, compared, config.cache.selected_under, config.pipeline.batch_rows,
             choose_depth=chooses_depth,
         )  # fmt: skip
+        if chooses_depth:
+            compared = [setting for setting in compared if setting.retention >= 1]
         compared += [setting for setting, _ in found]
         print("\n".join(f"{setting.name}: {schedule}" for setting, schedule in found))
     with shown_count("questions", len(questions)) as show:
