@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cluster.actors import PooledActor, WantsMore
 from trio_ray.config import PromptConfig
-from trio_ray.evaluate.config import EvaluateConfig
+from trio_ray.evaluate.config import AnsweringConfig, EvaluateConfig
 from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
 from trio_ray.evaluate.join import Task
 from trio_ray.model.replica import Replica
@@ -31,6 +31,24 @@ class Chunk:
     def __str__(self) -> str:
         """Its first and last key."""
         return f"{self.tasks[0].row['key']!r} .. {self.tasks[-1].row['key']!r}"
+
+
+def chunks_of(tasks: Sequence[Task], settings: AnsweringConfig, replicas: int) -> list[Chunk]:
+    """All tasks, in order, in chunks of `settings.chunk_questions`.
+
+    For several replicas they become smaller towards the end, so that no replica works for long when the others have
+    nothing left to do; but as many as a replica is given at a time still fill its engine.
+    """
+    most = settings.chunk_questions
+    fewest = min(most, max(1, settings.sequences // CHUNKS_AT_ONCE))
+    chunks: list[Chunk] = []
+    start = 0
+    while start < len(tasks):
+        fair = (len(tasks) - start) // (CHUNKS_AT_ONCE * replicas)
+        size = most if replicas == 1 else min(most, max(fewest, fair))
+        chunks.append(Chunk(len(chunks), tuple(tasks[start : start + size])))
+        start += size
+    return chunks
 
 
 class AnswerActor(PooledActor[Chunk]):

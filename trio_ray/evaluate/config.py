@@ -57,7 +57,12 @@ class AnsweringConfig(Section):
     )
     seed: int = Field(0, ge=0, description="Of the draws.")
     read_threads: int = Field(8, ge=1, le=256, description="Range reads in flight ahead of the model.")
-    chunk_questions: int = Field(512, ge=1, description="Questions that a replica is given at a time.")
+    chunk_questions: int = Field(
+        512,
+        ge=1,
+        description="Most questions that a replica is given at a time; it is given the next ones before it is done. "
+        "Several replicas get fewer at the end, so that they end together.",
+    )
 
 
 class EvaluateConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -19,7 +19,7 @@ from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
 from trio_ray.config import PromptConfig
 from trio_ray.errors import ConfigError, JobFailed
-from trio_ray.evaluate.actor import CHUNKS_AT_ONCE, AnswerActor, Chunk
+from trio_ray.evaluate.actor import CHUNKS_AT_ONCE, AnswerActor, Chunk, chunks_of
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.decode import Decoded
@@ -46,7 +46,13 @@ class _Totals:
     decoded_s: float = 0.0
 
 
-def run_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+Observer = Callable[[PoolEvent[Chunk]], None]
+"""Is called with every event of the pool."""
+
+
+def run_evaluation(
+    config: EvaluateConfig, progress: Progress | None = None, observer: Observer = lambda event: None
+) -> dict[str, Any]:
     """Answer and score; returns what `metrics.json` says.
 
     Writes `answers.jsonl` in the questions' order, `unanswered.jsonl` and `metrics.json` below the output.
@@ -54,6 +60,7 @@ def run_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> 
     Args:
         config: the evaluation.
         progress: shows how many questions are answered.
+        observer: is called with every event.
 
     Raises:
         ConfigError: it cannot be run; nothing was loaded.
@@ -80,7 +87,7 @@ def run_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> 
     totals = _Totals()
     session = ray_session(config.replicas.max * config.replicas.cpus) if found else nullcontext()
     with session, output.writer(ANSWERS) as file:
-        for line in _answer(config, found, unanswered, totals, progress):
+        for line in _answer(config, found, unanswered, totals, progress, observer):
             file.write(line)
     output.put(UNANSWERED, b"".join(map(unanswered_line, unanswered)))
     metrics = _metrics(config, totals, unanswered, time.monotonic() - started)
@@ -107,19 +114,16 @@ def _answer(
     unanswered: list[Unanswered],
     totals: _Totals,
     progress: Progress,
+    observer: Observer,
 ) -> Iterator[bytes]:
     """The lines of the answer file, in the questions' order, while the chunks come in as they are done."""
-    size = config.answering.chunk_questions
-    tasks = tasks_of(found)
-    chunks = [
-        Chunk(number, tuple(tasks[start : start + size])) for number, start in enumerate(range(0, len(tasks), size))
-    ]
+    chunks = chunks_of(tasks_of(found), config.answering, config.replicas.max)
     factory = ActorFactory(AnswerActor, (config.absolute(),), calls_at_once=CHUNKS_AT_ONCE)
     pool = ActorPool[Chunk](factory, config.replicas, overlap=CHUNKS_AT_ONCE)
     done = 0
-    progress.begin(Phase("answering", "questions", len(tasks), rate_of="questions"))
+    progress.begin(Phase("answering", "questions", len(found), rate_of="questions"))
     with closing(pool.run(chunks)) as events:
-        for chunk, decoded in _in_order(_decoded(events, progress)):
+        for chunk, decoded in _in_order(_decoded(events, progress, observer)):
             faults = [
                 Unanswered(found[task].question.question_id, found[task].question.key, fault.outcome, fault.detail)
                 for task, fault in sorted(decoded.faults.items())
@@ -132,13 +136,16 @@ def _answer(
             progress.update({"questions": done, "without an answer": len(unanswered)})
 
 
-def _decoded(events: Iterable[PoolEvent[Chunk]], progress: Progress) -> Iterator[tuple[Chunk, Decoded]]:
+def _decoded(
+    events: Iterable[PoolEvent[Chunk]], progress: Progress, observer: Observer
+) -> Iterator[tuple[Chunk, Decoded]]:
     """What came of each chunk, as they are done.
 
     Raises:
         JobFailed: a chunk was given up.
     """
     for event in events:
+        observer(event)
         if isinstance(event, Report) and isinstance(event.content, Decoded):
             yield event.work, event.content
         elif isinstance(event, WorkFailed):
