@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -148,14 +149,18 @@ def test_chunks_that_overlap_are_answered_as_alone_and_the_engine_does_not_run_e
     apart = [PrefixDecoder(cache, llama, settings).run(chunk) for chunk in chunks]
     drained = len(steps)
     steps.clear()
+    began = time.perf_counter()
     results = answer_overlapping(PrefixDecoder(cache, llama, settings), chunks)
+    seconds = time.perf_counter() - began
     answers: dict[int, str] = {}
     for result, chunk, own in zip(results, chunks, apart, strict=True):
         assert isinstance(result, Decoded)
         assert sorted(result.answers) == [task.number for task in chunk]
         assert (result.faults, result.read_bytes) == ({}, own.read_bytes)
         assert result.decoded_s > 0
+        seconds -= result.decoded_s + result.waited_s
         answers |= result.answers
+    assert seconds > 0, "a second counts for one chunk alone"
     assert [answers[task.number] for task in tasks] == alone
     assert len(steps) < drained
     assert min(steps[1:]) > 0, "a step began without any sequence"
