@@ -13,6 +13,7 @@ import ray
 
 from trio_ray.cluster.actors import PooledActor, WantsMore
 from trio_ray.errors import StoreError
+from trio_ray.model.hub import _display
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,36 @@ class Job:
 
 
 class TestActor(PooledActor[Job]):
-    """Does what jobs say. `broken_nodes` are hosts on which it cannot load; on `hanging_nodes` loading never ends."""
+    """Does what jobs say. `broken_nodes` are hosts on which it cannot load; on `hanging_nodes` loading never ends. A
+    download takes `download_s` seconds before.
+    """
 
     __test__ = False
 
-    def __init__(self, folder: Path, broken_nodes: tuple[str, ...] = (), hanging_nodes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        broken_nodes: tuple[str, ...] = (),
+        hanging_nodes: tuple[str, ...] = (),
+        download_s: int = 0,
+    ) -> None:
         self._folder = folder
         self._broken = broken_nodes
         self._hanging = hanging_nodes
+        self._download_s = download_s
         self._sick = False
 
     def load(self) -> str:
         """See `PooledActor`."""
         node = ray.get_runtime_context().get_node_id()
+        if self._download_s:
+            display = _display.get()  # what `download_model` tells
+            assert display is not None
+            display.begin("owner/model (2 files)", 1000 * self._download_s)
+            for second in range(self._download_s):
+                time.sleep(1.01)
+                display.show(1000 * (second + 1))
+            display.end()
         if node in self._hanging:
             time.sleep(0.5)  # until the pool knows where the process is
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -13,7 +13,16 @@ from ray.cluster_utils import Cluster
 
 from tests.cluster.pool_actor import Job, TestActor
 from trio_ray.cluster.actors import ActorFactory
-from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
+from trio_ray.cluster.events import (
+    ActorDownloads,
+    ActorEnded,
+    ActorLost,
+    ActorReady,
+    PoolEvent,
+    Report,
+    WorkDone,
+    WorkFailed,
+)
 from trio_ray.cluster.pool import LONGEST_PAUSE_S, ActorPool, _pause_s
 from trio_ray.config import ReplicasConfig
 from trio_ray.errors import JobFailed
@@ -57,6 +66,7 @@ class Outcome:
     failed: dict[str, tuple[int, str]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     ready: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
     ended: int = 0
 
     def note(self, event: PoolEvent[Job]) -> None:
@@ -71,6 +81,8 @@ class Outcome:
             self.lost.append(event.why)
         elif isinstance(event, ActorReady):
             self.ready.append(event.where)
+        elif isinstance(event, ActorDownloads):
+            self.downloads.append(str(event))
         elif isinstance(event, ActorEnded):
             self.ended += 1
 
@@ -136,6 +148,13 @@ def test_a_host_on_which_loading_hangs_ends_no_job(nodes: list[str], tmp_path: P
     assert len(outcome.done) == 6
     assert set(outcome.ready) == {nodes[0]}
     assert any("while it loaded" in why for why in outcome.lost)
+
+
+def test_a_download_is_told_and_is_not_taken_for_silence(nodes: list[str], tmp_path: Path) -> None:
+    outcome = run(ActorFactory(TestActor, (tmp_path, (), (), 5)), fine(1), silence_limit_s=3)
+    assert (outcome.done, outcome.lost) == (["fine0"], [])
+    assert outcome.downloads[0] == "replica 0 downloads owner/model (2 files): 0.00 of 0.00 GB"
+    assert len(outcome.downloads) >= 4
 
 
 def test_the_job_ends_with_the_last_error_when_actors_start_on_no_host(nodes: list[str], tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_it_comes_back_from_json_as_itself(settings: dict[str, Any]) -> None:
 def test_a_selector_may_have_other_defaults_where_layers_run_on_all_tokens() -> None:
     """What is given counts in any case; a selector that declares nothing keeps its defaults."""
     usual, deep = (Method.build(16, selector="trio-plus", full_depth=depth) for depth in (0.0, 0.5))
-    assert (deep.schedule.prune_points, deep.schedule.weights) == ((0, 1, 2, 4, 6, 10), (100, 80, 60, 40, 20, 4))
+    assert (deep.schedule.prune_points, deep.schedule.weights) == ((0, 1, 2, 4, 6, 10), (100, 80, 60, 40, 20, 2))
     assert (usual.selector.settings["later_sample"], deep.selector.settings["later_sample"]) == (0.25, 0.0)
     given = Method.build(
         16, selector="trio-plus", full_depth=0.5, settings={"later_sample": 0.5}, prune_points=(0, 8), weights=(2, 1)

@@ -18,10 +18,16 @@ from tests.model.hub_server import COMMITS, hub_server
 
 LOAD = """
 import contextlib, json, os, sys
+from trio_ray.cluster.actors import with_downloads
 from trio_ray.cluster.progress import progress_display
 from trio_ray.errors import ConfigError
 from trio_ray.model.hub import download_model
 out = []
+if "IN_AN_ACTOR" in os.environ:
+    ((name, revision),) = json.loads(sys.argv[1])
+    *news, folder = with_downloads(lambda: str(download_model(name, revision)))
+    print(json.dumps([folder, news[0].what, news[0].done, news[0].size]))
+    sys.exit()
 with progress_display() if "IN_A_COMMAND" in os.environ else contextlib.nullcontext():
     for name, revision in json.loads(sys.argv[1]):
         try:
@@ -73,6 +79,10 @@ def test_a_model_is_downloaded_once_with_its_size_told_and_its_commit_named(
         assert phases[0].startswith("downloading owner/model (")
         assert phases[1:] == ["checking the model"], "the display of a command shows it, and no bar beside it"
         assert (Path(old).name, pinned) == (COMMITS["old"], folder)
+        loaded, shown = load([("owner/model", None)], tmp_path / "other", endpoint, IN_AN_ACTOR="1")
+        assert loaded[1:3] == ["owner/model (14 files)", 0]
+        assert int(loaded[3]) > 100_000
+        assert "downloading" not in shown, "an actor's download is told to its job, and not in the actor's log"
         asked.clear()
         load([("owner/model", COMMITS["main"])], home, endpoint)
         assert not [path for path in asked if "owner/model" in path], (

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import ray
 
 from trio_ray.cluster.session import gpus_per_replica
 from trio_ray.config import ActorConfig
+from trio_ray.model.hub import downloads_shown_on
 
 W = TypeVar("W")
+
+DOWNLOAD_NEWS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,15 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Downloading:
+    """An actor that loads downloads `what`: `done` of `size` bytes are there."""
+
+    what: str
+    done: int
+    size: int
+
+
+@dataclass(frozen=True)
 class WantsMore:
     """An actor yields this when it can begin the next piece of work, although it still finishes the present one."""
 
@@ -33,10 +48,12 @@ class WantsMore:
 class PooledActor(ABC, Generic[W]):
     """An actor that a pool can use. The constructor must be cheap; `load` does what takes time or may fail."""
 
-    def start(self) -> Iterator[Placed | str]:
-        """Yields where the process runs, then loads, and yields what `load` returned."""
+    def start(self) -> Iterator[Placed | Downloading | str]:
+        """Yields where the process runs, then loads, and yields what `load` returned; before that how far downloads of
+        models are, about once a second.
+        """
         yield Placed(ray.get_runtime_context().get_node_id(), socket.gethostname())
-        yield self.load()
+        yield from with_downloads(self.load)
 
     @abstractmethod
     def load(self) -> str:
@@ -49,6 +66,44 @@ class PooledActor(ABC, Generic[W]):
         Raises:
             TrioRayError: this work failed. After any other exception the actor is taken to be sick and is replaced.
         """
+
+
+def with_downloads(load: Callable[[], str]) -> Iterator[Downloading | str]:
+    """Call `load` in a thread: yields how far downloads of models are, about once a second, and what it returned."""
+    news: SimpleQueue[Downloading | None] = SimpleQueue()
+
+    def loaded() -> str:
+        with downloads_shown_on(_DownloadNews(news)):
+            return load()
+
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(loaded)
+        result.add_done_callback(lambda _: news.put(None))
+        while (one := news.get()) is not None:
+            yield one
+        yield result.result()
+
+
+class _DownloadNews:
+    """Puts how far a download is into a queue. A `DownloadDisplay`."""
+
+    def __init__(self, news: SimpleQueue[Downloading | None]) -> None:
+        self._news = news
+        self._what, self._size, self._told = "", 0, 0.0
+
+    def begin(self, what: str, size: int) -> None:
+        """See `DownloadDisplay`."""
+        self._what, self._size = what, size
+        self.show(0)
+
+    def show(self, done: int) -> None:
+        """See `DownloadDisplay`."""
+        if done == 0 or time.monotonic() - self._told >= DOWNLOAD_NEWS_EVERY_S:
+            self._told = time.monotonic()
+            self._news.put(Downloading(self._what, done, self._size))
+
+    def end(self) -> None:
+        """See `DownloadDisplay`."""
 
 
 def place_of_this_actor() -> str:

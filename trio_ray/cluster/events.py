@@ -9,6 +9,20 @@ W = TypeVar("W")
 
 
 @dataclass(frozen=True)
+class ActorDownloads:
+    """An actor that loads downloads `what`: `done` of `size` bytes are there."""
+
+    actor: int
+    what: str
+    done: int
+    size: int
+
+    def __str__(self) -> str:
+        """`replica 3 downloads llava-hf/some-model (4 files): 1.20 of 15.13 GB`."""
+        return f"replica {self.actor} downloads {self.what}: {self.done / 1e9:.2f} of {self.size / 1e9:.2f} GB"
+
+
+@dataclass(frozen=True)
 class ActorReady:
     """An actor has loaded what it needs; `where` says what it runs on."""
 
@@ -57,4 +71,4 @@ class WorkFailed(Generic[W]):
     why: str
 
 
-PoolEvent = ActorReady | ActorLost | ActorEnded | Report[W] | WorkDone[W] | WorkFailed[W]
+PoolEvent = ActorDownloads | ActorReady | ActorLost | ActorEnded | Report[W] | WorkDone[W] | WorkFailed[W]

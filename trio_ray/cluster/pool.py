@@ -12,8 +12,17 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from trio_ray.cluster.actors import ActorFactory, Placed, WantsMore, no_room
-from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
+from trio_ray.cluster.actors import ActorFactory, Downloading, Placed, WantsMore, no_room
+from trio_ray.cluster.events import (
+    ActorDownloads,
+    ActorEnded,
+    ActorLost,
+    ActorReady,
+    PoolEvent,
+    Report,
+    WorkDone,
+    WorkFailed,
+)
 from trio_ray.cluster.hosts import HostRecord, was_preempted
 from trio_ray.cluster.session import in_one_line
 from trio_ray.config import ReplicasConfig
@@ -68,7 +77,8 @@ class ActorPool(Generic[W]):
     - An actor that dies is replaced while there is work. So is a sick one, which raised anything but a `TrioRayError`:
       a lost device fails at every piece of work, sooner than others are done with one. An actor without work left is
       ended, so that its GPU is free for others.
-    - An actor that sends nothing for `settings.silence_limit_s` is killed, while it loads and while it works.
+    - An actor that sends nothing for `settings.silence_limit_s` is killed, while it loads and while it works. One that
+      downloads its model is not silent.
     - Work that fails is tried again after a pause, and given up after `settings.attempts`. A machine that was taken
       back (preemption) costs no attempt; a sick actor costs one a host, while there are other hosts. Attempts that
       bring the work forward (`is_progress`) begin the count anew: what always fails at the same place is to blame.
@@ -184,6 +194,9 @@ class ActorPool(Generic[W]):
             return
         if isinstance(news, Placed):
             actor.node = news.node
+            return
+        if isinstance(news, Downloading):
+            yield ActorDownloads(actor.number, news.what, news.done, news.size)
             return
         actor.start = None
         self._became_ready += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cluster.actors import ActorFactory
-from trio_ray.cluster.events import ActorLost, ActorReady, PoolEvent, Report, WorkFailed
+from trio_ray.cluster.events import ActorDownloads, ActorLost, ActorReady, PoolEvent, Report, WorkFailed
 from trio_ray.cluster.pool import ActorPool
 from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
@@ -121,9 +121,9 @@ def _answer(
     factory = ActorFactory(AnswerActor, (config.absolute(),), calls_at_once=CHUNKS_AT_ONCE)
     pool = ActorPool[Chunk](factory, config.replicas, overlap=CHUNKS_AT_ONCE)
     done = 0
-    progress.begin(Phase("answering", "questions", len(found), rate_of="questions"))
+    progress.begin(Phase("loading the model on replicas"))
     with closing(pool.run(chunks)) as events:
-        for chunk, decoded in _in_order(_decoded(events, progress, observer)):
+        for chunk, decoded in _in_order(_decoded(events, len(found), progress, observer)):
             faults = [
                 Unanswered(found[task].question.question_id, found[task].question.key, fault.outcome, fault.detail)
                 for task, fault in sorted(decoded.faults.items())
@@ -137,20 +137,26 @@ def _answer(
 
 
 def _decoded(
-    events: Iterable[PoolEvent[Chunk]], progress: Progress, observer: Observer
+    events: Iterable[PoolEvent[Chunk]], questions: int, progress: Progress, observer: Observer
 ) -> Iterator[tuple[Chunk, Decoded]]:
     """What came of each chunk, as they are done.
 
     Raises:
         JobFailed: a chunk was given up.
     """
+    answering = False
     for event in events:
         observer(event)
         if isinstance(event, Report) and isinstance(event.content, Decoded):
             yield event.work, event.content
         elif isinstance(event, WorkFailed):
             raise JobFailed(f"the questions {event.work} failed {event.attempts} times; the last: {event.why}")
+        elif isinstance(event, ActorDownloads) and not answering:
+            progress.update({}, str(event))
         elif isinstance(event, ActorReady):
+            if not answering:
+                progress.begin(Phase("answering", "questions", questions, rate_of="questions"))
+                answering = True
             progress.say(f"replica {event.actor} ready: {event.where}")
         elif isinstance(event, ActorLost):
             progress.say(f"replica {event.actor} lost: {event.why}")

@@ -12,7 +12,16 @@ from functools import cached_property
 from typing import TypeGuard
 
 from trio_ray.cluster.actors import ActorFactory
-from trio_ray.cluster.events import ActorEnded, ActorLost, ActorReady, PoolEvent, Report, WorkDone, WorkFailed
+from trio_ray.cluster.events import (
+    ActorDownloads,
+    ActorEnded,
+    ActorLost,
+    ActorReady,
+    PoolEvent,
+    Report,
+    WorkDone,
+    WorkFailed,
+)
 from trio_ray.cluster.pool import ActorPool
 from trio_ray.cluster.progress import NoProgress, Phase, Progress, size_text
 from trio_ray.cluster.session import cluster_given, gpus_per_replica, ray_session
@@ -197,6 +206,10 @@ class _Work:
 
     def _show(self, event: PoolEvent[Task]) -> None:
         progress, summary = self.progress, self.summary
+        if isinstance(event, ActorDownloads):
+            if self._began is None:
+                progress.update({}, str(event))
+            return
         if isinstance(event, ActorReady):
             if self._began is None:
                 before = summary.shards_before + len(self.plan.lost)
