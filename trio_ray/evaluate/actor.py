@@ -15,10 +15,10 @@ from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
 from trio_ray.evaluate.join import Task
 from trio_ray.model.replica import Replica
 
-CHUNKS_AT_ONCE = 2
-"""Chunks that an actor works on at a time: the prefixes of the next one enter while the last answers to the
-one before are decoded.
-"""
+SMALL_CHUNKS_IN_ENGINE = 4
+"""The smallest chunks have so many questions that this many of them fill an engine."""
+MOST_AT_ONCE = 16
+"""Threads of an actor, each with a chunk."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,29 @@ def chunks_of(tasks: Sequence[Task], settings: AnsweringConfig, replicas: int) -
     """All tasks, in order, in chunks of `settings.chunk_questions`.
 
     For several replicas they become smaller towards the end, so that no replica works for long when the others have
-    nothing left to do; but as many as a replica is given at a time still fill its engine.
+    nothing left to do.
     """
-    most = settings.chunk_questions
-    fewest = min(most, max(1, settings.sequences // CHUNKS_AT_ONCE))
+    most, least = settings.chunk_questions, _least(settings)
     chunks: list[Chunk] = []
     start = 0
     while start < len(tasks):
-        fair = (len(tasks) - start) // (CHUNKS_AT_ONCE * replicas)
-        size = most if replicas == 1 else min(most, max(fewest, fair))
+        half_of_a_share = (len(tasks) - start) // (2 * replicas)
+        size = most if replicas == 1 else min(most, max(least, half_of_a_share))
         chunks.append(Chunk(len(chunks), tuple(tasks[start : start + size])))
         start += size
     return chunks
+
+
+def chunks_at_once(settings: AnsweringConfig) -> int:
+    """Chunks that an actor works on at a time: as many of the smallest as fill its engine, one whose prefixes are being
+    restored, and one whose prefixes are being fetched.
+    """
+    return min(MOST_AT_ONCE, -(-settings.sequences // _least(settings)) + 2)
+
+
+def _least(settings: AnsweringConfig) -> int:
+    """Questions of the smallest chunks, but for the last one."""
+    return min(settings.chunk_questions, max(1, settings.sequences // SMALL_CHUNKS_IN_ENGINE))
 
 
 class AnswerActor(PooledActor[Chunk]):

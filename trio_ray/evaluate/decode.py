@@ -121,9 +121,9 @@ class _Key:
 class PrefixDecoder:
     """Answers tasks from a cache by continuous batching: what is restored enters while the others decode.
 
-    Two threads may have tasks answered at the same time, so that the engine does not run empty between two chunks of
-    tasks. One of them drives the engine at a time, for the requests of both: the one that has prefixes left to restore,
-    as soon as the other has none.
+    Several threads may have tasks answered at the same time, so that the engine does not run empty between two chunks
+    of tasks. One of them drives the engine at a time, for the requests of all: the one that has prefixes left to
+    restore, as soon as the one before has none.
 
     Answers of one token come from the cache's table alone: the prefill has stored them.
 

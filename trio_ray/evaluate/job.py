@@ -19,7 +19,7 @@ from trio_ray.cluster.progress import NoProgress, Phase, Progress
 from trio_ray.cluster.session import ray_session
 from trio_ray.config import PromptConfig
 from trio_ray.errors import ConfigError, JobFailed
-from trio_ray.evaluate.actor import CHUNKS_AT_ONCE, AnswerActor, Chunk, chunks_of
+from trio_ray.evaluate.actor import AnswerActor, Chunk, chunks_at_once, chunks_of
 from trio_ray.evaluate.answer_file import answer_line, unanswered_line
 from trio_ray.evaluate.config import EvaluateConfig
 from trio_ray.evaluate.decode import Decoded
@@ -118,8 +118,9 @@ def _answer(
 ) -> Iterator[bytes]:
     """The lines of the answer file, in the questions' order, while the chunks come in as they are done."""
     chunks = chunks_of(tasks_of(found), config.answering, config.replicas.max)
-    factory = ActorFactory(AnswerActor, (config.absolute(),), calls_at_once=CHUNKS_AT_ONCE)
-    pool = ActorPool[Chunk](factory, config.replicas, overlap=CHUNKS_AT_ONCE)
+    at_once = chunks_at_once(config.answering)
+    factory = ActorFactory(AnswerActor, (config.absolute(),), calls_at_once=at_once)
+    pool = ActorPool[Chunk](factory, config.replicas, overlap=at_once)
     done = 0
     progress.begin(Phase("loading the model on replicas"))
     with closing(pool.run(chunks)) as events:
