@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trio_ray.kv.codecs.transform_bands import BANDS, ZERO, PackedPlaces, pack, unpack_narrow, unpack_wide
+from trio_ray.kv.codecs.transform_bands import (
+    BANDS,
+    ZERO,
+    PackedPlaces,
+    digit_places,
+    narrow_digits,
+    pack,
+    unpack_narrow,
+    unpack_wide,
+)
 
 
 def unpack(packed: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
@@ -28,6 +37,26 @@ def test_symbols_within_their_bands_come_back(counts: tuple[int, ...]) -> None:
     packed = pack(symbols, counts)
     assert [tuple(x.shape) for x in packed] == [(400, b.width(c)) for b, c in zip(BANDS, counts, strict=True)]
     assert torch.equal(unpack(packed, counts).long(), symbols)
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 5, 11), (0, 0, 0, 1), (1, 0, 1, 0), (0, 4, 2, 5), (0, 0, 0, 0)])
+def test_digits_are_the_symbols_place_by_place(counts: tuple[int, ...]) -> None:
+    """For every byte that packing writes, side by side in the order that `digit_places` says."""
+    bands = zip(BANDS[1:], counts[1:], strict=True)
+    parts = [torch.randint(-band.limit, band.limit + 1, (400, count)) for band, count in bands]
+    symbols, packed = (
+        torch.cat(parts, 1),
+        pack(torch.cat([torch.zeros(400, counts[0], dtype=torch.int64), *parts], 1), counts),
+    )
+    limits = [band.limit for band in BANDS[1:] for _ in range(band.per_byte)]
+    found = zip(narrow_digits(packed[1:]), digit_places(counts[1:]), limits, strict=True)
+    seen = []
+    for digits, (numbers, width), limit in found:
+        assert digits.shape == (400, width)
+        own = torch.from_numpy(digits[:, : len(numbers)].astype("int64")) - limit
+        assert torch.equal(own, symbols[:, list(numbers)])
+        seen += numbers
+    assert sorted(seen) == list(range(sum(counts[1:])))
 
 
 def test_a_byte_holds_two_nibbles_or_five_trits() -> None:

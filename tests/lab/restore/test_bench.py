@@ -13,7 +13,11 @@ from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
 from trio_ray.cli import main
 from trio_ray.config import S3Config
 from trio_ray.estimate.made_up_states import GEOMETRIES, prefix_batch
+from trio_ray.kv.batch import SegmentShape
+from trio_ray.kv.codecs.transform import Transform, TransformSpec
+from trio_ray.kv.target import RowTarget
 from trio_ray.lab.restore.clients import Files
+from trio_ray.lab.restore.core import COMPONENTS, Fp32Transform, StoredSymbols
 from trio_ray.lab.restore.samples import store_samples
 from trio_ray.lab.restore.stored import write_cache
 
@@ -38,6 +42,30 @@ def test_bare_clients_read_the_ranges_that_reading_a_cache_asks_for(tmp_path: Pa
         client.read_range(run.members[0].name, run.members[0].offset, memoryview(data))
         file = (tmp_path / "cache" / run.members[0].name).read_bytes()
         assert data == file[run.members[0].offset : run.members[-1].end]
+
+
+def test_the_inverse_transform_on_a_core_is_measured_beside_fp32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_ray.lab.restore.core.BYTES", 0)
+    monkeypatch.setattr("trio_ray.lab.restore.core.TURN_BYTES", 0)
+    options = ["--shapes", "bundled", "--rounds", "1", "--parts", "core"]
+    assert main(["lab", "restore", *options, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "restore.json").read_text())["shapes"]["bundled"]["core"]
+    assert found["samples"] == 2
+    fast, plain = (found["contestants"][name]["rounds"] for name in ("as it is", "fp32 products"))
+    assert found["times"] == plain[0] / fast[0]
+    assert "| fp32 products |" in capsys.readouterr().out
+
+
+def test_both_ways_of_the_measurement_restore_the_same_states() -> None:
+    batch = StoredSymbols.of(GEOMETRIES["bundled"], COMPONENTS["bundled"], 2, 0)
+    states = []
+    for codec in (Transform, Fp32Transform):
+        targets = [RowTarget.fresh(SegmentShape.of(segment), torch.device("cpu")) for segment in batch.rows.segments]
+        batch.inverse(codec(TransformSpec(basis="0" * 32), batch.basis), targets)
+        states.append(torch.cat([x.float().flatten() for target in targets for x in (target.keys, target.values)]))
+    assert float((states[0] - states[1]).norm() / states[1].norm()) < 1e-3
 
 
 @pytest.mark.slow

@@ -172,12 +172,13 @@ class Transform(Codec):
         numbers = self._groups(shapes[0])
         groups = [basis.groups[number] for number in numbers]
         kinds = _rows_of_kinds(text, shapes, basis.leads)
-        at_once = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
+        most = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
         for kind, (own, bands) in enumerate(zip(kinds, _bands(tensors[TENSOR], shapes, groups), strict=True)):
+            at_once = _even(len(own.index), most)
             for rows, chunk in _chunks(basis, own.index, own.mean, position, at_once):
                 mine, turn = _split_groups([band[rows] for band in bands], groups, kind), Turn.of(chunk, target)
                 for number, group, packed in zip(numbers, groups, mine, strict=True):
-                    states = self._host_inverse(basis, number, kind, target.keys.dtype).states(packed, chunk.mean)
+                    states = self.host_inverse(basis, number, kind, target.keys.dtype).states(packed, chunk.mean)
                     put_rows(target, group.first_layer - shapes[0].first_layer, group.layers, turn, states)
 
     def _restore_by_kernels(
@@ -250,7 +251,7 @@ class Transform(Codec):
             self._coders[key] = row_coder(group, kind, basis.rounding)
         return self._coders[key]
 
-    def _inverse(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> GroupInverse:
+    def group_inverse(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> GroupInverse:
         """The inverse transform to states of `dtype` in a group's rows of one kind; made once for each device.
 
         On a GPU states of 16 bits come of a matrix in fp16: its rounding is as fine as theirs, and the product some ten
@@ -264,9 +265,9 @@ class Transform(Codec):
             self._inverses[key] = GroupInverse.of(group.kinds[kind], group.exponent, group.layers, matrix_dtype)
         return self._inverses[key]
 
-    def _host_inverse(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> ByteInverse | GroupInverse:
+    def host_inverse(self, basis: Basis, number: int, kind: int, dtype: torch.dtype) -> ByteInverse | GroupInverse:
         """The same without kernels of our own: states of 16 bits come of 8-bit products where a CPU has exact ones."""
-        inverse = self._inverse(basis, number, kind, dtype)
+        inverse = self.group_inverse(basis, number, kind, dtype)
         device = inverse.matrix.device
         if device.type != "cpu" or dtype.itemsize > 2 or not has_exact_bytes():
             return inverse
@@ -278,7 +279,7 @@ class Transform(Codec):
         """The same in all groups of a segment, for the kernels."""
         from trio_ray.kv.kernels.inverse_transform import SegmentInverse
 
-        inverses = [self._inverse(basis, number, kind, dtype) for number in numbers]
+        inverses = [self.group_inverse(basis, number, kind, dtype) for number in numbers]
         key = (inverses[0].matrix.device, inverses[0].matrix.dtype, tuple(numbers), kind)
         if key not in self._segment_inverses:
             self._segment_inverses[key] = SegmentInverse.of(inverses)
@@ -414,6 +415,12 @@ def _chunks(basis: Basis, index: Tensor, mean: Tensor, position: Tensor, at_once
     for start in range(0, len(index), at_once):
         rows = slice(start, start + at_once)
         yield rows, Chunk.of(basis, index[rows], mean[rows], position)
+
+
+def _even(rows: int, most: int) -> int:
+    """The length of runs that are about equally long: a short one at the end takes more time for each of its rows."""
+    runs = max(1, -(-rows // most))
+    return max(1, -(-rows // runs))
 
 
 def _layers(batch: SegmentBatch, group: Group) -> slice:

@@ -9,11 +9,19 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trio_ray.kv.codecs.transform_bands import ZERO, unpack_narrow, unpack_wide
+from trio_ray.kv.codecs.transform_bands import (
+    BANDS,
+    ZERO,
+    digit_places,
+    narrow_digits,
+    unpack_narrow,
+    unpack_wide,
+)
 from trio_ray.kv.codecs.transform_basis import FOLD_BITS, ROTATION_BITS, STEP_BITS, Components
 from trio_ray.kv.codecs.transform_integers import Chunk
 from trio_ray.kv.target import RowTarget
@@ -73,19 +81,24 @@ class ByteInverse:
     or less. The few wide symbols are multiplied in fp32. Scale, mean and sum belong to the products, so no float is
     written twice.
 
+    The products take the digits of `narrow_digits`, none of which is below 0; what their symbols are smaller is part of
+    what is added to each sum.
+
     Attributes:
         counts: components in each band.
         wide: (wide components, C) fp32, what they count in a state.
         high: of the other components, what the integers hold of 256; None where there are no others.
         low: of the components of the band `byte`, the rest of theirs; None likewise.
-        mean: (means, C) fp32.
+        bias: (C,) fp32, the first mean row, less what the digits are too large.
+        others: (means, C) fp32, what each mean row differs from the first one.
     """
 
     counts: tuple[int, ...]
     wide: Tensor
     high: ByteMatrix | None
     low: ByteMatrix | None
-    mean: Tensor
+    bias: Tensor
+    others: Tensor
 
     @classmethod
     def of(cls, inverse: GroupInverse) -> ByteInverse:
@@ -99,28 +112,40 @@ class ByteInverse:
         high = (whole + 128) >> 8
         coarse_whole = (coarse / (256 * unit)).round().clamp(-COARSE, COARSE).int()
         scale = inverse.scale * unit
+        limits = whole.new_tensor([band.limit for band in BANDS[1:]]).repeat_interleave(
+            torch.tensor(inverse.counts[1:])
+        )
+        above = limits.double() @ torch.cat([whole, 256 * coarse_whole]).double() * scale.double()
         return cls(
             counts=inverse.counts,
             wide=wide * inverse.scale,
-            high=ByteMatrix.of(torch.cat([high, coarse_whole]), 256 * scale),
+            high=ByteMatrix.of(_by_digits(torch.cat([high, coarse_whole]), inverse.counts[1:]), 256 * scale),
             low=ByteMatrix.of(whole - (high << 8), scale),
-            mean=inverse.mean,
+            bias=(inverse.mean[0].double() - above).float(),
+            others=inverse.mean - inverse.mean[0],
         )
 
     def states(self, packed: Sequence[Tensor], mean: Tensor) -> Tensor:
         """See `GroupInverse`."""
-        symbols = unpack_narrow(packed[1:], self.counts[1:])
-        states = (
-            self.mean[:1].repeat(len(symbols), 1) if self.high is None else self.high.multiply(symbols, self.mean[0])
-        )
+        if self.high is None:
+            states = self.bias.repeat(len(mean), 1)
+        else:
+            digits = np.concatenate(narrow_digits(packed[1:]), 1)
+            states = self.high.multiply(torch.from_numpy(digits), self.bias)
         if self.low is not None:
-            self.low.add_to(states, symbols[:, : self.counts[1]])
+            self.low.add_to(states, packed[1].contiguous())
         if self.counts[0]:
             states.addmm_(unpack_wide(packed[0]), self.wide)
-        if len(self.mean) > 1:
-            others = mean.nonzero()[:, 0]  # few: the text rows ahead of the image
-            states.index_add_(0, others, (self.mean - self.mean[0])[mean[others]])
+        if len(self.others) > 1:
+            rows = mean.nonzero()[:, 0]  # few: the text rows ahead of the image
+            states.index_add_(0, rows, self.others[mean[rows]])
         return states
+
+
+def _by_digits(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """(R, C), a row for each component of the narrow bands -> a row for each number in a row of `narrow_digits`."""
+    places = digit_places(counts)
+    return torch.cat([F.pad(rows[list(numbers)], (0, 0, 0, width - len(numbers))) for numbers, width in places])
 
 
 @dataclass(frozen=True)
@@ -145,17 +170,17 @@ class ByteMatrix:
         packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8).T.contiguous(), [RESTORED_ROWS, len(whole)])
         return cls(packed, scale.contiguous(), torch.zeros(len(scale), dtype=torch.int64))
 
-    def multiply(self, symbols: Tensor, bias: Tensor) -> Tensor:
-        """(n, C) fp32 `(symbols - ZERO) @ matrix * scale + bias` of (n, R) uint8."""
+    def multiply(self, digits: Tensor, bias: Tensor) -> Tensor:
+        """(n, C) fp32 `digits @ matrix * scale + bias` of (n, R) uint8."""
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            symbols, 1.0, ZERO, self.packed, self.scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+            digits, 1.0, 0, self.packed, self.scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
         )
         return product
 
-    def add_to(self, states: Tensor, symbols: Tensor) -> None:
-        """Add `(symbols - ZERO) @ matrix * scale` to (n, C) fp32."""
+    def add_to(self, states: Tensor, digits: Tensor) -> None:
+        """Add `digits @ matrix * scale` to (n, C) fp32."""
         torch.ops.onednn.qlinear_pointwise.binary(
-            symbols, 1.0, ZERO, self.packed, self.scale, self.zeros, states, None, 1.0, 0, torch.float32, 1.0, 0,
+            digits, 1.0, 0, self.packed, self.scale, self.zeros, states, None, 1.0, 0, torch.float32, 1.0, 0,
             "sum", 1.0, "none", [], "",
         )  # fmt: skip
 
@@ -167,13 +192,13 @@ def has_exact_bytes() -> bool:
     """
     rows, columns = 64, 64
     matrix = torch.full((rows, columns), COARSE, dtype=torch.int32)
-    symbols = torch.tensor([[255], [0], [ZERO + 1]], dtype=torch.uint8).expand(-1, rows).contiguous()
-    sums = (symbols[:, :1].int() - ZERO) * COARSE * rows
+    digits = torch.tensor([[255], [0], [1]], dtype=torch.uint8).expand(-1, rows).contiguous()
+    sums = digits[:, :1].int() * COARSE * rows
     try:
         product = ByteMatrix.of(matrix, torch.ones(columns))
         assert product is not None
-        states = product.multiply(symbols, torch.zeros(columns))
-        product.add_to(states, symbols)
+        states = product.multiply(digits, torch.zeros(columns))
+        product.add_to(states, digits)
     except (AttributeError, RuntimeError, TypeError):  # there are none
         return False
     return bool((states == 2 * sums).all())

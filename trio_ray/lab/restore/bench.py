@@ -21,6 +21,7 @@ from trio_ray.lab.machine import describe_run
 from trio_ray.lab.prefill.comparison import pruned_prefill
 from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.answers import AnsweringSizes, measure_answers
+from trio_ray.lab.restore.core import COMPONENTS, measure_core
 from trio_ray.lab.restore.cpu import measure_cpu
 from trio_ray.lab.restore.decode import measure_decode
 from trio_ray.lab.restore.memory import Restoring, compare_with_prefill
@@ -179,12 +180,19 @@ def measure_on_cpu(bench: Bench) -> dict[str, Any]:
         return measure_cpu(Path(folder), CPU_QUESTIONS, bench.settings.rounds, bench.on_step)
 
 
+def measure_on_core(bench: Bench) -> dict[str, Any]:
+    """See `measure_core`."""
+    settings = bench.settings
+    return measure_core(bench.geometry, COMPONENTS[bench.shapes], settings.rounds, settings.seed, bench.on_step)
+
+
 _PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "memory": measure_memory,
     "store": measure_stores,
     "decode": measure_decoding,
     "answers": measure_answering,
     "cpu": measure_on_cpu,
+    "core": measure_on_core,
 }
 
 

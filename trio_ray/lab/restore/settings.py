@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PARTS = ("memory", "store", "decode", "answers", "cpu")
+PARTS = ("memory", "store", "decode", "answers", "cpu", "core")
 CODECS = ("transform", "int4", "int8", "raw")
 SHAPES = ("mistral-7b", "vicuna-7b")
 
