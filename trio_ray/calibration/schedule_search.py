@@ -9,14 +9,14 @@ part of the samples. A third of the images is held back from the search; the res
 selector's default there.
 
 Where `method.full_depth` is auto, the share of the layers that run on all tokens is chosen first, with the default
-schedule: the smallest one that moves answers hardly, or hardly more than any larger one.
+schedule or one that prunes deeper: the smallest one that moves answers hardly, or hardly more than any larger one.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from statistics import fmean
 from typing import Any
@@ -43,7 +43,7 @@ HARDLY_MORE = 1.15
 """So is one whose divergence is at most this many times the smallest one's."""
 
 STRETCHES = (1.25, 1.5)
-"""How much deeper than by default a start prunes where layers run on all tokens: some models read until later."""
+"""How much deeper than by default is tried where layers run on all tokens: some models read their rows until later."""
 
 MIN_SAMPLES = 12
 HELD_BACK = 3
@@ -78,8 +78,8 @@ class FoundSchedule:
         samples: number of samples that the search looked at.
         held_back: number of samples that it did not.
         tried: candidates.
-        depths: shares of the layers that were tried for `full_depth`, with the default's divergence on the samples of
-            the search; none where it was given.
+        depths: shares of the layers that were tried for `full_depth`, each with the divergence on the samples of the
+            search, of the default or of one that prunes deeper; none where it was given.
     """
 
     method: MethodConfig
@@ -111,7 +111,7 @@ class FoundSchedule:
         if not self.depths:
             return ""
         tried = ", ".join(f"{divergence:.4f} at {depth:g}" for depth, divergence in self.depths)
-        return f"; full_depth {self.method.full_depth:g}, chosen from the default's divergences: {tried}"
+        return f"; full_depth {self.method.full_depth:g}, chosen from the divergences before the search: {tried}"
 
 
 def search_schedule(
@@ -153,29 +153,29 @@ def search_schedule(
     searched, held = _split(samples)
     share = -(-sum(sample.rows for sample in searched) // PARTS)
     seen = list(reference_batches(replica, searched, scope, min(batch_rows, share)))
+    space = _Space(method, replica.decoder.depth, max(sample.image_tokens for sample in samples))
     depths: tuple[tuple[float, float], ...] = ()
     if method.full_depth == "auto":
-        depths = tuple(_tried_depths(replica, seen, method))
-        method = method.model_copy(update={"full_depth": _deep_enough(depths)})
-    most = max(sample.image_tokens for sample in samples)
-    climb = _Climb(replica, seen, _Space(method, replica.decoder.depth, most), random.Random(seed))
-    affordable = max(1, round(candidates * _relative_speed(method)))
+        depths = tuple(_tried_depths(replica, seen, space))
+        space = space.at_depth(_deep_enough(depths))
+    climb = _Climb(replica, seen, space, random.Random(seed))
+    affordable = max(1, round(candidates * _relative_speed(space.given)))
     for done in climb.run(affordable):
         on_candidate(done * candidates // affordable)
     unseen = list(reference_batches(replica, held, scope, batch_rows))
-    default = climb.space.filled(method)
+    default = space.filled(space.given)
     before = _mean_divergence(replica, unseen, default)
     after = before if climb.best == default else _mean_divergence(replica, unseen, climb.best)
     found, divergence = (climb.best, after) if after < before else (default, before)
     return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried, depths)
 
 
-def _tried_depths(
-    replica: Replica, batches: Sequence[ReferenceBatch], method: MethodConfig
-) -> Iterator[tuple[float, float]]:
-    """Shares of the layers with the default schedule's divergence, up to the first that is small enough."""
+def _tried_depths(replica: Replica, batches: Sequence[ReferenceBatch], space: _Space) -> Iterator[tuple[float, float]]:
+    """Shares of the layers with the divergence of the default, or of the best that prunes deeper, up to the first that
+    is small enough.
+    """
     for depth in DEPTHS:
-        divergence = _mean_divergence(replica, batches, method.model_copy(update={"full_depth": depth}))
+        divergence = min(_mean_divergence(replica, batches, config) for config in space.at_depth(depth).defaults())
         yield depth, divergence
         if divergence <= HARDLY:
             return
@@ -240,20 +240,35 @@ class _Space:
             }
         )
 
+    def at_depth(self, full_depth: float) -> _Space:
+        """The same with this share of the layers on all tokens."""
+        return replace(self, given=self.given.model_copy(update={"full_depth": full_depth}))
+
+    def defaults(self) -> Iterator[MethodConfig]:
+        """The selector's default, and where layers run on all tokens the same pruned deeper."""
+        default = self.filled(self.given)
+        yield default
+        if self.given.layout == "ragged" and self.given.full_depth:
+            kind = selector_class(self.given.selector)
+            for stretch in STRETCHES:
+                yield from self._of_shape((kind.full_depth_shape or kind.shape).stretched(stretch), default.positions)
+
     def starts(self) -> Iterator[MethodConfig]:
-        """The selector's default, then the shapes of the other selectors and some plain ones; first those that are made
-        for layers that run on all tokens, where there are such layers.
-        """
-        yield self.filled(self.given)
+        """The defaults, then the shapes of the other selectors and some plain ones."""
+        yield from self.defaults()
         if self.given.layout == "uniform":
             return
         for shape in (*self._full_depth_shapes(), *self._shapes()):
-            points = shape.points_for(self.depth, self.given.retention if self.given.tokens is None else 0.0)
-            changes = {"prune_points": points, "weights": shape.weights_for(len(points))}
             for positions in ("compact", "original") if self.given.positions is None else (self.given.positions,):
-                changed = self.changed(self.filled(self.given), {**changes, "positions": positions})
-                if changed is not None:
-                    yield changed
+                yield from self._of_shape(shape, positions)
+
+    def _of_shape(self, shape: ScheduleShape, positions: str | None) -> Iterator[MethodConfig]:
+        """The default with the prune points and weights of a shape, if that is possible."""
+        points = shape.points_for(self.depth, self.given.retention if self.given.tokens is None else 0.0)
+        changes = {"prune_points": points, "weights": shape.weights_for(len(points)), "positions": positions}
+        changed = self.changed(self.filled(self.given), changes)
+        if changed is not None:
+            yield changed
 
     def _shapes(self) -> list[ScheduleShape]:
         shapes = {kind.shape for kind in bundled_selectors().values()}
