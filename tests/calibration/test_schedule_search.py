@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from trio_ray.calibration import schedule_search
 from trio_ray.calibration.answer_divergence import ReferenceBatch
 from trio_ray.calibration.schedule_search import FoundSchedule, search_schedule
 from trio_ray.config import DEFAULT_INSTRUCTION, MethodConfig
@@ -69,20 +68,36 @@ def test_a_fixed_budget_is_never_exceeded_to_look_better(
     assert all(schedule.has_room_for(most) for schedule in tried)
 
 
-@pytest.mark.parametrize(("hardly", "tried"), [(1e9, [0.0]), (0.0, list(schedule_search.DEPTHS))])
+@pytest.mark.parametrize(
+    ("divergences", "tried"),
+    [
+        ({0.0: 0.4, 0.25: 0.3, 0.5: 0.04}, 3),  # small enough
+        ({0.0: 0.4, 0.25: 0.25, 0.5: 0.21, 0.75: 0.2, 1.0: 0.2}, 5),  # hardly more than any other's
+    ],
+)
 def test_the_smallest_share_of_layers_that_hardly_moves_answers_is_chosen(
-    bundled: Replica, samples: list[PreparedSample], monkeypatch: pytest.MonkeyPatch, hardly: float, tried: list[float]
+    bundled: Replica,
+    samples: list[PreparedSample],
+    monkeypatch: pytest.MonkeyPatch,
+    divergences: dict[float, float],
+    tried: int,
 ) -> None:
-    monkeypatch.setattr(schedule_search, "HARDLY", hardly)
-    found = search(bundled, samples, 4, selector="trio-plus", schedule="auto", full_depth="auto")
-    assert [depth for depth, _ in found.depths] == tried
-    lowest = min(divergence for _, divergence in found.depths)
-    passed = [depth for depth, divergence in found.depths if divergence <= max(hardly, 1.15 * lowest)]
-    assert found.method.full_depth == passed[0]
-    assert f"full_depth {passed[0]:g}, chosen from" in str(found)
-    assert found.method.build(bundled.decoder.depth).schedule.full_layers == round(passed[0] * bundled.decoder.depth)
-    assert found.tried == 4 if passed[0] == 0 else found.tried < 4  # a candidate on all tokens takes longer
-    assert lowest < found.depths[0][1] or len(tried) == 1
+    """Each share is judged by the best of the default and of schedules that prune deeper."""
+    layers = bundled.decoder.depth
+
+    def divergence(self: ReferenceBatch, replica: Replica, method: Method) -> list[float]:
+        best = divergences[method.schedule.full_layers / layers]
+        return [best if method.schedule.prune_points[-1] == 12 else 2 * best] * len(self.samples)
+
+    monkeypatch.setattr(ReferenceBatch, "divergence", divergence)
+    found = search(bundled, samples, 20, selector="trio-plus", schedule="auto", full_depth="auto")
+    # Where no layer runs on all tokens, there is the default alone.
+    expected = {**divergences, 0.0: 2 * divergences[0.0]}
+    assert (len(found.depths), dict(found.depths)) == (tried, pytest.approx(expected))
+    assert found.method.full_depth == 0.5
+    assert "full_depth 0.5, chosen from" in str(found)
+    assert found.method.build(layers).schedule.prune_points == (0, 1, 2, 5, 8, 12)
+    assert found.tried < 10  # a candidate on all tokens takes longer
 
 
 @pytest.mark.parametrize(
