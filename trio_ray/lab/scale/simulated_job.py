@@ -16,6 +16,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
+from uuid import UUID
 
 from trio_ray.cluster.actors import WantsMore
 from trio_ray.config import JobConfig, load_config
@@ -23,7 +24,7 @@ from trio_ray.lab.scale.made_parts import commit_part
 from trio_ray.lab.scale.measure import peak_bytes, resident_bytes, start_peak
 from trio_ray.lab.scale.simulated_ray import Behaviour, Hosts, SimulatedRay, Wait
 from trio_ray.lab.soak.soak import account
-from trio_ray.precompute import job
+from trio_ray.precompute import job, plan
 from trio_ray.precompute.job import run_job
 from trio_ray.precompute.outlook import ShardAdvanced
 from trio_ray.precompute.plan import Task
@@ -85,6 +86,16 @@ class _DyingStore:
         self._left -= 1
         if self._left < 0:
             raise _Died
+
+
+class _SeededIds:
+    """Stands in for the module `uuid`."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice = random.Random(seed)
+
+    def uuid4(self) -> UUID:
+        return UUID(int=self._dice.getrandbits(128), version=4)
 
 
 class _Replica:
@@ -156,7 +167,11 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     resident = resident_bytes()
     start_peak()
     began, cpu_before = time.perf_counter(), time.process_time()
-    with cluster.installed(job), patch.object(job, "ray_session", lambda cpus: nullcontext()):
+    with (
+        cluster.installed(job),
+        patch.object(job, "ray_session", lambda cpus: nullcontext()),
+        patch.object(plan, "uuid", _SeededIds(order["seed"])),  # a run's id says with which shard it begins
+    ):
         summary = run_job(config, observer=count)
         driver_s = time.process_time() - cpu_before - cluster.cpu_s
         seconds, memory, ended = time.perf_counter() - began, peak_bytes() - resident, cluster.now
