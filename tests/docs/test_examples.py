@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
+
+from tests.local_ray import local_ray
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SAYS = {
@@ -36,12 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a Ray with room for one replica."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
+    with local_ray(cpus=1) as address:
+        yield address
 
 
 def test_every_example_has_a_page_and_is_known_here() -> None:

@@ -31,15 +31,15 @@ from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
 CANDIDATES = 96
-"""Schedules that are tried, the starts among them. Fewer are where layers run on all tokens: the time is the same."""
+"""Schedules that are tried, the starts among them. Where layers run on all tokens, fewer are tried in the same time."""
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the layers that are tried for `method.full_depth: auto`."""
 
-HARDLY = 0.05
+SMALL_DIVERGENCE = 0.05
 """Nats an answer token: a share of the layers whose divergence is no larger is deep enough."""
 
-HARDLY_MORE = 1.15
+SMALL_RATIO = 1.15
 """So is one whose divergence is at most this many times the smallest one's."""
 
 STRETCHES = (1.25, 1.5)
@@ -50,7 +50,7 @@ HELD_BACK = 3
 """One image in this many is held back."""
 
 PRUNED_COST = 0.15
-"""What a pruned prefill takes of an unpruned one, about: of a search, only the number of candidates depends on it."""
+"""Roughly the share of an unpruned prefill's time that a pruned one takes; only the number of candidates needs it."""
 
 LEADERS = 5
 """Candidates that the search goes on from."""
@@ -177,13 +177,13 @@ def _tried_depths(replica: Replica, batches: Sequence[ReferenceBatch], space: _S
     for depth in DEPTHS:
         divergence = min(_mean_divergence(replica, batches, config) for config in space.at_depth(depth).defaults())
         yield depth, divergence
-        if divergence <= HARDLY:
+        if divergence <= SMALL_DIVERGENCE:
             return
 
 
 def _deep_enough(tried: Sequence[tuple[float, float]]) -> float:
     """The smallest share that moves answers hardly, or hardly more than any other."""
-    limit = max(HARDLY, HARDLY_MORE * min(divergence for _, divergence in tried))
+    limit = max(SMALL_DIVERGENCE, SMALL_RATIO * min(divergence for _, divergence in tried))
     return next(depth for depth, divergence in tried if divergence <= limit)
 
 
@@ -249,9 +249,9 @@ class _Space:
         default = self.filled(self.given)
         yield default
         if self.given.layout == "ragged" and self.given.full_depth:
-            kind = selector_class(self.given.selector)
+            shape = selector_class(self.given.selector).shape_at(float(self.given.full_depth))
             for stretch in STRETCHES:
-                yield from self._of_shape((kind.full_depth_shape or kind.shape).stretched(stretch), default.positions)
+                yield from self._of_shape(shape.stretched(stretch), default.positions)
 
     def starts(self) -> Iterator[MethodConfig]:
         """The defaults, then the shapes of the other selectors and some plain ones."""

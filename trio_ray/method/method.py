@@ -181,7 +181,7 @@ def _default_shape(selector: Selector, layout: Layout, encoder: str | None, full
         return UNIFORM_SHAPE
     if encoder:
         return ENCODER_SHAPE
-    return (full_depth and selector.full_depth_shape) or selector.shape
+    return selector.shape_at(full_depth)
 
 
 def _plain_settings(selector: Selector) -> dict[str, Any]:

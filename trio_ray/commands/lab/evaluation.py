@@ -15,20 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trio_ray.commands._options import make_folder, whole
+from trio_ray.commands._options import whole
 from trio_ray.commands._progress import shown_steps
-from trio_ray.config import BUNDLED_MODEL, load_config
-from trio_ray.errors import ConfigError
-from trio_ray.lab.prefill.settings import WORKLOADS
+from trio_ray.commands.lab._shapes import add_job_options, check_shapes, job_with_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    shapes = "model: bundled (default), or random weights in the shapes of vicuna-7b, mistral-7b, tiny"
-    parser.add_argument("--shapes", default=BUNDLED_MODEL, metavar="NAME", help=shapes)
-    parser.add_argument("--workload", default="pope", choices=WORKLOADS, help="images and prompts (default pope)")
+    add_job_options(parser)
     parser.add_argument("--shards", type=whole(1), default=8, metavar="N", help="of the cache (default 8)")
-    parser.add_argument("--per-shard", type=whole(1), default=512, metavar="N", help="samples a shard (default 512)")
     parser.add_argument(
         "--replicas", nargs="+", type=whole(1), default=[1], metavar="N", help="one evaluation on each (default 1)"
     )
@@ -36,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=whole(1), metavar="N", help="answering.chunk_questions (default: the job's)")
     parser.add_argument("--rounds", type=whole(1), default=1, metavar="R", help="turns (default 1)")
     parser.add_argument("--output", required=True, metavar="URI", help="where the cache is or goes")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings of the precompute job")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of that job")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results, model, corpus and answers")
 
 
@@ -47,18 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.jobs.evaluation import EvaluationBench, run_bench, study
     from trio_ray.lab.machine import describe_run
     from trio_ray.model.decoder import default_device
-    from trio_ray.model.shapes import SHAPES, write_model
 
-    if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
-        raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
     folder = Path(arguments.out)
-    model = folder.absolute() / "model"
-    name = BUNDLED_MODEL if arguments.shapes == BUNDLED_MODEL else str(model)
-    values = {"model.name": name, "output": arguments.output, "input": "made by the command"}
-    config = load_config(arguments.config, arguments.set, values)
-    make_folder("--out", arguments.out)
-    if name != BUNDLED_MODEL:
-        write_model(model, arguments.shapes)
+    check_shapes(arguments.shapes)
+    config = job_with_model(arguments, "made by the command")
     chunk = {} if arguments.chunk is None else {"chunk_questions": arguments.chunk}
     bench = EvaluationBench(
         config=config,

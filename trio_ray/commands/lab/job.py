@@ -18,20 +18,17 @@ from typing import Any
 
 import yaml
 
-from trio_ray.commands._options import make_folder, whole
+from trio_ray.commands._options import whole
 from trio_ray.commands._progress import shown_steps
-from trio_ray.config import AUTO_CODEC, BUNDLED_MODEL, load_config
+from trio_ray.commands.lab._shapes import add_job_options, check_shapes, job_with_model
+from trio_ray.config import AUTO_CODEC
 from trio_ray.errors import ConfigError, JobFailed
-from trio_ray.lab.prefill.settings import WORKLOADS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    shapes = "model: bundled (default), or random weights in the shapes of vicuna-7b, mistral-7b, tiny"
-    parser.add_argument("--shapes", default=BUNDLED_MODEL, metavar="NAME", help=shapes)
-    parser.add_argument("--workload", default="pope", choices=WORKLOADS, help="images and prompts (default pope)")
+    add_job_options(parser)
     parser.add_argument("--shards", type=whole(1), default=8, metavar="N", help="for each replica (default 8)")
-    parser.add_argument("--per-shard", type=whole(1), default=512, metavar="N", help="samples a shard (default 512)")
     parser.add_argument(
         "--runs",
         nargs="+",
@@ -40,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one run each, on N replicas, with a codec of its own where one is given (default 1)",
     )
     parser.add_argument("--output", required=True, metavar="URI", help="where the jobs write, emptied after each")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings of the job")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting of the job")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results, model and corpus")
 
 
@@ -51,19 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.jobs.whole_job import JobBench, JobRun, run_bench
     from trio_ray.lab.machine import describe_run
     from trio_ray.model.decoder import default_device
-    from trio_ray.model.shapes import SHAPES, write_model
 
-    if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
-        raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
+    check_shapes(arguments.shapes)
     runs = tuple(JobRun(*_parse_run(text)) for text in arguments.runs)
     folder = Path(arguments.out)
-    model = folder.absolute() / "model"
-    name = BUNDLED_MODEL if arguments.shapes == BUNDLED_MODEL else str(model)
-    values = {"model.name": name, "output": arguments.output, "input": "set by each run"}
-    config = load_config(arguments.config, arguments.set, values)
-    make_folder("--out", arguments.out)
-    if name != BUNDLED_MODEL:
-        write_model(model, arguments.shapes)
+    config = job_with_model(arguments, "set by each run")
     bench = JobBench(
         config=config,
         workload=arguments.workload,

@@ -12,8 +12,8 @@ import time
 
 from trio_ray.commands._options import make_folder, number, print_written, whole
 from trio_ray.commands._progress import shown_steps
+from trio_ray.commands.lab._shapes import check_shapes
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
-from trio_ray.errors import ConfigError
 from trio_ray.lab.prefill.settings import CONTESTANTS, WORKLOADS, BenchSettings
 
 
@@ -61,10 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     from trio_ray.lab.prefill.comparison import compare
     from trio_ray.lab.prefill.report import study
     from trio_ray.model.replica import Replica
-    from trio_ray.model.shapes import SHAPES, write_model
+    from trio_ray.model.shapes import write_model
 
-    if arguments.shapes not in (*SHAPES, BUNDLED_MODEL):
-        raise ConfigError("--shapes", f"{arguments.shapes!r} is none of {', '.join(SHAPES)}, {BUNDLED_MODEL}")
+    check_shapes(arguments.shapes)
     started = time.monotonic()
     folder = make_folder("--out", arguments.out)
     name = arguments.shapes

@@ -64,6 +64,11 @@ class Selector(ABC):
     compared: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     speculation: Speculation | None = field(default=None, kw_only=True, compare=False, repr=False)
 
+    @classmethod
+    def shape_at(cls, full_depth: float) -> ScheduleShape:
+        """The default prune points and weights where this share of the layers runs on all tokens."""
+        return (cls.full_depth_shape if full_depth else None) or cls.shape
+
     @property
     def settings(self) -> dict[str, Any]:
         """What decides which rows are kept, by name."""

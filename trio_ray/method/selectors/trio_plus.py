@@ -23,7 +23,7 @@ PLUS_ROWS = (-5, -4, -3, -2, -1)
 PLUS_SHAPE = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 9), weights=(100, 75, 55, 40, 9, 4))
 
 PLUS_FULL_DEPTH_SHAPE = ScheduleShape(16, prune_points=(0, 1, 2, 4, 6, 10), weights=(100, 80, 60, 40, 20, 2))
-"""Rows that have read all tokens are worth more, and are read until later. An even sample of them says no more."""
+"""Rows that have read all tokens are worth keeping until later. Even samples at later prunes bring nothing then."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
