@@ -67,12 +67,12 @@ def compare_on_device(
     device = staged.source.device
     if staged.arrived is None:  # Triton's interpreter
         first, size, sums = torch.tensor(numbers).split([len(samples), len(samples), 2 * len(samples)])
-        return Compared(differing(staged.source, first, size, sums.view(-1, 2)))
+        return Compared(differing(staged.source, first, size, max(lengths), sums.view(-1, 2)))
     comparing = side_stream(device, "compare")
     comparing.wait_event(staged.arrived)
     with torch.cuda.stream(comparing):
         first, size, sums = on_device(numbers, device).split([len(samples), len(samples), 2 * len(samples)])
-        found = to_host(differing(staged.source, first, size, sums.view(-1, 2)))
+        found = to_host(differing(staged.source, first, size, max(lengths), sums.view(-1, 2)))
         done = torch.cuda.Event()
         done.record(comparing)
     staged.source.record_stream(comparing)

@@ -1,8 +1,9 @@
 """Checksums of stored bytes on a GPU: xxh3-128, as `kv.container.checksum` gives it.
 
-Imported only where there is a GPU and Triton. Within 1,024 bytes the sums of xxh3 may be added in any order, so a
-program adds many at once; what lies further apart has to wait. So a sample takes one program, and many samples take as
-long as one. The algorithm, for inputs of more than 240 bytes, and its constants:
+Imported only where there is a GPU and Triton. xxh3 mixes its eight sums after every block of 1,024 bytes, one block
+behind the other; what a block adds to them depends on nothing before it. So one kernel works out what each block adds,
+for all blocks of all samples at once, and a second one mixes these in turn, in one program for each sample. The
+algorithm, for inputs of more than 240 bytes, and its constants:
 https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 """
 
@@ -22,7 +23,9 @@ from torch import Tensor
 SHORTEST = 241
 """Bytes; what is shorter has another algorithm."""
 BLOCKS = 4
-"""Blocks whose bytes a program loads at once."""
+"""Blocks that a program adds up."""
+MIXED_AT_ONCE = 32
+"""Blocks whose sums are loaded together, so that few of them have to be waited for."""
 
 _SECRET = bytes.fromhex(
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221b8084674f743248e"
@@ -36,7 +39,8 @@ _BEGINNING = (
 )  # fmt: skip
 """What the eight sums begin with."""
 
-STRIPES, BLOCK_BYTES, STRIPE_BYTES = tl.constexpr(16), tl.constexpr(1024), tl.constexpr(64)
+_BLOCK = 1024
+STRIPES, BLOCK_BYTES, STRIPE_BYTES = tl.constexpr(16), tl.constexpr(_BLOCK), tl.constexpr(64)
 BLOCK_WORDS, STRIPE_WORDS = tl.constexpr(128), tl.constexpr(8)
 LOW_HALF = tl.constexpr(0xFFFFFFFF)
 OF_LENGTH, OF_LENGTH_HIGH = tl.constexpr(0x9E3779B185EBCA87), tl.constexpr(0xC2B2AE3D27D4EB4F)
@@ -46,25 +50,33 @@ SCRAMBLE_AT, LAST_AT, LOW_AT, HIGH_AT, BEGINNING_AT = (tl.constexpr(place) for p
 result; and what the sums begin with."""
 
 
-def differing(source: Tensor, begins: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
+def differing(source: Tensor, begins: Tensor, lengths: Tensor, longest: int, wanted: Tensor) -> Tensor:
     """Which samples have not the checksum that they should have.
 
     Args:
         source: flat uint8 on the GPU, a multiple of 8 bytes from an address that is one.
-        begins, lengths: (B,) int64, each sample's bytes in it; `begins` are multiples of 8, and lengths `SHORTEST` or
-            more.
+        begins, lengths: (B,) int64, each sample's bytes in it, which no other has; `begins` are multiples of 8, and
+            lengths `SHORTEST` or more.
+        longest: of the lengths.
         wanted: (B, 2) int64, the low and the high half of each checksum (`halves`).
 
     Returns:
         (B,) int32, 1 for a sample whose checksum is another.
     """
     found = torch.empty(len(begins), dtype=torch.int32, device=source.device)
-    if len(begins):
-        with torch.cuda.device_of(source):
-            _compare[(len(begins),)](
-                source.view(torch.int64), source, begins, lengths, wanted, _words(source.device), found,
-                UNIT=BLOCKS, num_warps=4,
-            )  # fmt: skip
+    if not len(begins):
+        return found
+    blocks = len(source) // _BLOCK
+    added = torch.empty(blocks, 8, dtype=torch.int64, device=source.device)
+    words, table = source.view(torch.int64), _words(source.device)
+    with torch.cuda.device_of(source):
+        if blocks:
+            _add_up[(len(begins), -(-min(blocks, longest // _BLOCK) // BLOCKS))](
+                words, begins, lengths, table, added, UNIT=BLOCKS, num_warps=4
+            )
+        _compare[(len(begins),)](
+            words, source, begins, lengths, wanted, table, added, found, UNIT=MIXED_AT_ONCE, num_warps=1
+        )
     return found
 
 
@@ -86,33 +98,50 @@ def _words(device: torch.device) -> Tensor:
 
 
 @triton.jit
-def _compare(words, octets, begins, lengths, wanted, table, found, UNIT: tl.constexpr):
+def _add_up(words, begins, lengths, table, added, UNIT: tl.constexpr):
+    """Write what each block adds to the eight sums, for `UNIT` blocks of one sample, to (blocks, 8) `added`.
+
+    A sample's rows there begin at the block that its first byte lies in, so no two samples have one in common.
+    """
+    sample, unit = tl.program_id(0), tl.program_id(1)
+    begin, length = tl.load(begins + sample), tl.load(lengths + sample)
+    blocks = (length - 1) // BLOCK_BYTES
+    if unit * UNIT < blocks:
+        lane = 2 * tl.arange(0, 4)[:, None] + tl.arange(0, 2)[None, :]
+        stripe = tl.arange(0, STRIPES)[:, None, None]
+        keys = tl.load(table + stripe + lane[None, :, :]).to(tl.uint64, bitcast=True)
+        own = (stripe * STRIPE_WORDS + lane[None, :, :])[None, :, :, :]
+        block = (unit * UNIT + tl.arange(0, UNIT)).to(tl.int64)
+        there = block[:, None, None, None] < blocks
+        data = tl.load(words + begin // 8 + block[:, None, None, None] * BLOCK_WORDS + own, mask=there, other=0)
+        data = data.to(tl.uint64, bitcast=True)
+        keyed = data ^ keys[None, :, :, :]
+        sums = tl.sum((keyed & LOW_HALF) * (keyed >> 32), 1) + _of_neighbour(tl.sum(data, 1), 2)
+        row = begin // BLOCK_BYTES + block[:, None, None]
+        to = added + row * STRIPE_WORDS + lane[None, :, :]
+        tl.store(to, sums.to(tl.int64, bitcast=True), mask=block[:, None, None] < blocks)
+
+
+@triton.jit
+def _compare(words, octets, begins, lengths, wanted, table, added, found, UNIT: tl.constexpr):
     """`found` for one sample. The eight sums are (4, 2), as each takes its neighbour's input too."""
     sample = tl.program_id(0)
     begin, length = tl.load(begins + sample), tl.load(lengths + sample)
     lane = 2 * tl.arange(0, 4)[:, None] + tl.arange(0, 2)[None, :]
     stripe = tl.arange(0, STRIPES)[:, None, None]
-    block = tl.arange(0, UNIT)
     keys = tl.load(table + stripe + lane[None, :, :]).to(tl.uint64, bitcast=True)
     scramble = tl.load(table + SCRAMBLE_AT + lane).to(tl.uint64, bitcast=True)
     sums = tl.load(table + BEGINNING_AT + lane).to(tl.uint64, bitcast=True)
 
     first = words + begin // 8
-    own = (stripe * STRIPE_WORDS + lane[None, :, :])[None, :, :, :]
     blocks = (length - 1) // BLOCK_BYTES
-    ahead = block[:, None, None, None].to(tl.int64)
-    coming = tl.load(first + ahead * BLOCK_WORDS + own, mask=ahead < blocks, other=0)
-    for done in range(0, blocks, UNIT):
-        data = coming.to(tl.uint64, bitcast=True)
-        ahead += UNIT
-        coming = tl.load(first + ahead * BLOCK_WORDS + own, mask=ahead < blocks, other=0)
-        keyed = data ^ keys[None, :, :, :]
-        added = tl.sum((keyed & LOW_HALF) * (keyed >> 32), 1) + _of_neighbour(tl.sum(data, 1), 2)
-        for number in tl.static_range(UNIT):
-            one = tl.sum(tl.where(block[:, None, None] == number, added, 0), 0)
-            mixed = sums + one
-            mixed = (mixed ^ (mixed >> 47) ^ scramble) * SCRAMBLE
-            sums = tl.where(done + number < blocks, mixed, sums)
+    together = blocks // UNIT * UNIT
+    rows = added + begin // BLOCK_BYTES * STRIPE_WORDS + lane
+    for done in range(0, together, UNIT):
+        for number in tl.static_range(UNIT):  # unrolled, so that all loads come before the first sum
+            sums = _mixed(sums, tl.load(rows + (done + number) * STRIPE_WORDS), scramble)
+    for done in range(together, blocks):
+        sums = _mixed(sums, tl.load(rows + done * STRIPE_WORDS), scramble)
 
     left = (length - 1 - blocks * BLOCK_BYTES) // STRIPE_BYTES
     data = tl.load(first + blocks * BLOCK_WORDS + stripe * STRIPE_WORDS + lane[None, :, :], mask=stripe < left, other=0)
@@ -133,6 +162,13 @@ def _compare(words, octets, begins, lengths, wanted, table, found, UNIT: tl.cons
     wanted_low = tl.load(wanted + 2 * sample).to(tl.uint64, bitcast=True)
     wanted_high = tl.load(wanted + 2 * sample + 1).to(tl.uint64, bitcast=True)
     tl.store(found + sample, ((low != wanted_low) | (high != wanted_high)).to(tl.int32))
+
+
+@triton.jit
+def _mixed(sums, block, scramble):
+    """The sums behind a block."""
+    sums += block.to(tl.uint64, bitcast=True)
+    return (sums ^ (sums >> 47) ^ scramble) * SCRAMBLE
 
 
 @triton.jit
