@@ -11,7 +11,7 @@ import pytest
 
 from trio_ray.cache.ahead import FetchAhead, Finished, RestoreAhead
 from trio_ray.cache.arena import Arena
-from trio_ray.cache.fetched import Fetched, Wanted
+from trio_ray.cache.fetched import Fetched, ThreadReader, Wanted
 from trio_ray.config import S3Config
 from trio_ray.errors import StoreError
 from trio_ray.kv.target import TargetsInUse
@@ -27,7 +27,8 @@ def fetch_ahead(folder: Path, numbers: Iterator[int], ahead: int = 2) -> FetchAh
         return len(fetched.data)
 
     wanted = (Wanted([], [], number) for number in numbers)
-    return FetchAhead(open_store(str(folder), S3Config()), wanted, prepare, 2, ahead, Arena(1 << 24))
+    reader = ThreadReader(open_store(str(folder), S3Config()), 2, 1)
+    return FetchAhead(reader, wanted, prepare, ahead, Arena(1 << 24))
 
 
 @dataclass

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
 from pathlib import Path
@@ -281,6 +282,25 @@ def test_bytes_are_fetched_as_they_are_stored_and_restored_later(cache: PrunedCa
         assert checksum(stored.data.numpy().tobytes()) == row["kv_checksum"]
         assert stored.data.untyped_storage().data_ptr() == fetched.data.untyped_storage().data_ptr()  # no copy
         assert_same(restored.prefix, cache.prefix(row))
+
+
+def test_another_process_reads_the_same_bytes(cache: PrunedCache) -> None:
+    """As it does for a GPU: into shared memory that is used again, of a batch that is asked for after a pause, too."""
+    rows = cache.table.to_pylist() * 3
+    reader, spare = cache._other_process(4)
+    for _ in range(2):
+        seen = 0
+        with closing(cache._fetch_ahead(rows, 4, reader, 2, lambda fetched: fetched, spare)) as batches:
+            for fetched in batches:
+                for stored in fetched:
+                    assert isinstance(stored, StoredBytes)
+                    assert stored.row == rows[seen]
+                    assert checksum(stored.data.numpy().data) == stored.checksum == stored.row["kv_checksum"]
+                    seen += 1
+                assert fetched.block is not None
+                fetched.block.release()
+        assert seen == len(rows)
+    assert cache._other_process(4)[0] is reader, "a process and its memory serve all calls"
 
 
 def test_restored_prefixes_outlive_the_memory_they_were_fetched_into(cache: PrunedCache) -> None:

@@ -54,7 +54,7 @@ def read(store: CountingStore, members: list[Member]) -> list[bytes | Unreadable
     """What becomes of members that one request can read."""
     (run,), size = coalesce_ranges(members)
     buffer = bytearray(size)
-    errors = read_runs(store, [run], memoryview(buffer), compare=True)
+    errors = read_runs(store, [run], memoryview(buffer))
     return [errors[each.number] or bytes(buffer[run.place(each)]) for each in members]
 
 

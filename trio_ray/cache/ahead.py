@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from trio_ray.cache.arena import Arena, Block
-from trio_ray.cache.fetched import Fetched, Reading, Wanted, fetch
+from trio_ray.cache.fetched import Fetched, Reader, Wanted, fetch
 from trio_ray.kv.target import TargetsInUse
 from trio_ray.ordered import ordered_map
-from trio_ray.store.objects import ObjectStore
 
 BATCHES_AT_ONCE = 3
 """Batches that are fetched side by side: the last requests of one leave threads to the next."""
-TASKS_SHARE = 2
-"""A batch is dealt to the threads divided by this: fewer and longer tasks hand Python's lock over less often."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,36 +24,29 @@ class FetchAhead(Iterator[T]):
     """Batches fetched and prepared in threads, in order. Close it.
 
     Args:
-        store: where the bytes are.
+        reader: reads the bytes; closed with this.
         batches: what to read; may come slowly.
         prepare: called in a thread with what was fetched; what it returns is yielded. It, or who consumes that, gives
             the block back.
-        threads: requests in flight.
         ahead: batches that may wait.
         arena: memory for the bytes; closed with this.
-        compare: bytes with their checksums.
     """
 
     def __init__(
         self,
-        store: ObjectStore,
+        reader: Reader,
         batches: Iterable[Wanted],
         prepare: Callable[[Fetched], T],
-        threads: int,
         ahead: int,
         arena: Arena,
-        compare: bool = True,
     ) -> None:
-        pool = ThreadPoolExecutor(threads)
-        reading = Reading(pool, -(-threads // TASKS_SHARE), compare)
-
         def work(pair: tuple[Wanted, Block | None]) -> T:
-            return prepare(fetch(store, pair[0], reading, pair[1]))
+            return prepare(fetch(reader, *pair))
 
         # No thread may know `self`, which nobody could drop then.
         placed = takewhile(lambda pair: pair[1] is not None, ((wanted, arena.take(wanted.size)) for wanted in batches))
         self._finished = ordered_map(work, placed, BATCHES_AT_ONCE, ahead)
-        self._arena, self._pool = arena, pool
+        self._arena, self._reader = arena, reader
 
     def __next__(self) -> T:
         return next(self._finished)
@@ -70,10 +59,10 @@ class FetchAhead(Iterator[T]):
         """Stop reading."""
         self._arena.close()
         self._finished.close()
-        self._pool.shutdown()
+        self._reader.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_pool"):  # else the constructor has raised
+        if hasattr(self, "_reader"):  # else the constructor has raised
             self.close()
 
 

@@ -7,28 +7,114 @@ far more to make. So blocks go back to the arena, and the next batch is read int
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from trio_ray.ordered import interpreter_ends
+from trio_ray.store.reader_process import SharedMemory
 
 _SMALLEST = 1 << 20
 _GLANCE_S = 0.2
 
 
+class HostMemory:
+    """Memory of this process alone.
+
+    Attributes:
+        tensor: (size,) uint8.
+        ready: when a device is done with what was last in it; None where none uses it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.ready: torch.cuda.Event | None = None
+
+    @classmethod
+    def of_size(cls, size: int) -> HostMemory:
+        """New memory, with undefined content."""
+        return cls(torch.empty(size, dtype=torch.uint8))
+
+
+class SharedHostMemory(HostMemory):
+    """Memory that a reader process can write to, pinned where there is a GPU.
+
+    Attributes:
+        shared: what the process is given.
+    """
+
+    def __init__(self, shared: SharedMemory) -> None:
+        super().__init__(torch.frombuffer(shared.view, dtype=torch.uint8))
+        self.shared = shared
+        if torch.cuda.is_available():
+            place = self.tensor.data_ptr()
+            runtime = torch.cuda.cudart()
+            torch.cuda.check_error(int(runtime.cudaHostRegister(place, len(self.tensor), 0)))
+            # Before it is unmapped: `shared` lives as long as this.
+            weakref.finalize(self, runtime.cudaHostUnregister, place).atexit = False
+
+    @classmethod
+    def of_size(cls, size: int) -> SharedHostMemory:
+        return cls(SharedMemory(size))
+
+
+class Spare:
+    """Memory that is not in use. Arenas that follow each other may share it.
+
+    Args:
+        limit: bytes that are kept.
+        make: new memory of so many bytes.
+    """
+
+    def __init__(self, limit: int, make: Callable[[int], HostMemory] = HostMemory.of_size) -> None:
+        self._limit, self._make = limit, make
+        self._free: list[HostMemory] = []
+        self._changing = threading.Lock()
+
+    def take(self, capacity: int, room: int) -> HostMemory:
+        """Memory of just this capacity. Where there is none, the longest unused gives way, until the rest and the new
+        one fit into `room` bytes.
+        """
+        with self._changing:
+            for number, memory in enumerate(self._free):
+                if len(memory.tensor) == capacity:
+                    del self._free[number]
+                    break
+            else:
+                memory = None
+                self._shorten(room - capacity)
+        if memory is None:
+            return self._make(capacity)
+        if memory.ready is not None:
+            memory.ready.synchronize()
+        return memory
+
+    def put(self, memory: HostMemory) -> None:
+        """Keep it for the next one who wants as much."""
+        with self._changing:
+            self._free.append(memory)
+            self._shorten(self._limit)
+
+    def _shorten(self, limit: int) -> None:
+        while self._free and sum(len(memory.tensor) for memory in self._free) > max(0, limit):
+            memory = self._free.pop(0)
+            if memory.ready is not None:
+                memory.ready.synchronize()
+
+
 class Block:
     """Host memory for one batch. `tensor` is (size,) uint8."""
 
-    def __init__(self, arena: Arena, memory: Tensor, size: int) -> None:
+    def __init__(self, arena: Arena, memory: HostMemory, size: int) -> None:
         self._arena = arena
         self.memory = memory
-        self.tensor = memory[:size]
-        self.ready: torch.cuda.Event | None = None
+        self.tensor = memory.tensor[:size]
 
     def release(self, after: torch.cuda.Event | None = None) -> None:
-        """Let the arena use the memory again, once the device has passed `after`. Call it once."""
-        self.ready = after
+        """Let the memory be used again, once the device has passed `after`. Call it once."""
+        self.memory.ready = after
         self._arena._take_back(self, keep=True)
 
     def keep(self) -> None:
@@ -43,14 +129,13 @@ class Arena:
 
     Args:
         limit: bytes that may be out at one time.
-        pinned: page-locked memory, for copies to a GPU that nothing waits for.
+        spare: where memory comes from and goes back to; some of its own if not given.
     """
 
-    def __init__(self, limit: int, pinned: bool = False) -> None:
+    def __init__(self, limit: int, spare: Spare | None = None) -> None:
         self._limit = limit
-        self._pinned = pinned
+        self._spare = spare or Spare(limit)
         self._out = 0
-        self._free: list[Block] = []
         self._closed = False
         self._changed = threading.Condition()
 
@@ -67,33 +152,18 @@ class Arena:
             if self._closed:
                 return None
             self._out += capacity
-            memory = self._reused(capacity)
-        if memory is None:
-            memory = torch.empty(capacity, dtype=torch.uint8, pin_memory=self._pinned)
-        return Block(self, memory, size)
+            room = self._limit - self._out + capacity
+        return Block(self, self._spare.take(capacity, room), size)
 
     def close(self) -> None:
         """Let whoever waits in `take` go, with None."""
         with self._changed:
             self._closed = True
-            self._free.clear()
             self._changed.notify_all()
-
-    def _reused(self, capacity: int) -> Tensor | None:
-        """Memory of just this capacity, which was released; where there is none, make room for some."""
-        for number, block in enumerate(self._free):
-            if len(block.memory) == capacity:
-                del self._free[number]
-                if block.ready is not None:
-                    block.ready.synchronize()
-                return block.memory
-        while self._free and self._out + sum(len(block.memory) for block in self._free) > self._limit:
-            self._free.pop(0)
-        return None
 
     def _take_back(self, block: Block, keep: bool) -> None:
         with self._changed:
-            self._out -= len(block.memory)
-            if keep and not self._closed:
-                self._free.append(block)
+            self._out -= len(block.memory.tensor)
+            if keep:
+                self._spare.put(block.memory)
             self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from trio_ray.cache.arena import Block
+from trio_ray.cache.arena import Block, SharedHostMemory
 from trio_ray.cache.ranges import Run, read_runs
 from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.store.objects import ObjectStore
+from trio_ray.store.reader_process import ReaderProcess
 
 Row = dict[str, Any]
 """A sample's row of the table: column name -> value."""
@@ -77,53 +79,114 @@ class Wanted:
     size: int
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How runs are read.
+Outcomes = dict[int, UnreadablePrefix | None]
+"""By a sample's number why it cannot be used, or None."""
+
+
+class Reader(ABC):
+    """A way to read the runs of a batch. Threads may share it.
 
     Attributes:
-        pool: threads for them.
-        at_once: tasks that the runs of a batch are dealt to. A task takes several runs where there are more, since
-            each handing over costs Python's lock.
-        compare: bytes with their checksums, in these threads.
+        compares: bytes with their checksums; else whoever uses them has to.
     """
 
-    pool: ThreadPoolExecutor
-    at_once: int
-    compare: bool = True
+    compares = True
+
+    @abstractmethod
+    def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
+        """Read runs into their places.
+
+        Args:
+            runs: of a batch.
+            data: (bytes,) uint8, the batch's buffer.
+            block: that it lies in, if any.
+
+        Raises:
+            StoreError: the store failed in another way than for a lost or damaged object. Nothing is being read into
+                the buffer any more by then.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what it reads with; by default nothing."""
 
 
-def fetch(store: ObjectStore, wanted: Wanted, reading: Reading | None, block: Block | None = None) -> Fetched:
-    """Read all runs into one buffer.
+class ThreadReader(Reader):
+    """Reads in threads of this process, which also compare checksums. Close it.
 
     Args:
-        store: where they are.
-        wanted: what to read.
-        reading: how; without, they are read one behind the other in this thread, and compared.
-        block: memory for them; new memory if not given.
-
-    Raises:
-        StoreError: the store failed in another way than for a lost or damaged object. Nothing is being read into the
-            buffer any more by then.
+        store: where the bytes are.
+        threads: requests in flight.
+        at_once: tasks that the runs of a batch are dealt to. A task takes several runs where there are more, since
+            each handing over costs Python's lock.
     """
-    data = torch.empty(wanted.size, dtype=torch.uint8) if block is None else block.tensor
-    buffer = data.numpy().data
-    errors: dict[int, UnreadablePrefix | None] = {}
-    compare = reading is None or reading.compare
-    if reading is None:
-        errors |= read_runs(store, wanted.runs, buffer, compare)
-    else:
-        dealt = [wanted.runs[number :: reading.at_once] for number in range(min(reading.at_once, len(wanted.runs)))]
-        futures = [reading.pool.submit(read_runs, store, runs, buffer, compare) for runs in dealt]
+
+    def __init__(self, store: ObjectStore, threads: int, at_once: int) -> None:
+        self._store, self._at_once = store, at_once
+        self._pool = ThreadPoolExecutor(threads)
+
+    def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
+        buffer = data.numpy().data
+        dealt = [runs[number :: self._at_once] for number in range(min(self._at_once, len(runs)))]
+        futures = [self._pool.submit(read_runs, self._store, own, buffer) for own in dealt]
+        outcomes: Outcomes = {}
         try:
             for future in futures:
-                errors |= future.result()
+                outcomes |= future.result()
         finally:
             for future in futures:
                 future.cancel()
             wait(futures)
+        return outcomes
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class OwnThreadReader(Reader):
+    """Reads one run behind the other in the thread that asks, and compares checksums."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
+        return read_runs(self._store, runs, data.numpy().data)
+
+
+class OtherProcessReader(Reader):
+    """Has another process read into memory that it shares with this one (`arena.SharedHostMemory`)."""
+
+    compares = False
+
+    def __init__(self, process: ReaderProcess) -> None:
+        self._process = process
+
+    def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
+        assert block is not None
+        assert isinstance(block.memory, SharedHostMemory)
+        found = self._process.read(block.memory.shared, [run.span for run in runs])
+        outcomes: Outcomes = {}
+        for run, own in zip(runs, found, strict=True):
+            outcomes |= run.described(own)
+        return outcomes
+
+
+def fetch(reader: Reader, wanted: Wanted, block: Block | None = None) -> Fetched:
+    """Read all runs into one buffer.
+
+    Args:
+        reader: how.
+        wanted: what to read.
+        block: memory for the bytes; new memory if not given.
+
+    Raises:
+        StoreError: see `Reader.read`.
+    """
+    data = torch.empty(wanted.size, dtype=torch.uint8) if block is None else block.tensor
+    errors = reader.read(wanted.runs, data, block)
     stored = _cut(data, wanted.runs)
-    sums = {member.number: None if compare else member.checksum for run in wanted.runs for member in run.members}
+    sums = {
+        member.number: None if reader.compares else member.checksum for run in wanted.runs for member in run.members
+    }
     samples = [
         errors[number] or StoredBytes(row, stored[number], sums[number]) for number, row in enumerate(wanted.rows)
     ]

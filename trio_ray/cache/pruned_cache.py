@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,19 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 import torch
 
-from trio_ray.cache.ahead import FetchAhead, Finished, RestoreAhead, UnderWay
-from trio_ray.cache.arena import Arena
-from trio_ray.cache.fetched import Fetched, Reading, Row, StoredBytes, Wanted, fetch
+from trio_ray.cache.ahead import BATCHES_AT_ONCE, FetchAhead, Finished, RestoreAhead, UnderWay
+from trio_ray.cache.arena import Arena, SharedHostMemory, Spare
+from trio_ray.cache.fetched import (
+    Fetched,
+    OtherProcessReader,
+    OwnThreadReader,
+    Reader,
+    Row,
+    StoredBytes,
+    ThreadReader,
+    Wanted,
+    fetch,
+)
 from trio_ray.cache.identity import codec_of, method_of
 from trio_ray.cache.key_lookup import KeyLookup, Place
 from trio_ray.cache.notebook import cache_html, sample_html
@@ -42,12 +51,14 @@ from trio_ray.store.dataset import differences, load_dataset
 from trio_ray.store.layout import commit_name, is_shard_name
 from trio_ray.store.opening import open_store
 from trio_ray.store.part_table import quarantine_rows
+from trio_ray.store.reader_process import ReaderProcess
 from trio_ray.store.tables import MEMBER_KINDS, PLACE_COLUMNS, MemberKind, place_columns
-from trio_ray.tensors import has_triton
 
 THREADS = 16
 BATCH = 32
 STREAM_BATCH = 8
+TASKS_SHARE = 2
+"""A batch is dealt to the threads divided by this: fewer and longer tasks hand Python's lock over less often."""
 AHEAD = 3
 AHEAD_BYTES = 2 << 30
 """Upper bound on the memory that stored bytes take between the store and the device; one larger sample goes alone."""
@@ -144,10 +155,11 @@ class PrunedCache:
                 uri, f"nothing is committed of shard {', '.join(sorted(missing))}; see `trio-ray inspect`"
             )
         self.skipped: list[UnreadablePrefix] = []
+        self._readers: dict[int, tuple[OtherProcessReader, Spare]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("uri", "_s3", "_store", "dataset", "commits")
-        return {**{name: self.__dict__[name] for name in kept}, "skipped": []}
+        return {**{name: self.__dict__[name] for name in kept}, "skipped": [], "_readers": {}}
 
     def reopened(self) -> PrunedCache:
         """The same committed samples over connections of its own: what a forked process needs."""
@@ -319,7 +331,7 @@ class PrunedCache:
     def embeds(self, sample: str | Row, shard: str | None = None) -> Embeds:
         """A sample's retained input embeddings, by one range read; of a cache of level embeds. See `prefix`."""
         row = self.locate(sample, shard) if isinstance(sample, str) else sample
-        (stored,) = fetch(self._store, self._wanted([row], "embeds"), None)
+        (stored,) = fetch(OwnThreadReader(self._store), self._wanted([row], "embeds"))
         if isinstance(stored, UnreadablePrefix):
             raise stored
         try:
@@ -342,9 +354,9 @@ class PrunedCache:
         """
         wanted = self._wanted(rows)
         if len(wanted.runs) < 2:
-            return fetch(self._store, wanted, None)
-        with ThreadPoolExecutor(min(threads, len(wanted.runs))) as pool:
-            return fetch(self._store, wanted, Reading(pool, threads))
+            return fetch(OwnThreadReader(self._store), wanted)
+        with closing(ThreadReader(self._store, min(threads, len(wanted.runs)), threads)) as reader:
+            return fetch(reader, wanted)
 
     def restore(
         self,
@@ -370,7 +382,8 @@ class PrunedCache:
         self, rows: Iterable[Row], batch: int = BATCH, threads: int = THREADS, ahead: int = AHEAD
     ) -> Generator[Fetched, None, None]:
         """`fetch` for many rows, batch by batch and ahead of the consumer, who keeps the memory; see `restored`."""
-        with closing(self._fetch_ahead(rows, batch, threads, ahead, lambda fetched: fetched)) as batches:
+        reader = self._own_threads(threads)
+        with closing(self._fetch_ahead(rows, batch, reader, ahead, lambda fetched: fetched)) as batches:
             for fetched in batches:
                 if fetched.block is not None:
                     fetched.block.keep()
@@ -387,9 +400,10 @@ class PrunedCache:
     ) -> RestoreAhead[list[StoredPrefix | UnreadablePrefix]]:
         """`fetch` and `restore` for many rows: while one batch is restored and used, the next ones are fetched.
 
-        Stored bytes go into memory that is used again (pinned for a GPU), of at most `AHEAD_BYTES`. For a GPU, or with
-        `allocate`, batches are restored from the caller's thread and on its stream, the next one beside the use of one
-        where it has come by then; for a CPU in threads, too.
+        Stored bytes go into memory that is used again, of at most `AHEAD_BYTES`. For a GPU it is pinned, and another
+        process reads into it, which leaves Python's lock to the caller's thread. For a GPU, or with `allocate`, batches
+        are restored from the caller's thread and on its stream, the next one beside the use of one where it has come by
+        then; for a CPU in threads, too.
 
         Args:
             rows: as `table` and `rows_at` give them; they may come slowly.
@@ -413,12 +427,13 @@ class PrunedCache:
             fetched.block.release(torch.cuda.current_stream(device).record_event() if on_gpu else None)
             return begun
 
-        if on_gpu or allocate is not None:
-            batches = self._fetch_ahead(
-                rows, batch, threads, ahead, lambda fetched: fetched, on_gpu, not has_triton(device)
-            )
-            return RestoreAhead(batches, start)
-        in_thread = self._fetch_ahead(rows, batch, threads, ahead, lambda fetched: start(fetched).finish())
+        if on_gpu:
+            process, spare = self._other_process(threads)
+            return RestoreAhead(self._fetch_ahead(rows, batch, process, ahead, lambda fetched: fetched, spare), start)
+        reader = self._own_threads(threads)
+        if allocate is not None:
+            return RestoreAhead(self._fetch_ahead(rows, batch, reader, ahead, lambda fetched: fetched), start)
+        in_thread = self._fetch_ahead(rows, batch, reader, ahead, lambda fetched: start(fetched).finish())
         return RestoreAhead(in_thread, Finished)
 
     def stream(
@@ -528,19 +543,28 @@ class PrunedCache:
     def _damaged(self, row: Row, error: ContainerError) -> PrefixDamaged:
         return PrefixDamaged(row["key"], self._store.uri_of(row["kv_object"]), str(error))
 
+    def _own_threads(self, threads: int) -> ThreadReader:
+        return ThreadReader(self._store, threads, -(-threads // TASKS_SHARE))
+
+    def _other_process(self, threads: int) -> tuple[OtherProcessReader, Spare]:
+        """A process that reads with so many threads, the same one at every call, and memory that it reads into."""
+        if threads not in self._readers:
+            process = ReaderProcess(self.uri, self._s3, threads, BATCHES_AT_ONCE)
+            self._readers[threads] = OtherProcessReader(process), Spare(AHEAD_BYTES, SharedHostMemory.of_size)
+        return self._readers[threads]
+
     def _fetch_ahead(
         self,
         rows: Iterable[Row],
         batch: int,
-        threads: int,
+        reader: Reader,
         ahead: int,
         prepare: Callable[[Fetched], T],
-        pinned: bool = False,
-        compare: bool = True,
+        spare: Spare | None = None,
     ) -> FetchAhead[T]:
         """Batches of rows fetched and prepared in threads, in order, while the consumer works."""
         wanted = map(self._wanted, _batches(rows, batch))
-        return FetchAhead(self._store, wanted, prepare, threads, ahead, Arena(AHEAD_BYTES, pinned), compare)
+        return FetchAhead(reader, wanted, prepare, ahead, Arena(AHEAD_BYTES, spare))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from trio_ray.cache.unreadable import PrefixDamaged, UnreadablePrefix, unreadable
-from trio_ray.errors import ObjectDamaged, ObjectMissing
 from trio_ray.kv.container import CHECKSUM_DIFFERS, checksum
 from trio_ray.store.objects import ObjectStore
+from trio_ray.store.spans import Outcome, Span, read_span
 
 REQUEST_BYTES = 8 << 20
 """Upper bound on what members are read by together: from there on a request's own cost no longer shows."""
@@ -50,6 +50,21 @@ class Run:
         """Bytes that reading it takes, gaps included."""
         return self.members[-1].end - self.members[0].offset
 
+    @property
+    def span(self) -> Span:
+        """What is read."""
+        first = self.members[0]
+        ahead = self.start - first.offset
+        pieces = tuple([(ahead + member.offset, ahead + member.end) for member in self.members])
+        return Span(first.name, first.offset, self.start, self.size, pieces)
+
+    def described(self, outcomes: Sequence[Outcome]) -> dict[int, UnreadablePrefix | None]:
+        """What became of its pieces as what became of its members, by number."""
+        return {
+            member.number: None if outcome is None else unreadable(member.key, outcome)
+            for member, outcome in zip(self.members, outcomes, strict=True)
+        }
+
     def place(self, member: Member) -> slice:
         """Where one of its members lies in the buffer."""
         first = self.start + member.offset - self.members[0].offset
@@ -85,16 +100,13 @@ def coalesce_ranges(members: Iterable[Member], largest: int = REQUEST_BYTES) -> 
     return runs, size
 
 
-def read_runs(
-    store: ObjectStore, runs: Iterable[Run], buffer: memoryview, compare: bool
-) -> dict[int, UnreadablePrefix | None]:
-    """Read members into their places in the buffer.
+def read_runs(store: ObjectStore, runs: Iterable[Run], buffer: memoryview) -> dict[int, UnreadablePrefix | None]:
+    """Read members into their places in the buffer, one run behind the other, and compare each with its checksum.
 
     Args:
         store: where they are.
-        runs: read one behind the other.
+        runs: of them.
         buffer: for them.
-        compare: each with its checksum; else whoever uses them has to.
 
     Returns:
         By the member's number None, or why it cannot be used; its place then holds anything.
@@ -104,31 +116,11 @@ def read_runs(
     """
     found: dict[int, UnreadablePrefix | None] = {}
     for run in runs:
-        outcomes = _read_run(store, run, buffer)
-        if compare:
-            for member in run.members:
-                outcomes[member.number] = outcomes[member.number] or _compare(store, member, buffer[run.place(member)])
+        outcomes = run.described(read_span(store, run.span, buffer))
+        for member in run.members:
+            outcomes[member.number] = outcomes[member.number] or _compare(store, member, buffer[run.place(member)])
         found |= outcomes
     return found
-
-
-def _read_run(store: ObjectStore, run: Run, buffer: memoryview) -> dict[int, UnreadablePrefix | None]:
-    if len(run.members) > 1:
-        try:
-            store.read_into(run.members[0].name, run.members[0].offset, buffer[run.start : run.start + run.size])
-        except (ObjectMissing, ObjectDamaged):
-            pass  # the first members of a cut off object may be whole
-        else:
-            return {member.number: None for member in run.members}
-    return {member.number: _read_one(store, member, buffer[run.place(member)]) for member in run.members}
-
-
-def _read_one(store: ObjectStore, member: Member, place: memoryview) -> UnreadablePrefix | None:
-    try:
-        store.read_into(member.name, member.offset, place)
-    except (ObjectMissing, ObjectDamaged) as error:
-        return unreadable(member.key, error)
-    return None
 
 
 def _compare(store: ObjectStore, member: Member, data: memoryview) -> UnreadablePrefix | None:
