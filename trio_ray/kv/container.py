@@ -21,7 +21,7 @@ from torch import Tensor
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodecError
 from trio_ray.kv.codecs.spec import CodecSpec
-from trio_ray.kv.encode import CodedPrefix
+from trio_ray.kv.encode import CodedPrefix, stored_name
 from trio_ray.kv.header import (
     ENTRY,
     HUFFMAN,
@@ -104,13 +104,13 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
     level = settings.zstd
     plain = _named(coded.segments)
     tensors = {name: compress(tensor, level) if level else tensor.contiguous() for name, tensor in plain.items()}
-    tensors |= _named(coded.frames)
+    tensors |= coded.frames
     rows = pack_rows(coded.length, coded.positions, coded.texts, coded.kept, coded.top_ids, coded.top_logprobs)
     packed = compress(rows, level) if level else rows
     saved = len(rows) - len(packed)
     # Reading it without zstd is a third faster.
     tensors[ROWS] = packed if saved * WORTH_ZSTD > sum(tensor.nbytes for tensor in tensors.values()) else rows
-    lossless = HUFFMAN if any(coded.frames) else ZSTD if level else NONE
+    lossless = HUFFMAN if coded.frames else ZSTD if level else NONE
     header = header_of(coded, settings.model_dump(mode="json"), lossless, key, fingerprint)
     return serialise(tensors, {ENTRY: header})
 
@@ -167,7 +167,7 @@ def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None)
         lossless=header.lossless,
         data=whole,
         tensor=data if isinstance(data, Tensor) else None,
-        segments=tuple({name: pieces[f"{n}.{name}"] for name in own} for n, own in enumerate(layouts)),
+        segments=tuple({name: pieces[stored_name(n, name)] for name in own} for n, own in enumerate(layouts)),
         position=rows.position,
         text=rows.text,
         frame=Prefix(header.counts.length, header.shapes[0].lead, (), rows.kept, rows.top_ids, rows.top_logprobs),
@@ -175,7 +175,7 @@ def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None)
 
 
 def _named(segments: Sequence[Mapping[str, T]]) -> dict[str, T]:
-    return {f"{number}.{name}": own[name] for number, own in enumerate(segments) for name in own}
+    return {stored_name(number, name): own[name] for number, own in enumerate(segments) for name in own}
 
 
 def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: bool) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentShape
 from trio_ray.kv.codecs.codec import Codec, CodedSegments
-from trio_ray.kv.lossless.frames import FrameMaker
+from trio_ray.kv.lossless.frames import FrameMaker, Frames, PlainTensor
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """(shape, dtype) -> a tensor in host memory, contents undefined."""
@@ -32,7 +32,7 @@ class CodedPrefix:
         positions, texts: per segment (rows,) int32 and bool, see `Segment`.
         kept: per prune point (K,) int32, see `Prefix`.
         top_ids, top_logprobs: (k,) int32 and fp32, see `Prefix`.
-        frames: per segment by name, in the place of the codec's tensors, those that are through the lossless stage.
+        frames: by `stored_name`, in the place of the codec's tensors, those that are through the lossless stage.
     """
 
     length: int
@@ -43,12 +43,16 @@ class CodedPrefix:
     kept: tuple[Tensor, ...]
     top_ids: Tensor
     top_logprobs: Tensor
-    frames: tuple[dict[str, Tensor], ...] = ()
+    frames: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CodedBatch:
-    """A coded `PrefixBatch`; `shapes` holds per segment those of the B samples, the rest is as there."""
+    """A coded `PrefixBatch`; `shapes` holds per segment those of the B samples, the rest is as there.
+
+    `frames` holds, by `stored_name` and in the place of the segments' tensors, those that have been through the
+    lossless stage on the device.
+    """
 
     lengths: tuple[int, ...]
     shapes: tuple[tuple[SegmentShape, ...], ...]
@@ -59,13 +63,14 @@ class CodedBatch:
     kept_counts: tuple[tuple[int, ...], ...]
     top_ids: Tensor
     top_logprobs: Tensor
+    frames: tuple[Frames, ...] = ()
 
     def tensors(self) -> Iterator[Tensor]:
         """All of its tensors."""
         for segment in self.segments:
             yield from segment.tensors.values()
-            for frames in segment.frames.values():
-                yield from frames.tensors()
+        for frames in self.frames:
+            yield from frames.tensors()
         yield from (*self.positions, *self.texts, *self.kept, self.top_ids, self.top_logprobs)
 
     def on_host(self, allocate: Allocate) -> CodedBatch:
@@ -84,11 +89,7 @@ class CodedBatch:
         return replace(
             self,
             segments=tuple(
-                replace(
-                    segment,
-                    tensors={name: copy(tensor) for name, tensor in segment.tensors.items()},
-                    frames={name: frames.copied(copy) for name, frames in segment.frames.items()},
-                )
+                replace(segment, tensors={name: copy(tensor) for name, tensor in segment.tensors.items()})
                 for segment in self.segments
             ),
             positions=copies(self.positions),
@@ -96,12 +97,13 @@ class CodedBatch:
             kept=copies(self.kept),
             top_ids=copy(self.top_ids),
             top_logprobs=copy(self.top_logprobs),
+            frames=tuple(frames.copied(copy) for frames in self.frames),
         )
 
     def split(self) -> list[CodedPrefix]:
         """The samples' prefixes; their tensors are views."""
         segments = [segment.split() for segment in self.segments]
-        frames = [segment.split_frames() for segment in self.segments]
+        frames = [group.split() for group in self.frames]
         rows = [[shape.rows for shape in shapes] for shapes in self.shapes]
         positions = [tensor.split(counts) for tensor, counts in zip(self.positions, rows, strict=True)]
         texts = [tensor.split(counts) for tensor, counts in zip(self.texts, rows, strict=True)]
@@ -116,7 +118,7 @@ class CodedBatch:
                 kept=tuple(of_samples[sample] for of_samples in kept),
                 top_ids=self.top_ids[sample],
                 top_logprobs=self.top_logprobs[sample],
-                frames=tuple(of_samples[sample] for of_samples in frames),
+                frames={name: own for of_samples in frames for name, own in of_samples[sample].items()},
             )
             for sample, length in enumerate(self.lengths)
         ]
@@ -134,11 +136,33 @@ def code_batch(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None
     Raises:
         CodecError: the codec cannot code keys and values of this shape.
     """
-    coded = []
+    if maker is None:
+        return replace(frame_of(batch), segments=tuple(codec.encode(segment) for segment in batch.segments))
+    empty: list[CodedSegments] = []
+    frames = maker.frames(_encoded(batch, codec, empty))
+    return replace(frame_of(batch), segments=tuple(empty), frames=frames)
+
+
+def _encoded(batch: PrefixBatch, codec: Codec, empty: list[CodedSegments]) -> Iterator[PlainTensor]:
+    """Encode a segment when its first tensor is asked for; `empty` gets its tensors that hold nothing."""
     for number, segment in enumerate(batch.segments):
-        plain = codec.encode(segment)
-        coded.append(plain if maker is None else plain.framed(maker, str(number)))
-    return replace(frame_of(batch), segments=tuple(coded))
+        coded = codec.encode(segment)
+        left = {name: tensor for name, tensor in coded.tensors.items() if not tensor.numel()}
+        empty.append(replace(coded, tensors=left))
+        yield from plain_tensors(number, coded)
+        del coded  # it would take memory while the next segment is encoded
+
+
+def plain_tensors(number: int, coded: CodedSegments) -> Iterator[PlainTensor]:
+    """What the lossless stage takes of the segment with this number: its tensors that hold anything."""
+    for name, tensor in coded.tensors.items():
+        if tensor.numel():
+            yield PlainTensor(stored_name(number, name), tensor, coded.pieces[name], coded.runs.get(name))
+
+
+def stored_name(number: int, name: str) -> str:
+    """The name of a codec's tensor in a container: ahead of it comes the number of its segment."""
+    return f"{number}.{name}"
 
 
 def frame_of(batch: PrefixBatch) -> CodedBatch:

@@ -4,17 +4,14 @@ interpreter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.interpreter import INTERPRETED, on_devices
-from tests.kv.lossless.test_huffman import stream
+from tests.kv.lossless.plain_frames import frame_of, tables_of
 from trio_ray.kv.lossless import blocks
-from trio_ray.kv.lossless.huffman import HuffmanTable
 from trio_ray.kv.lossless.on_device import StoredTensor, restore_tensors
 from trio_ray.kv.lossless.planes import TensorSpec, split_planes
 from trio_ray.kv.lossless.zstd import decompress_planes
@@ -32,42 +29,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         from trio_ray.kv.kernels import decompress
 
         monkeypatch.setattr(decompress, "LANES", 64)
-
-
-def block_of(data: np.ndarray, table: HuffmanTable | None) -> tuple[int, bytes]:
-    """Kind and body of a block: codes where they are smaller than the bytes."""
-    quarter = (len(data) + 3) // 4
-    if table is not None and len(data) > 3 * quarter:
-        streams = [stream(data[start : start + quarter], table) for start in range(0, 4 * quarter, quarter)]
-        sizes = b"".join(len(each).to_bytes(2, "little") for each in streams[:3])
-        coded = table.description + sizes + b"".join(streams)
-        body = (2 | 3 << 2 | len(data) << 4 | len(coded) << 22).to_bytes(5, "little") + coded + b"\0"
-        if len(body) < len(data):
-            return 2, body
-    return 0, data.tobytes()
-
-
-def frame_of(data: np.ndarray, runs: Sequence[int], tables: Sequence[HuffmanTable | None]) -> bytes:
-    """A frame as `frames` writes it on a GPU; the bytes themselves where it is not smaller."""
-    written, start = [], 0
-    for run, table in zip(runs, tables, strict=True):
-        own = data[start : start + run]
-        fit = table if run >= 256 else None
-        written += [block_of(own[at : at + blocks.BLOCK], fit) for at in range(0, run, blocks.BLOCK)]
-        start += run
-    frame = bytes.fromhex("28b52ffda0") + len(data).to_bytes(4, "little")
-    for number, (kind, body) in enumerate(written):
-        frame += ((number == len(written) - 1) | kind << 1 | len(body) << 3).to_bytes(3, "little") + body
-    return frame if len(frame) < len(data) else data.tobytes()
-
-
-def tables_of(planes: Sequence[np.ndarray], runs: Sequence[Sequence[int]]) -> list[HuffmanTable | None]:
-    """A table for each stretch, of all samples, as a batch has."""
-    counts = np.ones((len(runs[0]), 256), np.int64)
-    for data, own in zip(planes, runs, strict=True):
-        for number, part in enumerate(np.split(data, np.cumsum(own)[:-1])):
-            counts[number] += np.bincount(part, minlength=256)
-    return [HuffmanTable.of(own) for own in counts]
 
 
 def drawn(random: np.random.Generator) -> dict[str, list[Tensor]]:

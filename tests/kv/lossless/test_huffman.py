@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kv.lossless.plain_frames import stream
 from trio_ray.kv.lossless.huffman import MAX_BITS, MAX_DESCRIPTION, HuffmanTable, code_lengths
-
-
-def stream(data: np.ndarray, table: HuffmanTable) -> bytes:
-    """RFC 8878, 4.2.2, in whole numbers of any size: the last byte's code is lowest, a last bit closes it."""
-    number = bits = 0
-    for byte in data[::-1].tolist():
-        number |= int(table.codes[byte]) << bits
-        bits += int(table.lengths[byte])
-    return (number | 1 << bits).to_bytes(bits // 8 + 1, "little")
 
 
 def frame(data: np.ndarray, table: HuffmanTable) -> bytes:

@@ -50,9 +50,9 @@ def test_sizes_are_those_of_containers_and_all_rates_are_there() -> None:
     assert speed.to_pruned == pytest.approx(16 / speed.bits)
     assert speed.to_unpruned > 2 * speed.to_pruned
     assert speed.device_encode is None
-    assert all(rate > 0 for rate in (speed.core_encode, speed.core_decode, speed.shrink or 0, speed.expand or 0))
+    assert all(rate > 0 for rate in (speed.core_encode, speed.core_decode, speed.compress or 0, speed.decompress or 0))
     plain = benchmark.measure("plain", codec_of({"name": "raw", "zstd": 0}))
-    assert plain.shrink is None
+    assert plain.compress is None
     assert math.isclose(plain.bits, 16, rel_tol=0.05)
     table = speed_table([speed, plain])
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| int4", "| plain"]

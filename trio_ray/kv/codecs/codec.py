@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.spec import CodecSpec
-from trio_ray.kv.lossless.frames import FrameMaker, Frames
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 
@@ -34,37 +33,15 @@ class CodedSegments:
         pieces: by name, the length of each sample's piece.
         runs: by name, of each sample the bytes of stretches that differ in how often each byte occurs, as many of
             every sample; only of tensors of bytes, and one stretch where a tensor is not named here.
-        frames: by name, in the place of tensors, those that have been through the lossless stage on the device.
     """
 
     tensors: dict[str, Tensor]
     pieces: dict[str, tuple[int, ...]]
     runs: dict[str, list[list[int]]] = field(default_factory=dict)
-    frames: dict[str, Frames] = field(default_factory=dict)
-
-    def framed(self, maker: FrameMaker, name: str) -> CodedSegments:
-        """The same with all tensors that hold anything as frames; they must be on a GPU.
-
-        Args:
-            maker: makes them.
-            name: tells the segment from others of a batch.
-        """
-        frames = {
-            own: maker.frames(f"{name}.{own}", tensor, self.pieces[own], self.runs.get(own))
-            for own, tensor in self.tensors.items()
-            if tensor.numel()
-        }
-        return replace(self, tensors={own: self.tensors[own] for own in self.tensors.keys() - frames}, frames=frames)
 
     def split(self) -> list[dict[str, Tensor]]:
         """Each sample's tensors, which are views."""
-        return self._by_sample({name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()})
-
-    def split_frames(self) -> list[dict[str, Tensor]]:
-        """Each sample's frames, flat uint8, which are views; in host memory."""
-        return self._by_sample({name: frames.split() for name, frames in self.frames.items()})
-
-    def _by_sample(self, cut: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+        cut = {name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()}
         samples = len(next(iter(self.pieces.values())))
         return [{name: pieces[sample] for name, pieces in cut.items()} for sample in range(samples)]
 

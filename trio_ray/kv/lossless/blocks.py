@@ -5,6 +5,7 @@ Section numbers are those of RFC 8878 (https://www.rfc-editor.org/rfc/rfc8878).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ FRAME_MAGIC = 0xFD2FB528 | 0xA0 << 32
 BLOCK_HEADER = 3
 LITERALS_HEADER, STREAM_SIZES, SEQUENCES = 5, 6, 1
 """What a coded block has beside codes and their description (3.1.1.3): the sizes of three streams; no sequences."""
+
+LEAST = 256
+"""Shorter stretches are not worth a table's description."""
 
 ABSENT, RAW, CODED = 0, 1, 2
 """What a block is: not known, bytes as they are, or Huffman codes."""
@@ -53,37 +57,45 @@ def cut(lengths: NDArray[np.int64]) -> Cut:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What the bytes of B samples are cut into. All are int64 tensors on the device.
+    """What many pieces of bytes are cut into; a piece becomes a frame. Both are int64, and rows of four numbers keep
+    their addresses aligned, however many there are.
 
     Attributes:
-        start, length: (n,) of each block, in the stored bytes; up to 128 KiB.
-        table: (n,) number of the Huffman table that it is coded by, if that makes it smaller; -1 for none.
-        sample: (n,) whose it is.
-        first: (B + 1,) number of the first block of each sample, and n.
-        pieces: (B,) bytes of each sample, which lie one behind the other.
+        blocks: (N, 4) of each block: where it begins in the bytes, its length (up to 128 KiB), the number of the
+            Huffman table that it is coded by if that makes it smaller (-1 for none), and the number of its piece.
+        pieces: (P, 4) of each piece: its first block and the one behind its last, where it begins in the bytes, and its
+            length. They lie one behind the other.
     """
 
-    start: Tensor
-    length: Tensor
-    table: Tensor
-    sample: Tensor
-    first: Tensor
+    blocks: Tensor
     pieces: Tensor
 
 
-@dataclass(frozen=True)
-class DeviceTables:
-    """S Huffman tables on a device.
+def cut_pieces(
+    stretches: Sequence[NDArray[np.int64]], first_tables: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The arrays of `Blocks` for tensors that lie one behind the other, each sample after sample.
 
-    Attributes:
-        codes: (S, 256) int32, code and, from bit 16 on, its length.
-        descriptions: (S, 128) uint8.
-        described: (S,) int64, bytes of each description; 0 where there is no table.
+    Args:
+        stretches: of each tensor, (B, S), the bytes of the samples' stretches; the S-th has the S-th table from the
+            tensor's first on.
+        first_tables: by tensor.
     """
-
-    codes: Tensor
-    descriptions: Tensor
-    described: Tensor
+    flat = np.concatenate([own.reshape(-1) for own in stretches])
+    table = np.concatenate(
+        [np.tile(first + np.arange(own.shape[1]), len(own)) for own, first in zip(stretches, first_tables, strict=True)]
+    )
+    sizes = np.concatenate([own.sum(1) for own in stretches])
+    runs_of_piece = np.concatenate([np.full(len(own), own.shape[1]) for own in stretches])
+    piece_of_run = np.repeat(np.arange(len(sizes)), runs_of_piece)
+    run, ahead, length = cut(flat)
+    piece = piece_of_run[run]
+    start = (flat.cumsum() - flat)[run] + ahead
+    stop = np.bincount(piece, minlength=len(sizes)).cumsum()
+    return (
+        np.stack([start, length, np.where(flat[run] < LEAST, -1, table[run]), piece], 1),
+        np.stack([np.concatenate([[0], stop[:-1]]), stop, sizes.cumsum() - sizes, sizes], 1),
+    )
 
 
 @dataclass(frozen=True)

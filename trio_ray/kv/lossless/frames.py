@@ -7,9 +7,11 @@ float's bytes, but how often each byte occurs. So their Huffman codes are writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,32 +19,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.codecs.spec import CodecSpec
-from trio_ray.kv.lossless.blocks import Blocks, DeviceTables, cut
-from trio_ray.kv.lossless.huffman import MAX_DESCRIPTION, HuffmanTable
-from trio_ray.kv.lossless.planes import split_planes
+from trio_ray.kv.lossless.blocks import LEAST, Blocks, cut_pieces
+from trio_ray.kv.lossless.planes import WHOLE
+from trio_ray.kv.lossless.tables_in_use import TablesInUse
 from trio_ray.tensors import has_triton, to_device
-
-LEAST = 256
-"""Shorter stretches are not worth a table's description."""
 
 FRAMES_LEVEL = 1
 """The level of the lossless stage, and the default, at which a GPU may do it: a higher one asks for more than this."""
 
-BATCHES_A_TABLE = 256
-"""So many batches, at most, are coded by the tables of one, at the beginning fewer. Its bytes are waited for, and a
-core works on each table for some milliseconds: too much to do for every batch, little enough to follow a corpus.
+AT_ONCE = 1 << 29
+"""Bytes of tensors that are made into frames together, which bounds the memory for it; a larger tensor is alone. The
+kernels are busy for far longer than the host takes to launch them.
 """
+
+
+class PlainTensor(NamedTuple):
+    """A tensor of B samples ahead of the lossless stage.
+
+    Attributes:
+        name: tells tensors apart whose bytes are not alike, from batch to batch.
+        tensor: (n, ...) of 1, 2 or 4 bytes an element, on the GPU; not empty.
+        pieces: of its first dimension, one for each sample.
+        runs: of a tensor of bytes, for each sample, the lengths in order of stretches of which each has a table of its
+            own; as many of every sample. None makes each plane of bytes a run.
+    """
+
+    name: str
+    tensor: Tensor
+    pieces: Sequence[int]
+    runs: Sequence[Sequence[int]] | None = None
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element."""
+        return self.tensor.element_size()
+
+    @property
+    def elements(self) -> NDArray[np.int64]:
+        """(B,), of each sample."""
+        return np.asarray(self.pieces, np.int64) * prod(self.tensor.shape[1:])
+
+    @property
+    def stretches(self) -> NDArray[np.int64]:
+        """(B, S) bytes of the stretches of each sample."""
+        if self.runs is not None:
+            return np.asarray(self.runs, np.int64)
+        return np.repeat(self.elements[:, None], self.width, 1)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """A tensor of B samples behind the lossless stage.
+    """Tensors of B samples behind the lossless stage.
 
     Attributes:
-        data: flat uint8, the samples' bytes one behind the other; what follows them means nothing.
-        ends: (B,) int64, where each sample's end.
+        names: of the tensors.
+        data: flat uint8, by tensor the samples' bytes one behind the other; what follows them means nothing.
+        ends: (tensors, B) int64, where each sample's end.
     """
 
+    names: tuple[str, ...]
     data: Tensor
     ends: Tensor
 
@@ -52,50 +87,68 @@ class Frames:
 
     def copied(self, copy: Callable[[Tensor], Tensor]) -> Frames:
         """The same with each tensor through `copy`."""
-        return Frames(*map(copy, self.tensors()))
+        return Frames(self.names, *map(copy, self.tensors()))
 
-    def split(self) -> list[Tensor]:
-        """Each sample's bytes as they are stored, which are views; in host memory."""
-        ends = self.ends.tolist()
-        return [self.data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    def split(self) -> list[dict[str, Tensor]]:
+        """Of each sample the bytes of its tensors as they are stored, which are views; in host memory."""
+        ends = self.ends.flatten().tolist()
+        stored = [self.data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        samples = self.ends.shape[1]
+        return [dict(zip(self.names, stored[sample::samples], strict=True)) for sample in range(samples)]
 
 
 class FrameMaker:
     """Makes frames on a GPU that has Triton. Holds the Huffman tables of what it has seen; for one thread."""
 
     def __init__(self) -> None:
-        self._tables: dict[str, _TablesInUse] = {}
+        self._tables = TablesInUse()
 
-    def frames(
-        self, name: str, tensor: Tensor, pieces: Sequence[int], runs: Sequence[Sequence[int]] | None = None
-    ) -> Frames:
-        """The frames of a tensor.
+    def frames(self, tensors: Iterable[PlainTensor]) -> tuple[Frames, ...]:
+        """The frames of all tensors of a batch: of all at once, unless they are more than `AT_ONCE` bytes.
 
         Waits for the device when tables are made: for the first batch, the second, the fourth and so on, and again
         every `BATCHES_A_TABLE`; and where a run comes that there was none of when they were. So another batch may make
         other bytes of the same tensor: what they hold is the same.
 
         Args:
-            name: tells tensors apart whose bytes are not alike.
-            tensor: (n, ...) of any type, on the GPU.
-            pieces: of its first dimension, one for each sample.
-            runs: of a tensor of bytes, for each sample, the lengths in order of stretches of which each has a table of
-                its own; as many of every sample. None makes each plane of bytes a run.
+            tensors: of the same samples. They are taken one after the other as they are needed, so that they need not
+                all be in memory at once.
         """
+        frames, group, size = [], list[PlainTensor](), 0
+        for plain in tensors:
+            if group and size + plain.tensor.nbytes > AT_ONCE:
+                frames.append(self._group_frames(group))
+                group.clear()
+                size = 0
+            group.append(plain)
+            size += plain.tensor.nbytes
+        if group:
+            frames.append(self._group_frames(group))
+        return tuple(frames)
+
+    def _group_frames(self, group: Sequence[PlainTensor]) -> Frames:
         from trio_ray.kv.kernels.frames import count_bytes, make_frames
 
-        size, width, device = tensor.element_size(), prod(tensor.shape[1:]), tensor.device
-        stored = torch.cat([split_planes(piece) for piece in tensor.split(list(pieces))])
-        lengths = np.asarray(runs or [[rows * width] * size for rows in pieces], np.int64)
-        blocks = cut_samples(lengths, device)
-        wanted: NDArray[np.bool_] = np.any(lengths >= LEAST, axis=0)
-        used = self._tables.get(name)
-        if used is None or used.is_old or (wanted & ~used.counted).any():
-            counts = count_bytes(stored, blocks, len(wanted)).cpu().numpy()
-            batches = used.batches if used else 0
-            used = self._tables[name] = _TablesInUse(device_tables(counts, device), wanted, batches)
-        used.batches += 1
-        return Frames(*make_frames(stored, blocks, used.tables))
+        device = group[0].tensor.device
+        group = sorted(group, key=lambda plain: -plain.width)  # so each tensor is aligned
+        stretches = [plain.stretches for plain in group]
+        tables = [self._tables.first_of(plain.name, own.shape[1]) for plain, own in zip(group, stretches, strict=True)]
+        wide = _Wide.of(group)
+        numbers = [*cut_pieces(stretches, tables), *(own.pieces for own in wide)]
+        blocks, pieces, *of_wide = _moved(numbers, device)
+        cut_up = Blocks(blocks, pieces)
+        stored = torch.empty(sum(plain.tensor.nbytes for plain in group), dtype=torch.uint8, device=device)
+        for own, about in zip(wide, of_wide, strict=True):
+            own.split(about, stored)
+        _put_bytes(group, stored)
+        wanted: dict[str, NDArray[np.bool_]] = {
+            plain.name: np.any(own >= LEAST, axis=0) for plain, own in zip(group, stretches, strict=True)
+        }
+        old = self._tables.old(wanted)
+        if old:
+            self._tables.make(old, count_bytes(stored, cut_up, self._tables.count).cpu().numpy())
+        data, ends = make_frames(stored, cut_up, self._tables.used_for(wanted, device))
+        return Frames(tuple(plain.name for plain in group), data, ends.view(len(group), -1))
 
 
 def frame_maker(settings: CodecSpec, device: torch.device) -> FrameMaker | None:
@@ -103,59 +156,50 @@ def frame_maker(settings: CodecSpec, device: torch.device) -> FrameMaker | None:
     return FrameMaker() if settings.zstd == FRAMES_LEVEL and has_triton(device) else None
 
 
-@dataclass
-class _TablesInUse:
-    """Tables of a tensor.
+@dataclass(frozen=True)
+class _Wide:
+    """Tensors of a group whose elements have several bytes, all of them equally many.
 
     Attributes:
-        tables: the latest.
-        counted: (S,) bool, for which of them there were bytes to count.
-        batches: how many the tensor has had.
+        tensors: their bits as flat integers.
+        pieces: (n, 4) what `kernels.frames.split_planes` is told of the samples' pieces.
     """
 
-    tables: DeviceTables
-    counted: NDArray[np.bool_]
-    batches: int
+    tensors: Sequence[Tensor]
+    pieces: NDArray[np.int64]
 
-    @property
-    def is_old(self) -> bool:
-        """Whether the next batch is one to make tables from: a power of two, or `BATCHES_A_TABLE` once more."""
-        following = self.batches + 1
-        return following & (following - 1) == 0 or following % BATCHES_A_TABLE == 0
+    @classmethod
+    def of(cls, group: Sequence[PlainTensor]) -> list[_Wide]:
+        """Those of a group, in which wide elements come first."""
+        found = []
+        ahead = 0
+        for width, own in ((width, list(own)) for width, own in groupby(group, lambda plain: plain.width)):
+            if width == 1:
+                break
+            elements = np.concatenate([plain.elements for plain in own])
+            begins = elements.cumsum() - elements
+            floats = [[plain.tensor.is_floating_point()] * len(plain.pieces) for plain in own]
+            pieces = np.stack([begins, elements, ahead + width * begins, np.concatenate(floats).astype(np.int64)], 1)
+            found.append(cls([plain.tensor.reshape(-1).view(WHOLE[width]) for plain in own], pieces))
+            ahead += width * int(elements.sum())
+        return found
 
+    def split(self, pieces: Tensor, stored: Tensor) -> None:
+        """Write the planes of their bytes; `pieces` are those above, on the device."""
+        from trio_ray.kv.kernels.frames import split_planes
 
-def cut_samples(lengths: NDArray[np.int64], device: torch.device) -> Blocks:
-    """Blocks of the stretches of samples that lie one behind the other.
-
-    Args:
-        lengths: (samples, S), the stretches of each; the S-th has the S-th table.
-        device: where the blocks are described.
-    """
-    samples, tables = lengths.shape
-    flat = lengths.reshape(-1)
-    run, ahead, length = cut(flat)
-    blocks_of_sample = np.bincount(run // tables, minlength=samples)
-    pieces = [
-        (flat.cumsum() - flat)[run] + ahead,
-        length,
-        np.where(flat[run] < LEAST, -1, run % tables),
-        run // tables,
-        np.concatenate([[0], blocks_of_sample.cumsum()]),
-        lengths.sum(1),
-    ]
-    moved = to_device(torch.from_numpy(np.concatenate(pieces)), device)
-    return Blocks(*moved.split([len(piece) for piece in pieces]))
+        elements = self.tensors[0] if len(self.tensors) == 1 else torch.cat(list(self.tensors))
+        split_planes(elements, pieces, int(self.pieces[:, 1].max()), stored)
 
 
-def device_tables(counts: NDArray[np.int64], device: torch.device) -> DeviceTables:
-    """Tables for bytes that occur so often, (S, 256). Every byte gets a code: the next batch may have it."""
-    codes = np.zeros((len(counts), 256), np.int32)
-    descriptions = np.zeros((len(counts), MAX_DESCRIPTION), np.uint8)
-    described = np.zeros(len(counts), np.int64)
-    for number, own in enumerate(counts):
-        table = HuffmanTable.of(own + 1)
-        if table is not None:
-            codes[number] = table.codes + (table.lengths.astype(np.int32) << 16)
-            described[number] = len(table.description)
-            descriptions[number, : described[number]] = np.frombuffer(table.description, np.uint8)
-    return DeviceTables(*(to_device(torch.from_numpy(array), device) for array in (codes, descriptions, described)))
+def _put_bytes(group: Sequence[PlainTensor], stored: Tensor) -> None:
+    """Write the group's tensors of bytes, which come last."""
+    tensors = [plain.tensor.reshape(-1).view(torch.uint8) for plain in group if plain.width == 1]
+    if tensors:
+        torch.cat(tensors, out=stored[len(stored) - sum(map(len, tensors)) :])
+
+
+def _moved(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """Arrays of rows of four numbers on the device, by one copy."""
+    moved = to_device(torch.from_numpy(np.concatenate(arrays)), device)
+    return list(moved.split([len(array) for array in arrays]))

@@ -58,18 +58,26 @@ def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     lengths = np.zeros(256, np.uint8)
     if len(present) < 2:
         return lengths
-    # A coin is worth its bytes' counts and holds, as a row of numbers, how often each byte is in it.
+    # Of each round: the worth of its coins, ascending, and which of them are packages of two of the round before.
     order = np.argsort(counts[present], kind="stable")
-    single_worth, single = counts[present][order], np.eye(len(present), dtype=np.int64)[order]
-    worth, coins = single_worth, single
+    single = counts[present][order]
+    worth = single
+    rounds = []
     for _ in range(MAX_BITS - 1):
         pairs = len(worth) // 2 * 2
-        packages = coins[0:pairs:2] + coins[1:pairs:2]
-        package_worth = worth[0:pairs:2] + worth[1:pairs:2]
-        worth = np.concatenate([single_worth, package_worth])
-        merged = np.argsort(worth, kind="stable")
-        worth, coins = worth[merged], np.concatenate([single, packages])[merged]
-    lengths[present] = coins[: 2 * len(present) - 2].sum(0)
+        coins = np.concatenate([single, worth[0:pairs:2] + worth[1:pairs:2]])
+        merged = np.argsort(coins, kind="stable")
+        worth = coins[merged]
+        rounds.append(merged >= len(single))
+    # Each single coin that is taken, in whatever round, adds a bit to its byte; they are taken from the cheapest on.
+    bits = np.zeros(len(present), np.uint8)
+    taken = 2 * len(present) - 2
+    for is_package in reversed(rounds):
+        packages = int(np.count_nonzero(is_package[:taken]))
+        bits[: taken - packages] += 1
+        taken = 2 * packages
+    bits[:taken] += 1
+    lengths[present[order]] = bits
     return lengths
 
 
@@ -78,17 +86,17 @@ def _canonical(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
     codes = np.zeros(256, np.uint16)
     code = 0
     for bits in range(int(lengths.max()), 0, -1):
-        for byte in np.flatnonzero(lengths == bits):
-            codes[byte] = code
-            code += 1
-        code >>= 1
+        own = np.flatnonzero(lengths == bits)
+        codes[own] = code + np.arange(len(own))
+        code = (code + len(own)) >> 1
     return codes
 
 
 def _describe(lengths: NDArray[np.uint8]) -> bytes | None:
     """Weights of all bytes but the last that has a code, whose weight follows from theirs (4.2.1)."""
     last = int(np.flatnonzero(lengths)[-1])
-    weights = [int(lengths.max()) + 1 - int(bits) if bits else 0 for bits in lengths[:last]]
+    longest = int(lengths.max())
+    weights = [longest + 1 - bits if bits else 0 for bits in lengths[:last].tolist()]
     coded = _fse(weights)
     direct = 1 + (len(weights) + 1) // 2 if len(weights) <= MAX_DIRECT else None
     if coded is not None and len(coded) < MAX_DESCRIPTION and (direct is None or len(coded) + 1 < direct):

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.codecs.transform import Transform
 from trio_ray.kv.container import write_container
-from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory
+from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory, plain_tensors
 from trio_ray.kv.lossless.frames import FrameMaker, frame_maker
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.lossless.zstd import compress, decompress
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.target import RowTarget
+from trio_ray.precompute.host_memory import HostMemory, aligned
 from trio_ray.study import shown, table
 from trio_ray.tensors import mark, milliseconds_between, torch_threads
 
 CPU_LAYERS = 2
 """Layers that the CPU's rates are measured on, of each segment but the first: large enough not to fit a cache."""
+
+UNTIMED_BATCHES = 16
+"""After so many batches the tables of frames stay for as many more: a job makes them for one in 256 batches."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,14 @@ class CodecSpeed:
             16 bit.
         device_encode, device_decode: of 16-bit keys and values on the GPU.
         core_encode, core_decode: the same on one CPU core.
-        shrink, expand: of coded bytes in and out of the lossless stage, one core.
-        device_shrink: of coded bytes into the lossless stage on the GPU.
+        compress, decompress: of coded bytes in and out of the lossless stage, one core.
+        device_compress: of coded bytes into the lossless stage on the GPU.
         device_bytes: of a sample's container, where the GPU did that.
+        stored_per_s: samples a second from keys and values to pinned host memory, as a replica takes a batch there:
+            encoded, made into frames, copied. Nothing else uses the GPU.
+        host_ms: what the host needs to hand such a batch to the GPU. A job's host hands over the next prefill as well
+            while the GPU computes.
+        launches: kernels, copies and fills that the GPU runs for such a batch.
         basis: bytes of its basis, which a cache holds once; None without one.
     """
 
@@ -55,10 +66,13 @@ class CodecSpeed:
     device_decode: float | None
     core_encode: float
     core_decode: float
-    shrink: float | None
-    expand: float | None
-    device_shrink: float | None
+    compress: float | None
+    decompress: float | None
+    device_compress: float | None
     device_bytes: float | None
+    stored_per_s: float | None
+    host_ms: float | None
+    launches: int | None
     basis: int | None
 
 
@@ -85,7 +99,8 @@ class CodecBenchmark:
             lossless = self._lossless_rates(code_batch(few_layers, codec).split()[0], codec.settings.zstd)
         ends = self.longest_and_shortest
         size = sum(container_sizes(ends, codec))
-        device_shrink, device_size = self._device_stage(codec)
+        device_compress, device_size = self._device_lossless(codec)
+        stored_per_s, host_ms, launches = self._stage(codec) if self.batch.top_ids.is_cuda else (None, None, None)
         pruned = sum(prefix.kv_bytes for prefix in ends.split())
         unpruned = sum(self.geometry.row_bytes(self.geometry.layers) * length for length in ends.lengths)
         return CodecSpeed(
@@ -98,10 +113,13 @@ class CodecBenchmark:
             device_decode=on_gpu[1],
             core_encode=core[0],
             core_decode=core[1],
-            shrink=lossless[0],
-            expand=lossless[1],
-            device_shrink=device_shrink,
+            compress=lossless[0],
+            decompress=lossless[1],
+            device_compress=device_compress,
             device_bytes=device_size,
+            stored_per_s=stored_per_s,
+            host_ms=host_ms,
+            launches=launches,
             basis=None if basis is None else len(basis),
         )
 
@@ -142,14 +160,14 @@ class CodecBenchmark:
         packed = [compress(tensor, level) for tensor in plain]
         size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
 
-        def grow() -> None:
+        def decompress_all() -> None:
             for tensor, small in zip(plain, packed, strict=True):
                 decompress(small.numpy(), TensorSpec(tensor.dtype, tuple(tensor.shape)))
 
         inwards = self._median(lambda: [compress(tensor, level) for tensor in plain], coded.top_ids)
-        return size / inwards / 1e9, size / self._median(grow, coded.top_ids) / 1e9
+        return size / inwards / 1e9, size / self._median(decompress_all, coded.top_ids) / 1e9
 
-    def _device_stage(self, codec: Codec) -> tuple[float | None, float | None]:
+    def _device_lossless(self, codec: Codec) -> tuple[float | None, float | None]:
         """GB/s of coded bytes into the lossless stage on the GPU, and what a container then takes; None without."""
         maker = frame_maker(codec.settings, self.batch.top_ids.device)
         if maker is None:
@@ -158,19 +176,49 @@ class CodecBenchmark:
         plain = [tensor for segment in segments for tensor in segment.tensors.values()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in plain)
 
-        def shrink_all() -> None:
-            for number, segment in enumerate(segments):
-                segment.framed(maker, str(number))
-
-        seconds = self._median(shrink_all, self.batch.top_ids)
+        tensors = [tensor for number, segment in enumerate(segments) for tensor in plain_tensors(number, segment)]
+        for _ in range(UNTIMED_BATCHES):
+            maker.frames(tensors)
+        seconds = self._median(lambda: maker.frames(tensors), self.batch.top_ids)
         ends = self.longest_and_shortest
         stored = sum(container_sizes(ends, codec, FrameMaker())) / len(ends.lengths)
         return size / seconds / 1e9, stored
+
+    def _stage(self, codec: Codec) -> tuple[float, float, int]:
+        """`stored_per_s`, `host_ms` and `launches`."""
+        device = self.batch.top_ids.device
+        maker, memory = frame_maker(codec.settings, device), HostMemory(pinned=True)
+
+        def store() -> None:
+            coded = code_batch(self.batch, codec, maker)
+            lease = memory.lease(sum(aligned(tensor.nbytes) for tensor in coded.tensors()))
+            coded.on_host(lease.allocate)
+            lease.release()
+
+        for _ in range(UNTIMED_BATCHES):
+            store()
+        seconds = self._median(store, self.batch.top_ids)
+        host = []
+        for _ in range(self.rounds):
+            torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            store()
+            host.append(1e3 * (time.perf_counter() - started))
+        return len(self.batch.lengths) / seconds, statistics.median(host), count_launches(store)
 
     def _median(self, work: Callable[[], object], where: Tensor) -> float:
         """Seconds that `work` takes until the device has finished all of it."""
         work()  # compiles kernels
         return statistics.median(_seconds(work, where) for _ in range(self.rounds))
+
+
+def count_launches(work: Callable[[], object]) -> int:
+    """Kernels, copies and fills that a GPU runs for `work`."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        work()
+        torch.cuda.synchronize()
+    return sum(event.device_type.name == "CUDA" for event in profiled.events())
 
 
 def container_sizes(batch: PrefixBatch, codec: Codec, maker: FrameMaker | None = None) -> list[int]:
@@ -195,10 +243,13 @@ def speed_table(speeds: Sequence[CodecSpeed]) -> str:
             "decode GPU": lambda speed: shown(speed.device_decode, ".3g"),
             "encode core": lambda speed: shown(speed.core_encode, ".3g"),
             "decode core": lambda speed: shown(speed.core_decode, ".3g"),
-            "zstd in": lambda speed: shown(speed.shrink, ".3g"),
-            "zstd out": lambda speed: shown(speed.expand, ".3g"),
-            "frames GPU": lambda speed: shown(speed.device_shrink, ".3g"),
+            "zstd in": lambda speed: shown(speed.compress, ".3g"),
+            "zstd out": lambda speed: shown(speed.decompress, ".3g"),
+            "frames GPU": lambda speed: shown(speed.device_compress, ".3g"),
             "MB a sample by them": lambda speed: shown(speed.device_bytes, ".3g", times=1e-6),
+            "stored samples/s": lambda speed: shown(speed.stored_per_s, ".4g"),
+            "host ms a batch": lambda speed: shown(speed.host_ms, ".3g"),
+            "launches a batch": lambda speed: shown(speed.launches, "d"),
             "MB a basis": lambda speed: shown(speed.basis, ".3g", times=1e-6),
         },
     )
