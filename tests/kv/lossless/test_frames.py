@@ -297,6 +297,21 @@ def test_a_batch_takes_few_launches_and_nothing_waits_for_the_gpu() -> None:
 
 
 @pytest.mark.gpu
+def test_a_tensor_of_more_than_two_gib_is_made_into_frames() -> None:
+    """It is a group of its own, and what lies behind the first two GiB is where it belongs."""
+    large, last = (1 << 30) + 8, torch.randn(5000).bfloat16()
+    tensor = torch.zeros(large + len(last), dtype=torch.bfloat16, device="cuda")
+    tensor[large:] = last
+    before = PlainTensor("bytes", torch.zeros(300, dtype=torch.uint8, device="cuda"), [100, 200])
+    small, own = FrameMaker().frames([before, PlainTensor("states", tensor, [large, len(last)])])
+    assert (small.names, own.names) == (("bytes",), ("states",))
+    start, stop = own.ends.flatten().tolist()
+    assert start < large // 2, "the plane of zeros takes a bit a byte"
+    stored = own.data[start:stop].cpu().numpy()
+    assert torch.equal(decompress(stored, TensorSpec(torch.bfloat16, (len(last),))), last)
+
+
+@pytest.mark.gpu
 def test_a_gpu_makes_frames_at_the_level_that_is_the_default() -> None:
     device = torch.device("cuda")
     assert frame_maker(parse_spec("int4"), device) is not None
