@@ -130,7 +130,7 @@ class FrameMaker:
         from trio_ray.kv.kernels.frames import count_bytes, make_frames
 
         device = group[0].tensor.device
-        group = sorted(group, key=lambda plain: -plain.width)  # so each tensor is aligned
+        group = sorted(group, key=lambda plain: -plain.width)  # those of one width side by side, bytes last
         stretches = [plain.stretches for plain in group]
         tables = [self._tables.first_of(plain.name, own.shape[1]) for plain, own in zip(group, stretches, strict=True)]
         wide = _Wide.of(group)
