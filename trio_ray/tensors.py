@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from itertools import accumulate
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,8 +104,11 @@ def move_joined(runs: Sequence[Sequence[Tensor]], device: torch.device) -> list[
     sizes = [sum(tensor.numel() * tensor.element_size() for tensor in run) for run in runs]
     starts = list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
     block = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    room = block.numpy()
     for run, start, size in zip(runs, starts, sizes, strict=False):
-        torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in run], out=block[start : start + size])
+        # Not by torch, which has several threads at it, that go on to keep cores busy for a while.
+        octets = [tensor.reshape(-1).view(torch.uint8).numpy() for tensor in run]
+        np.concatenate(octets, out=room[start : start + size])
     moved = block.to(device, non_blocking=True)
     return [
         moved[start : start + size].view(run[0].dtype).view(sum(map(len, run)), *run[0].shape[1:])

@@ -172,6 +172,9 @@ def select_rows(mask: Tensor, count: int) -> Tensor:
 
     Unlike `nonzero` it does not wait for the device to tell the size.
     """
+    if mask.device.type == "cpu":
+        (found,) = mask.numpy().nonzero()
+        return torch.from_numpy(found)
     slots = torch.where(mask, mask.cumsum(0) - 1, count)
     rows = torch.empty(count + 1, dtype=torch.int64, device=mask.device)
     return rows.scatter_(0, slots, torch.arange(len(mask), device=mask.device))[:count]

@@ -58,3 +58,18 @@ def test_containers_are_compared_where_they_are_and_otherwise_on_the_host(device
         assert compared.differing() == [False, True, False]
     assert compare_on_device(staged, samples, [*sums[:2], None]) is None, "one has been compared before"
     assert compare_on_host(samples, [None] * 3) is None
+
+
+@pytest.mark.gpu
+def test_a_container_of_any_size_is_compared() -> None:
+    """A launch has at most 65,535 programs along any axis but the first."""
+    from trio_ray.kv.kernels.checksums import BLOCKS, differing, halves
+
+    size = 65_536 * BLOCKS * 1024 + 5000
+    data = torch.randint(0, 256, (size // 8 * 8,), dtype=torch.uint8)
+    first, length = torch.tensor([0], device="cuda"), torch.tensor([len(data)], device="cuda")
+    wanted = torch.tensor([halves(checksum(data.numpy().data))], device="cuda")
+    source = data.cuda()
+    assert differing(source, first, length, len(data), wanted).tolist() == [0]
+    source[-3000] ^= 1
+    assert differing(source, first, length, len(data), wanted).tolist() == [1]

@@ -160,3 +160,15 @@ def test_bytes_of_any_kind_behind_a_frames_header_end_as_a_fault(device: str) ->
     found, faults = restored({"noise": stored}, {"noise": [spec] * SAMPLES}, device)
     assert all(faults)
     assert len(found["noise"]) == SAMPLES * size
+
+
+@pytest.mark.gpu
+def test_a_tensor_of_any_size_is_joined_from_its_planes() -> None:
+    """A launch has at most 65,535 programs along any axis but the first."""
+    from trio_ray.kv.kernels.decompress import JOINED, join_planes
+
+    count = 65_536 * JOINED + 5
+    planes = torch.randint(0, 256, (2 * count,), dtype=torch.uint8, device="cuda")
+    out = torch.empty(count, dtype=torch.int16, device="cuda")
+    join_planes(planes, torch.tensor([[0, count, 0]], device="cuda"), count, torch.int16, out)
+    assert torch.equal(out.view(torch.uint8).view(count, 2).t().reshape(-1), planes)

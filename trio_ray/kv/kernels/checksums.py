@@ -71,7 +71,8 @@ def differing(source: Tensor, begins: Tensor, lengths: Tensor, longest: int, wan
     words, table = source.view(torch.int64), _words(source.device)
     with torch.cuda.device_of(source):
         if blocks:
-            _add_up[(len(begins), -(-min(blocks, longest // _BLOCK) // BLOCKS))](
+            # The first axis alone can be longer than 65,535.
+            _add_up[(triton.cdiv(min(blocks, longest // _BLOCK), BLOCKS), len(begins))](
                 words, begins, lengths, table, added, UNIT=BLOCKS, num_warps=4
             )
         _compare[(len(begins),)](
@@ -103,7 +104,7 @@ def _add_up(words, begins, lengths, table, added, UNIT: tl.constexpr):
 
     A sample's rows there begin at the block that its first byte lies in, so no two samples have one in common.
     """
-    sample, unit = tl.program_id(0), tl.program_id(1)
+    unit, sample = tl.program_id(0), tl.program_id(1)
     begin, length = tl.load(begins + sample), tl.load(lengths + sample)
     blocks = (length - 1) // BLOCK_BYTES
     if unit * UNIT < blocks:

@@ -117,7 +117,7 @@ def join_planes(planes: Tensor, pieces: Tensor, longest: int, element: torch.dty
     """
     whole = {2: torch.int16, 4: torch.int32}[element.itemsize]
     with torch.cuda.device_of(planes):
-        _join[(len(pieces), triton.cdiv(longest, JOINED))](
+        _join[(triton.cdiv(longest, JOINED), len(pieces))](  # the first axis alone can be longer than 65,535
             planes, pieces, out.view(whole), WIDTH=element.itemsize, IS_FLOAT=element.is_floating_point, SIZE=JOINED
         )  # fmt: skip
 
@@ -489,9 +489,9 @@ def _copy(source, modes, places, starts, lengths, out, SIZE: tl.constexpr):
 
 @triton.jit
 def _join(planes, pieces, out, WIDTH: tl.constexpr, IS_FLOAT: tl.constexpr, SIZE: tl.constexpr):
-    piece = pieces + tl.program_id(0).to(tl.int64) * 3
+    piece = pieces + tl.program_id(1).to(tl.int64) * 3
     begin, count, to = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2)
-    element = tl.program_id(1).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    element = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     whole = tl.zeros((SIZE,), tl.uint32)
     for plane in tl.static_range(WIDTH):
         found = tl.load(planes + begin + plane * count + element, mask=element < count, other=0)
