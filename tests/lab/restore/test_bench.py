@@ -93,7 +93,7 @@ def test_decoding_and_answering_are_measured_from_a_cache(
     monkeypatch.setattr("trio_ray.lab.restore.decode.CPU_STEPS", 64)
     monkeypatch.setattr("trio_ray.lab.restore.bench.find_server", lambda: None)
     options = ["--shapes", "bundled", "--samples", "2", "--rounds", "1", "--codecs", "int4", "--store-mb", "1"]
-    assert main(["lab", "restore", *options, "--out", str(tmp_path), "--parts", "decode", "answers"]) == 0
+    assert main(["lab", "restore", *options, "--out", str(tmp_path), "--parts", "decode", "answers", "questions"]) == 0
     results = json.loads((tmp_path / "restore.json").read_text())["shapes"]["bundled"]
     decode = results["decode"]
     assert [times["batch"] for times in decode["generate"]] == [2]
@@ -105,5 +105,5 @@ def test_decoding_and_answering_are_measured_from_a_cache(
         assert min(row["first_ms"], row["last_ms"]) > 0
     assert three["first_limit_ms"] > one["first_limit_ms"]
     assert set(results["answers"]["answer_tokens"]["3"]) == {"cache in a folder", "pruned anew", "unpruned"}
-    assert len(results["answers"]["questions"]) == 3
+    assert len(results["questions"]["contestants"]) == 3
     assert "answers/s" in capsys.readouterr().out

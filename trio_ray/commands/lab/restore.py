@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         default=default.store_mb,
         metavar="MB",
-        help=f"of each codec's cache in the part store (default {default.store_mb})",
+        help=f"of each codec's cache in the parts store, answers and questions (default {default.store_mb})",
     )
     parser.add_argument(
         "--budget",

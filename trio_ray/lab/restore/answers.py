@@ -1,4 +1,6 @@
-"""Answers a second: from a cache, pruned anew, and without pruning, each as fast as it goes."""
+"""Answers a second: from a cache, pruned anew, and without pruning, each as fast as it goes; and what several questions
+on one image gain.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from trio_ray.lab.prefill.pruned import Pruned
 from trio_ray.lab.restore.decode import UNPRUNED_BATCHES, GenerateTimes, generate_unpruned, time_generate
 from trio_ray.lab.restore.stored import StoredCache
 from trio_ray.model.decode.engine import Answer, Engine, Request
+from trio_ray.model.decoder import Decoder
 from trio_ray.tensors import measure
 
 ANSWER_TOKENS = (1, 16, 64, 196)
@@ -34,7 +37,7 @@ class AnsweringSizes:
     Attributes:
         sequences: decoded at a time, at most.
         answers: of a pass from a cache.
-        images: of the pass with several questions on an image.
+        images: of a pass with several questions on an image.
     """
 
     sequences: int
@@ -50,7 +53,7 @@ def measure_answers(
     rounds: int,
     on_step: Callable[[str], None],
 ) -> dict[str, Any]:
-    """By length of the answers what each contestant does, and by contestant what several questions on an image gain.
+    """By length of the answers the answers a second of each contestant.
 
     Args:
         caches: by where they are.
@@ -88,15 +91,33 @@ def measure_answers(
         lengths[str(tokens)] = _rates(contestants, replica.device, rounds, f"answers of {tokens} tokens", on_step)
         if generate:
             lengths[str(tokens)]["unpruned"] = _unpruned(prefill, generate, tokens)
-    images = {
+    return lengths
+
+
+def measure_questions(
+    caches: Mapping[str, StoredCache],
+    decoder: Decoder,
+    sizes: AnsweringSizes,
+    threads: int,
+    rounds: int,
+    on_step: Callable[[str], None],
+) -> dict[str, Any]:
+    """Answers a second to several questions on an image, to as many on images of their own, and to stored prompts.
+
+    Args:
+        caches: by where they are.
+        decoder: of the model.
+        sizes, threads, rounds, on_step: see `measure_answers`.
+    """
+    engine = Engine(decoder, sizes.sequences)
+    contestants = {
         f"{name}, {where}": contestant
         for where, cache in caches.items()
-        for name, contestant in _questions(engine, opened[where], cache.rows, sizes.images, threads).items()
+        for name, contestant in _questions(
+            engine, PrunedCache(cache.uri, cache.s3), cache.rows, sizes.images, threads
+        ).items()
     }
-    return {
-        "answer_tokens": lengths,
-        "questions": _rates(images, replica.device, rounds, "several questions on an image", on_step),
-    }
+    return _rates(contestants, engine.device, rounds, "several questions on an image", on_step)
 
 
 def _questions(

@@ -20,14 +20,14 @@ from trio_ray.estimate.made_up_states import GEOMETRIES, Geometry, prefix_batch
 from trio_ray.lab.machine import describe_run
 from trio_ray.lab.prefill.comparison import pruned_prefill
 from trio_ray.lab.prefill.pruned import Pruned
-from trio_ray.lab.restore.answers import AnsweringSizes, measure_answers
+from trio_ray.lab.restore.answers import AnsweringSizes, measure_answers, measure_questions
 from trio_ray.lab.restore.core import COMPONENTS, measure_core
 from trio_ray.lab.restore.cpu import measure_cpu
 from trio_ray.lab.restore.decode import measure_decode
 from trio_ray.lab.restore.memory import Restoring, compare_with_prefill
 from trio_ray.lab.restore.samples import StoredSamples, store_samples
 from trio_ray.lab.restore.settings import RestoreSettings
-from trio_ray.lab.restore.stored import measure_store, write_cache
+from trio_ray.lab.restore.stored import StoredCache, measure_store, write_cache
 from trio_ray.lab.s3_server import find_server, running_server
 from trio_ray.lab.workload import make_workload
 from trio_ray.method.schedule import DEFAULT_RETENTION
@@ -155,23 +155,38 @@ def measure_decoding(bench: Bench) -> dict[str, Any]:
 
 
 def measure_answering(bench: Bench) -> dict[str, Any]:
-    """See `measure_answers`; from caches with the first codec in a folder and, where it can be started, on S3."""
+    """See `measure_answers`."""
+    with _answer_caches(bench) as caches:
+        found = measure_answers(caches, bench.prefill, *_answering(bench))
+    return {"codec": bench.settings.codecs[0], "answer_tokens": found}
+
+
+def measure_asking(bench: Bench) -> dict[str, Any]:
+    """See `measure_questions`."""
+    with _answer_caches(bench) as caches:
+        found = measure_questions(caches, bench.replica.decoder, *_answering(bench))
+    return {"codec": bench.settings.codecs[0], "contestants": found}
+
+
+def _answering(bench: Bench) -> tuple[AnsweringSizes, int, int, OnStep]:
+    """How much is answered, by how many threads, how often; and who is told."""
+    sizes = AnsweringSizes(*((256, 256, 64) if bench.device.type == "cuda" else (8, 8, 2)))
+    return sizes, bench.settings.threads, min(3, bench.settings.rounds), bench.on_step
+
+
+@contextmanager
+def _answer_caches(bench: Bench) -> Iterator[dict[str, StoredCache]]:
+    """Caches with the first codec in a folder and, where it can be started, on S3; by where they are."""
     samples = next(iter(bench.samples.values()))
-    on_gpu = bench.device.type == "cuda"
-    sizes = AnsweringSizes(*((128, 256, 64) if on_gpu else (8, 8, 2)))
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.folder))
         places = {"a folder": (f"{folder}/cache", S3Config())}
         if _has_s3():
             uri, s3 = stack.enter_context(_s3_server(bench.folder))
             places["S3"] = (f"{uri}/{bench.shapes}/answers", s3)
-        caches = {
+        yield {
             where: write_cache(uri, s3, samples, bench.settings.store_mb * 10**6) for where, (uri, s3) in places.items()
         }
-        found = measure_answers(
-            caches, bench.prefill, sizes, bench.settings.threads, min(3, bench.settings.rounds), bench.on_step
-        )
-    return {"codec": samples.name, **found}
 
 
 def measure_on_cpu(bench: Bench) -> dict[str, Any]:
@@ -191,6 +206,7 @@ _PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "store": measure_stores,
     "decode": measure_decoding,
     "answers": measure_answering,
+    "questions": measure_asking,
     "cpu": measure_on_cpu,
     "core": measure_on_core,
 }

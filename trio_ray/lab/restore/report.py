@@ -112,11 +112,17 @@ def _answers(found: Record) -> list[str]:
     return [
         f"Answers a second; codec {found['codec']}.",
         table(found["answer_tokens"].items(), columns),
-        table(
-            found["questions"].items(),
-            {"": lambda one: one[0], "answers/s": lambda one: shown(one[1]["answers_per_s"], ",.1f")},
-        ),
     ]
+
+
+QUESTION_COLUMNS: Columns[Named] = {
+    "": lambda one: one[0],
+    "answers/s": lambda one: shown(one[1]["answers_per_s"], ",.1f"),
+}
+
+
+def _questions(found: Record) -> list[str]:
+    return [f"Answers a second; codec {found['codec']}.", table(found["contestants"].items(), QUESTION_COLUMNS)]
 
 
 def _rate(contestant: str, one: Named) -> str | None:
@@ -161,6 +167,7 @@ _PARTS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
     "store": ("restored from a store", _store),
     "decode": ("decode steps", _decode),
     "answers": ("answers", _answers),
+    "questions": ("several questions on an image", _questions),
     "cpu": ("on the CPU", _cpu),
     "core": ("inverse transform on one core", _core),
 }

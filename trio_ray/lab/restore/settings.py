@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PARTS = ("memory", "store", "decode", "answers", "cpu", "core")
+PARTS = ("memory", "store", "decode", "answers", "questions", "cpu", "core")
 CODECS = ("transform", "int4", "int8", "raw")
 SHAPES = ("mistral-7b", "vicuna-7b")
 
@@ -21,7 +21,8 @@ class RestoreSettings:
         rounds: each contestant's turns.
         threads: host threads that fetch and check.
         ratio: see `codecs`.
-        store_mb: of a codec's cache in the part `store`, 1e6 bytes; on a GPU it should take a second or more to read.
+        store_mb: of a codec's cache in the parts that read one, 1e6 bytes; several batches, since the first one
+            is waited for.
         token_budget: prompt rows of a batch of the prefill that restoring is compared with.
         seed: of weights and workload.
     """
@@ -33,6 +34,6 @@ class RestoreSettings:
     rounds: int = 5
     threads: int = 16
     ratio: float = 10.0
-    store_mb: int = 1500
+    store_mb: int = 4000
     token_budget: int = 65536
     seed: int = 0
