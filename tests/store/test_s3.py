@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import pickle
 import random
 import re
 import socket
@@ -17,7 +18,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
@@ -212,6 +215,32 @@ def test_a_range_of_an_object_replaced_while_its_body_broke_off_is_no_mixture(
         with pytest.raises(StoreError, match="big"):
             behind(s3_store, proxy.endpoint_url).read_range("big", 0, len(DATA))
         assert proxy.cuts == 1
+
+
+def test_a_client_is_made_once_however_many_threads_are_the_first_to_use_a_store(
+    s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What boto3 makes clients with must not be used by two threads at the same time."""
+    made: list[int] = []
+    make = boto3.Session.client
+
+    def slowly(session: boto3.Session, *given: Any, **settings: Any) -> Any:
+        made.append(1)
+        time.sleep(0.2)
+        return make(session, *given, **settings)
+
+    monkeypatch.setattr(boto3.Session, "client", slowly)
+    s3_store.put("data", DATA)
+    fresh, made[:] = pickle.loads(pickle.dumps(s3_store)), []
+
+    def read(number: int) -> bytes:
+        buffer = bytearray(1000)
+        fresh.read_into("data", 1000 * number, memoryview(buffer))
+        return bytes(buffer)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert b"".join(pool.map(read, range(8))) == DATA[:8000]
+    assert made == [1]
 
 
 def test_a_forked_process_reads_ranges_although_its_parent_has(s3_store: ObjectStore) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,6 +57,7 @@ class S3Store(ObjectStore):
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._config = config
+        self._making = threading.RLock()
         self._pieces = Pieces(config.part_mib << 20, most=2 * config.upload_threads)
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
 
@@ -196,9 +198,14 @@ class S3Store(ObjectStore):
             session.set_config_variable("profile", self._config.profile)
         return session
 
-    @cached_property
+    @property
     def _client(self) -> Any:
-        """A boto3 client, which threads may share."""
+        """A boto3 client, which threads may share, but not make at the same time."""
+        with self._making:
+            return self._made_client
+
+    @cached_property
+    def _made_client(self) -> Any:
         if self._own_endpoint is not None:
             check_reachable(self.uri, self._own_endpoint)
         with translated(self.uri):
@@ -216,8 +223,13 @@ class S3Store(ObjectStore):
                 ),
             )
 
-    @cached_property
+    @property
     def _ranges(self) -> RangeReader:
+        with self._making:
+            return self._made_ranges
+
+    @cached_property
+    def _made_ranges(self) -> RangeReader:
         found = self._client.meta
         with translated(self.uri):
             return RangeReader(
