@@ -201,6 +201,7 @@ class S3Store(ObjectStore):
     @property
     def _client(self) -> Any:
         """A boto3 client, which threads may share, but not make at the same time."""
+        # `cached_property` had a lock of its own before Python 3.12.
         with self._making:
             return self._made_client
 
