@@ -30,13 +30,13 @@ class RestoreRate:
 
 
 RATES = {
-    "transform": RestoreRate(0.62, 8.8),
-    "int4": RestoreRate(1.01, 9.3),
-    "int8": RestoreRate(1.08, 16.0),
-    "raw": RestoreRate(0.0, 31.7),
+    "transform": RestoreRate(0.52, 7.2),
+    "int4": RestoreRate(0.57, 8.3),
+    "int8": RestoreRate(0.69, 11.5),
+    "raw": RestoreRate(0.10, 19.5),
 }
-"""Mistral's and Vicuna's samples took, in ms: transform 0.97 and 2.19, int4 1.39 and 2.67, int8 1.73 and 3.94, raw 1.28
-and 5.65.
+"""Mistral's and Vicuna's samples took, in ms: transform 0.81 and 1.80, int4 0.91 and 2.06, int8 1.16 and 2.74, raw 0.89
+and 3.58.
 """
 DECODE_SHARE = 0.6
 """What decoding a full batch reaches of the prefill's speed in arithmetic: a step of 256 sequences took 10.5 ms."""
