@@ -31,9 +31,9 @@ def test_nothing_pruned_moves_nothing_and_pruning_does(
     assert len(batches) > 1 or scope == "image"
     assert sum(len(batch.samples) for batch in batches) == (len(samples) if scope == "prompt" else len(images))
     unpruned = Method.unpruned(bundled.decoder.depth)
-    assert max(value for batch in batches for value in batch.divergence(bundled, unpruned)) < 1e-6
+    assert max(value for batch in batches for value in batch.divergences(bundled, [unpruned])[0]) < 1e-6
     pruned = method_config("random", 0.05).build(bundled.decoder.depth)
-    assert max(value for batch in batches for value in batch.divergence(bundled, pruned)) > 0.1
+    assert max(value for batch in batches for value in batch.divergences(bundled, [pruned])[0]) > 0.1
 
 
 def test_a_prompts_divergence_is_that_of_whole_prefills(bundled: Replica, questions: list[HeldOutQuestion]) -> None:

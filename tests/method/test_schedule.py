@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trio_ray.method.schedule import AUTHORS_SHAPE, Schedule, ScheduleShape
+from trio_ray.method.schedule import AUTHORS_SHAPE, Schedule
 
 
 def test_one_ninth_of_llava_1_5_gives_the_authors_counts() -> None:
@@ -134,10 +134,3 @@ def test_default_prune_points_can_meet_every_retention(layers: int, retention: f
     points = AUTHORS_SHAPE.points_for(layers, retention)
     assert list(points) == sorted(set(points))
     Schedule(layers, points, retention=retention, weights=AUTHORS_SHAPE.weights_for(len(points)))
-
-
-def test_a_stretched_shape_prunes_deeper_and_loses_what_lies_behind_the_last_layer() -> None:
-    shape = ScheduleShape(16, (0, 1, 2, 12), (4, 3, 2, 1))
-    assert shape.stretched(1).points_for(32) == shape.points_for(32)
-    deeper = shape.stretched(1.5)
-    assert (deeper.points_for(32), deeper.weights) == ((0, 3, 6), (4, 3, 2))  # 12 has become 18 of 16

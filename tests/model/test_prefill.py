@@ -19,7 +19,9 @@ from trio_ray.method.proxy import rotate
 from trio_ray.method.rows import Positions
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
+from trio_ray.model.attention import packed_attention
 from trio_ray.model.decode.engine import generate
+from trio_ray.model.prefill import pruned_prefill, pruned_prefills
 from trio_ray.model.replica import Replica
 
 PRUNED = Schedule(8, (1, 3, 5), retention=0.3)
@@ -140,6 +142,29 @@ def test_layers_that_run_on_all_rows_store_the_kept_rows_of_the_unpruned_model(
         if full_layers == 8:
             torch.testing.assert_close(prefix.top_logprobs, whole.top_logprobs, atol=1e-5, rtol=0)
     assert differs == (full_layers < 7)
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_methods_that_share_their_layers_store_what_each_stores_alone(replica: Replica, positions: Positions) -> None:
+    """Whatever part of the layers runs on all rows, and whether anything is dropped at all."""
+    prepared = prepare(replica, samples_of_all_grids(6))
+    hidden, rows = replica.embed(prepared)
+    schedules = [replace(PRUNED, full_layers=layers) for layers in (0, 4, 8)]
+    schedules += [Schedule(8, (0, 2), tokens=9, weights=(3, 1), full_layers=4), Schedule(8, (), keep=())]
+    choices = [
+        (Method(schedule, Trio(), positions), [schedule.counts(sample.image_tokens) for sample in prepared])
+        for schedule in schedules
+    ]
+    attention = packed_attention(replica.attention)
+    together = pruned_prefills(replica.decoder, hidden, rows, choices, attention)
+    for prefill, (method, budgets) in zip(together, choices, strict=True):
+        alone = pruned_prefill(replica.decoder, hidden, rows, method, budgets, attention)
+        torch.testing.assert_close(prefill.logits, alone.logits, atol=1e-6, rtol=0)
+        assert [len(run.keys) for run in prefill.segments] == [len(run.keys) for run in alone.segments]
+        for ours, own in zip(prefill.segments, alone.segments, strict=True):
+            assert torch.equal(ours.position, own.position)
+            torch.testing.assert_close(ours.keys, own.keys, atol=1e-6, rtol=0)
+            torch.testing.assert_close(ours.values, own.values, atol=1e-6, rtol=0)
 
 
 def unturned(replica: Replica, keys: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

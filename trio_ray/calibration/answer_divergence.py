@@ -17,12 +17,15 @@ from trio_ray.model.continuation import Continuation
 from trio_ray.model.decode.engine import generate
 from trio_ray.model.image_scope import Scope, up_to_images
 from trio_ray.model.packing import pack
-from trio_ray.model.prefill import Prefill, pruned_prefill
+from trio_ray.model.prefill import Prefill, pruned_prefills
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
 ANSWER_TOKENS = 8
 """Tokens of an answer that are compared."""
+
+STORED_AT_ONCE = 2.0
+"""Image rows of all methods that share their layers, in those of an unpruned prefill: bounds what they take up."""
 
 GENERIC_QUESTIONS = (
     "What is in the image?",
@@ -68,17 +71,41 @@ class ReferenceBatch:
     asked: Sequence[_Asked]
 
     @torch.no_grad()
-    def divergence(self, replica: Replica, method: Method) -> list[float]:
-        """Divergence of the unpruned distribution from the pruned one (KL, nats): for each sample, the mean over the
-        tokens of its answers.
+    def divergences(self, replica: Replica, methods: Sequence[Method]) -> list[list[float]]:
+        """Divergence of the unpruned distribution from the pruned one (KL, nats): for each method and sample, the mean
+        over the tokens of its answers.
+
+        Methods that run the same layers on all tokens share these layers (`pruned_prefills`), in groups whose stored
+        rows have room beside each other.
         """
-        prefill = _prefill(replica, self.samples, self.hidden, self.rows, method)
+        found: list[list[float]] = []
+        for group in self._groups(methods):
+            prefills = _prefills(replica, self.samples, self.hidden, self.rows, group)
+            found += [self._of_prefill(replica, prefill) for prefill in prefills]
+        return found
+
+    def _of_prefill(self, replica: Replica, prefill: Prefill) -> list[float]:
         pruned = _distributions(replica, prefill, self.scope, [(a.sample, a.question, a.answer) for a in self.asked])
         found = []
         for _, of_sample in groupby(zip(self.asked, pruned, strict=True), key=lambda pair: pair[0].sample):
             tokens = [(asked.reference.exp() * (asked.reference - rows)).sum(-1) for asked, rows in of_sample]
             found.append(float(torch.cat(tokens).mean()))
         return found
+
+    def _groups(self, methods: Sequence[Method]) -> Iterator[list[Method]]:
+        """Methods, in order, that together store about as many rows as `STORED_AT_ONCE` unpruned prefills."""
+        tokens = sum(sample.image_tokens for sample in self.samples)
+        group: list[Method] = []
+        stored = 0.0
+        for method in methods:
+            size = sum(method.schedule.mean_tokens(sample.image_tokens) for sample in self.samples) / tokens
+            if group and stored + size > STORED_AT_ONCE:
+                yield group
+                group, stored = [], 0.0
+            group.append(method)
+            stored += size
+        if group:
+            yield group
 
 
 @torch.no_grad()
@@ -98,7 +125,7 @@ def reference_batches(
     chosen = list({sample.images[0].hash: sample for sample in samples}.values()) if questions else samples
     for batch in pack(chosen, batch_rows):
         hidden, rows = replica.embed(batch)
-        unpruned = _prefill(replica, batch, hidden, rows, Method.unpruned(replica.decoder.depth))
+        (unpruned,) = _prefills(replica, batch, hidden, rows, [Method.unpruned(replica.decoder.depth)])
         wanted = [
             (number, question)
             for number, sample in enumerate(batch)
@@ -138,11 +165,11 @@ def _answered(
     return [_Asked(*one, reference) for one, reference in zip(told, references, strict=True)]
 
 
-def _prefill(
-    replica: Replica, samples: Sequence[PreparedSample], hidden: Tensor, rows: PackedRows, method: Method
-) -> Prefill:
-    budgets = [method.schedule.counts(sample.image_tokens) for sample in samples]
-    return pruned_prefill(replica.decoder, hidden, rows, method, budgets, packed_attention(replica.attention))
+def _prefills(
+    replica: Replica, samples: Sequence[PreparedSample], hidden: Tensor, rows: PackedRows, methods: Sequence[Method]
+) -> list[Prefill]:
+    choices = [(method, [method.schedule.counts(sample.image_tokens) for sample in samples]) for method in methods]
+    return pruned_prefills(replica.decoder, hidden, rows, choices, packed_attention(replica.attention))
 
 
 def _prefixes(prefill: Prefill, scope: Scope) -> list[Prefix]:

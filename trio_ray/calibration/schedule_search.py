@@ -3,25 +3,28 @@ model's, at the same mean number of image tokens.
 
 No labels are needed. The unpruned model answers a sample of the corpus; every candidate prefills the same samples with
 its pruning and is asked for the probability of each token of those answers. The divergence of the two distributions is
-what the search makes small. It begins with the default schedules of all selectors, and goes on from the best few by
-small changes of prune points, weights, positions and the selector's own settings. Most candidates are dropped after a
-part of the samples. A third of the images is held back from the search; the result is adopted only if it also beats the
-selector's default there.
+what the search makes small. It begins with the selector's default, the schedules that follow from where this model
+reads its image (`depth_profile`), and the defaults of all selectors. It goes on from the best few by small changes of
+prune points, weights, positions and the selector's own settings, a generation of candidates at a time, which share the
+layers that run on all tokens. Most candidates are dropped after a part of the samples. A third of the images is held
+back from the search; the result is adopted only if it also beats the selector's default there.
 
 Where `method.full_depth` is auto, the share of the layers that run on all tokens is chosen first, with the default
-schedule or one that prunes deeper: the smallest one that moves answers hardly, or hardly more than any larger one.
+schedule or one that follows from the profile: the smallest share that moves answers hardly, or hardly more than any
+larger one.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from statistics import fmean
 from typing import Any
 
 from trio_ray.calibration.answer_divergence import ReferenceBatch, reference_batches
+from trio_ray.calibration.depth_profile import depth_profile, profile_shape
 from trio_ray.config import MethodConfig
 from trio_ray.errors import ConfigError
 from trio_ray.method.schedule import ScheduleShape
@@ -33,6 +36,12 @@ from trio_ray.model.replica import Replica
 CANDIDATES = 96
 """Schedules that are tried, the starts among them. Where layers run on all tokens, fewer are tried in the same time."""
 
+GENERATION = 12
+"""Candidates that are measured beside each other: the layers that run on all tokens run once for all of them."""
+
+MOST_DRAWS = 20
+"""Candidates are drawn this many times as often as they are wanted, before the search ends early."""
+
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the layers that are tried for `method.full_depth: auto`."""
 
@@ -42,8 +51,8 @@ SMALL_DIVERGENCE = 0.05
 SMALL_RATIO = 1.15
 """So is one whose divergence is at most this many times the smallest one's."""
 
-STRETCHES = (1.25, 1.5)
-"""How much deeper than by default is tried where layers run on all tokens: some models read their rows until later."""
+POWERS = (1 / 3, 1 / 2)
+"""Of the depth profile, whose shapes are tried first (`profile_shape`)."""
 
 MIN_SAMPLES = 12
 HELD_BACK = 3
@@ -79,7 +88,7 @@ class FoundSchedule:
         held_back: number of samples that it did not.
         tried: candidates.
         depths: shares of the layers that were tried for `full_depth`, each with the divergence on the samples of the
-            search, of the default or of one that prunes deeper; none where it was given.
+            search, of the default or of a schedule that follows from the depth profile; none where it was given.
     """
 
     method: MethodConfig
@@ -156,27 +165,32 @@ def search_schedule(
     space = _Space(method, replica.decoder.depth, max(sample.image_tokens for sample in samples))
     depths: tuple[tuple[float, float], ...] = ()
     if method.full_depth == "auto":
-        depths = tuple(_tried_depths(replica, seen, space))
-        space = space.at_depth(_deep_enough(depths))
+        tried = dict(_tried_depths(replica, seen, space))
+        depths = tuple((depth, divergence) for depth, (divergence, _) in tried.items())
+        space = tried[_deep_enough(depths)][1]
+    else:
+        space = space.profiled(replica, seen)
     climb = _Climb(replica, seen, space, random.Random(seed))
     affordable = max(1, round(candidates * _relative_speed(space.given)))
     for done in climb.run(affordable):
         on_candidate(done * candidates // affordable)
     unseen = list(reference_batches(replica, held, scope, batch_rows))
     default = space.filled(space.given)
-    before = _mean_divergence(replica, unseen, default)
-    after = before if climb.best == default else _mean_divergence(replica, unseen, climb.best)
+    before, after = _mean_divergences(replica, unseen, [default, climb.best])
     found, divergence = (climb.best, after) if after < before else (default, before)
     return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried, depths)
 
 
-def _tried_depths(replica: Replica, batches: Sequence[ReferenceBatch], space: _Space) -> Iterator[tuple[float, float]]:
-    """Shares of the layers with the divergence of the default, or of the best that prunes deeper, up to the first that
-    is small enough.
+def _tried_depths(
+    replica: Replica, batches: Sequence[ReferenceBatch], space: _Space
+) -> Iterator[tuple[float, tuple[float, _Space]]]:
+    """Shares of the layers, up to the first that moves answers hardly, each with the smallest divergence of its first
+    schedules, and with the space that it leaves.
     """
     for depth in DEPTHS:
-        divergence = min(_mean_divergence(replica, batches, config) for config in space.at_depth(depth).defaults())
-        yield depth, divergence
+        there = replace(space, given=space.given.model_copy(update={"full_depth": depth})).profiled(replica, batches)
+        divergence = min(_mean_divergences(replica, batches, list(there.first())))
+        yield depth, (divergence, there)
         if divergence <= SMALL_DIVERGENCE:
             return
 
@@ -190,7 +204,7 @@ def _deep_enough(tried: Sequence[tuple[float, float]]) -> float:
 def _relative_speed(method: MethodConfig) -> float:
     """How fast a candidate is, of what it would be if no layer ran on all tokens; rows times layers say so."""
     depth = float(method.full_depth)
-    return PRUNED_COST / (depth + (1 - depth) * PRUNED_COST)
+    return PRUNED_COST / (depth / GENERATION + PRUNED_COST)
 
 
 def _split(samples: Sequence[PreparedSample]) -> tuple[list[PreparedSample], list[PreparedSample]]:
@@ -204,9 +218,12 @@ def _split(samples: Sequence[PreparedSample]) -> tuple[list[PreparedSample], lis
     return searched, held
 
 
-def _mean_divergence(replica: Replica, batches: Sequence[ReferenceBatch], config: MethodConfig) -> float:
-    method = config.build(replica.decoder.depth)
-    return fmean(value for batch in batches for value in batch.divergence(replica, method))
+def _mean_divergences(
+    replica: Replica, batches: Sequence[ReferenceBatch], configs: Sequence[MethodConfig]
+) -> list[float]:
+    methods = [config.build(replica.decoder.depth) for config in configs]
+    found = [batch.divergences(replica, methods) for batch in batches]
+    return [_mean(of_method) for of_method in zip(*found, strict=True)]
 
 
 _Move = Callable[[MethodConfig, random.Random], dict[str, Any] | None]
@@ -221,6 +238,8 @@ class _Space:
     depth: int
     most_tokens: int
     """Image tokens of the largest sample: what a fixed budget must have room for."""
+    shapes: tuple[ScheduleShape, ...] = ()
+    """What the model's depth profile says."""
 
     @property
     def choices(self) -> dict[str, tuple[Any, ...]]:
@@ -240,25 +259,27 @@ class _Space:
             }
         )
 
-    def at_depth(self, full_depth: float) -> _Space:
-        """The same with this share of the layers on all tokens."""
-        return replace(self, given=self.given.model_copy(update={"full_depth": full_depth}))
+    def profiled(self, replica: Replica, batches: Sequence[ReferenceBatch]) -> _Space:
+        """The same with the shapes that the model's depth profile says."""
+        if self.given.layout == "uniform":
+            return self
+        profile = depth_profile(replica, batches, self.filled(self.given))
+        shapes = tuple(profile_shape(profile, power) for power in POWERS) if profile[0] > 0 else ()
+        return replace(self, shapes=shapes)
 
-    def defaults(self) -> Iterator[MethodConfig]:
-        """The selector's default, and where layers run on all tokens the same pruned deeper."""
+    def first(self) -> Iterator[MethodConfig]:
+        """The selector's default, and what the depth profile says."""
         default = self.filled(self.given)
         yield default
-        if self.given.layout == "ragged" and self.given.full_depth:
-            shape = selector_class(self.given.selector).shape_at(float(self.given.full_depth))
-            for stretch in STRETCHES:
-                yield from self._of_shape(shape.stretched(stretch), default.positions)
+        for shape in self.shapes:
+            yield from self._of_shape(shape, default.positions)
 
     def starts(self) -> Iterator[MethodConfig]:
-        """The defaults, then the shapes of the other selectors and some plain ones."""
-        yield from self.defaults()
+        """The first ones, then the shapes of the other selectors and some plain ones."""
+        yield from self.first()
         if self.given.layout == "uniform":
             return
-        for shape in (*self._full_depth_shapes(), *self._shapes()):
+        for shape in (*self.shapes, *self._full_depth_shapes(), *_plain_shapes()):
             for positions in ("compact", "original") if self.given.positions is None else (self.given.positions,):
                 yield from self._of_shape(shape, positions)
 
@@ -270,18 +291,10 @@ class _Space:
         if changed is not None:
             yield changed
 
-    def _shapes(self) -> list[ScheduleShape]:
-        shapes = {kind.shape for kind in bundled_selectors().values()}
-        shapes |= {ScheduleShape(8, (0, 1, 2, 4), (8, 4, 2, 1)), ScheduleShape(8, (0, 2), (3, 1))}
-        return sorted(shapes, key=lambda shape: shape.prune_points)
-
     def _full_depth_shapes(self) -> Iterator[ScheduleShape]:
-        if not self.given.full_depth:
-            return
-        for kind in bundled_selectors().values():
-            if kind.full_depth_shape is not None:
-                yield kind.full_depth_shape
-                yield from map(kind.full_depth_shape.stretched, STRETCHES)
+        if self.given.full_depth:
+            kinds = bundled_selectors().values()
+            yield from (kind.full_depth_shape for kind in kinds if kind.full_depth_shape is not None)
 
     def neighbour(self, config: MethodConfig, chance: random.Random) -> MethodConfig | None:
         """Make a small change; None if the result is not possible."""
@@ -341,6 +354,12 @@ class _Space:
         return {"prune_points": tuple(points), "weights": tuple(weights)}
 
 
+def _plain_shapes() -> list[ScheduleShape]:
+    shapes = {kind.shape for kind in bundled_selectors().values()}
+    shapes |= {ScheduleShape(8, (0, 1, 2, 4), (8, 4, 2, 1)), ScheduleShape(8, (0, 2), (3, 1))}
+    return sorted(shapes, key=lambda shape: shape.prune_points)
+
+
 def _shape_of(config: MethodConfig) -> tuple[list[int], list[float]]:
     return list(config.prune_points or ()), list(config.weights or ())
 
@@ -388,39 +407,51 @@ class _Climb:
         return self.leaders[0].config
 
     def run(self, candidates: int) -> Iterator[int]:
-        """Try this many candidates; yields how many were tried."""
-        for start in islice(self.space.starts(), candidates):
-            self._try(start)
-            yield self.tried
-        misses = 0
-        while self.tried < candidates and misses < 20 * candidates:
-            candidate = self._successor()
-            if candidate is None or candidate.model_dump_json() in self._known:
-                misses += 1
-                continue
-            self._try(candidate)
-            yield self.tried
-
-    def _successor(self) -> MethodConfig | None:
-        """One of the leaders, the better the likelier, with one to three changes."""
-        place = min(int(self.chance.expovariate(0.5)), len(self.leaders) - 1)
-        candidate: MethodConfig | None = self.leaders[place].config
-        for _ in range(self.chance.choice(CHANGES)):
-            candidate = candidate and self.space.neighbour(candidate, self.chance)
-        return candidate
-
-    def _try(self, candidate: MethodConfig) -> None:
-        """Measure a candidate, and drop it as soon as it is clearly worse than the last of the leaders."""
-        if candidate.model_dump_json() in self._known:
-            return
-        self._known.add(candidate.model_dump_json())
-        self.tried += 1
-        method = candidate.build(self.replica.decoder.depth)
-        found: list[list[float]] = []
-        for batch in self.batches:
-            found.append(batch.divergence(self.replica, method))
-            if len(self.leaders) == LEADERS and _mean(found) > TOLERANCE * self.leaders[-1].mean(len(found)):
+        """Try this many candidates, one generation after the other; yields how many were tried."""
+        starts = self._new(self.space.starts())
+        while self.tried < candidates:
+            size = min(GENERATION, candidates - self.tried)
+            generation = list(islice(starts, size)) or list(islice(self._new(self._successors(size)), size))
+            if not generation:
                 return
-        self.leaders.append(_Leader(candidate, found))
+            self._try(generation)
+            yield self.tried
+
+    def _new(self, candidates: Iterable[MethodConfig]) -> Iterator[MethodConfig]:
+        """Those of the candidates that were not met before."""
+        for candidate in candidates:
+            name = candidate.model_dump_json()
+            if name not in self._known:
+                self._known.add(name)
+                yield candidate
+
+    def _successors(self, wanted: int) -> Iterator[MethodConfig]:
+        """Leaders, the better the likelier, with one to three changes each; many more than are wanted, as some of them
+        are known.
+        """
+        for _ in range(MOST_DRAWS * wanted):
+            place = min(int(self.chance.expovariate(0.5)), len(self.leaders) - 1)
+            candidate: MethodConfig | None = self.leaders[place].config
+            for _ in range(self.chance.choice(CHANGES)):
+                candidate = candidate and self.space.neighbour(candidate, self.chance)
+            if candidate is not None:
+                yield candidate
+
+    def _try(self, generation: Sequence[MethodConfig]) -> None:
+        """Measure candidates beside each other on one batch after the other, and drop each of them as soon as it is
+        clearly worse than the last of those that lead then.
+        """
+        self.tried += len(generation)
+        running = [_Leader(candidate, []) for candidate in generation]
+        for number, batch in enumerate(self.batches, 1):
+            methods = [one.config.build(self.replica.decoder.depth) for one in running]
+            for one, found in zip(running, batch.divergences(self.replica, methods), strict=True):
+                one.found.append(found)
+            means = sorted(one.mean(number) for one in (*self.leaders, *running))
+            limit = TOLERANCE * means[:LEADERS][-1]
+            running = [one for one in running if one.mean(number) <= limit]
+            if not running:
+                return
+        self.leaders.extend(running)
         self.leaders.sort(key=lambda leader: leader.mean(len(self.batches)))
         del self.leaders[LEADERS:]

@@ -41,13 +41,6 @@ class ScheduleShape:
         """The weights of so many prune points: the last ones, since the last prunes are the ones that stay."""
         return self.weights[-points:]
 
-    def stretched(self, factor: float) -> ScheduleShape:
-        """The same numbers of tokens at prune points `factor` times as deep; those behind the last layer fall away."""
-        layers = 8 * self.layers  # finer steps, so that no two points fall on one layer
-        points = [round(8 * factor * point) for point in self.prune_points]
-        inside = [(point, weight) for point, weight in zip(points, self.weights, strict=True) if point < layers]
-        return ScheduleShape(layers, tuple(point for point, _ in inside), tuple(weight for _, weight in inside))
-
 
 AUTHORS_SHAPE = ScheduleShape(32, prune_points=(1, 10, 15), weights=(92, 54, 22))
 """LLaVA-1.5 at 64 of 576 tokens (arXiv 2602.04657, released code)."""

@@ -7,8 +7,7 @@ dropped row is only not stored: rows behind it have read it in those layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,7 +54,6 @@ class Prefill:
         )
 
 
-@torch.no_grad()
 def pruned_prefill(
     decoder: Decoder,
     hidden: Tensor,
@@ -74,17 +72,33 @@ def pruned_prefill(
         budgets: per sample, how many image rows are left behind each prune point.
         attention: causal attention over packed rows.
     """
-    edges = (*method.schedule.prune_points, decoder.depth)
-    run = _Run(decoder, attention, method, hidden, rows, rows)
-    segments, left, scores = [], [], []
-    if edges[0] > 0:
-        segments.append(run.segment(range(edges[0])))
-    for point, (start, stop) in enumerate(pairwise(edges)):
-        scores.append(run.prune(start, [budget[point] for budget in budgets]))
-        segments.append(run.segment(range(start, stop)))
-        left.append(run.left)
-    logits = decoder.logits(run.hidden[run.rows.last_rows]).float()
-    return Prefill(rows, tuple(segments), tuple(left), logits, tuple(scores))
+    (prefill,) = pruned_prefills(decoder, hidden, rows, [(method, budgets)], attention)
+    return prefill
+
+
+@torch.no_grad()
+def pruned_prefills(
+    decoder: Decoder,
+    hidden: Tensor,
+    rows: PackedRows,
+    choices: Sequence[tuple[Method, Sequence[Sequence[int]]]],
+    attention: PackedAttention,
+) -> list[Prefill]:
+    """The prefills of several methods, with their budgets, over the same rows; see `pruned_prefill`.
+
+    A layer that runs on all rows, whatever a method stores of them, runs once for all methods. What each stores is held
+    at the same time.
+    """
+    whole = _Stream(decoder, attention, hidden, rows)
+    runs = [_Run(method, budgets, whole, rows) for method, budgets in choices]
+    for layer in range(decoder.depth):
+        for run in runs:
+            run.enter(layer)
+        sharing = [run for run in runs if run.stream is whole]
+        for group in (sharing, *([run] for run in runs if run.stream is not whole)):
+            if group:
+                _run_layer(layer, group)
+    return [run.result(rows) for run in runs]
 
 
 def select(
@@ -101,74 +115,23 @@ def select(
 
 
 @dataclass
-class _Run:
-    """A prefill under way.
+class _Stream:
+    """Rows on their way through the layers.
 
     Attributes:
         decoder: the model's decoder.
         attention: causal attention over packed rows.
-        method: which rows are dropped, and from which layer on the dropped ones are not computed either.
         hidden: (T, d) the rows that the next layer runs on.
         rows: their layout.
-        left: layout of the rows that are not dropped, which are what is stored.
-        places: (T',) int64, where in `hidden` these are; None where they are all of it.
     """
 
     decoder: Decoder
     attention: PackedAttention
-    method: Method
     hidden: Tensor
     rows: PackedRows
-    left: PackedRows
-    places: Tensor | None = None
 
-    def prune(self, layer: int, keep: Sequence[int]) -> Tensor | None:
-        """Drop image rows before layer `layer`, so that `keep[s]` are left of each sample.
-
-        Returns:
-            The selector's scores of the rows that were left before; None where nothing had to be dropped.
-        """
-        self._skip_dropped(layer)
-        hidden = self.hidden if self.places is None else self.hidden[self.places]
-        selection = select(self.decoder, hidden, self.left, layer, keep, self.method)
-        if selection is None:
-            return None
-        self.left = self.left.keep(selection.rows, keep, self.method.positions)
-        self.places = selection.rows if self.places is None else self.places[selection.rows]
-        return selection.score
-
-    def segment(self, layers: range) -> SegmentBatch:
-        """Run these layers, between which nothing is dropped; gives what is stored of them."""
-        left, heads = self.left, (self.decoder.kv_heads, self.decoder.head_dim)
-        keys = self.hidden.new_empty(len(layers), left.total, *heads)
-        values = torch.empty_like(keys)
-        for slot, layer in enumerate(layers):
-            self._skip_dropped(layer)
-            if self.places is None:
-                self._run_layer(layer, keys[slot], values[slot])
-                continue
-            all_keys = self.hidden.new_empty(self.rows.total, *heads)
-            all_values = torch.empty_like(all_keys)
-            self._run_layer(layer, all_keys, all_values)
-            keys[slot] = self._at_new_positions(all_keys[self.places])
-            values[slot] = all_values[self.places]
-        return SegmentBatch(
-            first_layer=layers.start,
-            keys=keys,
-            values=values,
-            lengths=left.lengths,
-            image_counts=left.image_counts,
-            leads=left.leads,
-            position=left.position.int(),
-            text=~left.is_image,
-        )
-
-    def _skip_dropped(self, layer: int) -> None:
-        """Behind the layers that run on all rows, go on with those that are left."""
-        if self.places is not None and layer >= self.method.schedule.full_layers:
-            self.hidden, self.rows, self.places = self.hidden[self.places], self.left, None
-
-    def _run_layer(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def run_layer(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Run one layer, and write its keys and values, (T, kv_heads, D) each."""
         rows = self.rows
         tables = self.decoder.tables(self.hidden, rows.position)
 
@@ -177,11 +140,112 @@ class _Run:
 
         self.hidden = self.decoder.run_layer(layer, self.hidden, tables, attend, keys, values)
 
+    def new_keys_and_values(self, layers: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Two uninitialised (layers, rows, kv_heads, D)."""
+        keys = self.hidden.new_empty(layers, rows, self.decoder.kv_heads, self.decoder.head_dim)
+        return keys, torch.empty_like(keys)
+
+
+@dataclass
+class _Run:
+    """A method's prefill under way.
+
+    Attributes:
+        method: which rows are dropped, and from which layer on the dropped ones are not computed either.
+        budgets: see `pruned_prefill`.
+        stream: the rows that the next layer runs on. Other methods may share them.
+        left: layout of the rows that are not dropped, which are what is stored.
+        places: (T',) int64, where in the stream these are; None where they are all of it.
+        segments, layouts, scores: see `Prefill`, as far as the run has come.
+    """
+
+    method: Method
+    budgets: Sequence[Sequence[int]]
+    stream: _Stream
+    left: PackedRows
+    places: Tensor | None = None
+    segments: list[SegmentBatch] = field(default_factory=list)
+    layouts: list[PackedRows] = field(default_factory=list)
+    scores: list[Tensor | None] = field(default_factory=list)
+
+    def enter(self, layer: int) -> None:
+        """Before a layer: drop rows at a prune point, and stop computing what is dropped behind the layers that run on
+        all rows.
+        """
+        self._skip_dropped(layer)
+        points = self.method.schedule.prune_points
+        if layer in points:
+            self._prune(layer, [budget[points.index(layer)] for budget in self.budgets])
+            self._skip_dropped(layer)
+        if layer in points or layer == 0:
+            self._begin_segment(layer, next((p for p in points if p > layer), self.stream.decoder.depth))
+
+    def slot(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(T', kv_heads, D) keys and values of the layer in what is stored."""
+        segment = self.segments[-1]
+        return segment.keys[layer - segment.first_layer], segment.values[layer - segment.first_layer]
+
+    def store(self, layer: int, all_keys: Tensor, all_values: Tensor) -> None:
+        """Store what is left of the layer's keys and values, (T, kv_heads, D) each, of the whole stream."""
+        keys, values = self.slot(layer)
+        places = slice(None) if self.places is None else self.places
+        keys.copy_(self._at_new_positions(all_keys[places]))
+        values.copy_(all_values[places])
+
+    def result(self, rows: PackedRows) -> Prefill:
+        """Behind the last layer; `rows` is the layout before any pruning."""
+        stream = self.stream
+        logits = stream.decoder.logits(stream.hidden[stream.rows.last_rows]).float()
+        return Prefill(rows, tuple(self.segments), tuple(self.layouts), logits, tuple(self.scores))
+
+    def _prune(self, layer: int, keep: Sequence[int]) -> None:
+        """Drop image rows before layer `layer`, so that `keep[s]` are left of each sample."""
+        hidden = self.stream.hidden if self.places is None else self.stream.hidden[self.places]
+        selection = select(self.stream.decoder, hidden, self.left, layer, keep, self.method)
+        if selection is not None:
+            self.left = self.left.keep(selection.rows, keep, self.method.positions)
+            self.places = selection.rows if self.places is None else self.places[selection.rows]
+        self.scores.append(None if selection is None else selection.score)
+        self.layouts.append(self.left)
+
+    def _begin_segment(self, layer: int, stop: int) -> None:
+        """Make room for the layers `layer` to `stop - 1`, between which nothing is dropped."""
+        left = self.left
+        keys, values = self.stream.new_keys_and_values(stop - layer, left.total)
+        segment = SegmentBatch(
+            first_layer=layer,
+            keys=keys,
+            values=values,
+            lengths=left.lengths,
+            image_counts=left.image_counts,
+            leads=left.leads,
+            position=left.position.int(),
+            text=~left.is_image,
+        )
+        self.segments.append(segment)
+
+    def _skip_dropped(self, layer: int) -> None:
+        """Behind the layers that run on all rows, go on with those that are left."""
+        if self.places is not None and layer >= self.method.schedule.full_layers:
+            self.stream = replace(self.stream, hidden=self.stream.hidden[self.places], rows=self.left)
+            self.places = None
+
     def _at_new_positions(self, keys: Tensor) -> Tensor:
-        """(T', kv_heads, D) rotated keys of the rows in `places`, turned from their positions in `rows` to those in
+        """(T', kv_heads, D) rotated keys of the rows in `places`, turned from their positions in the stream to those in
         `left`; RoPE turns by differences.
         """
-        if self.method.positions == "original":
+        if self.places is None or self.method.positions == "original":
             return keys
-        assert self.places is not None
-        return self.decoder.turned(keys, self.left.position - self.rows.position[self.places])
+        return self.stream.decoder.turned(keys, self.left.position - self.stream.rows.position[self.places])
+
+
+def _run_layer(layer: int, runs: Sequence[_Run]) -> None:
+    """Run one layer over a stream, and store for each run that shares it what is left of the keys and values."""
+    stream = runs[0].stream
+    if len(runs) == 1 and runs[0].places is None:
+        stream.run_layer(layer, *runs[0].slot(layer))
+        return
+    keys, values = stream.new_keys_and_values(1, stream.rows.total)
+    stream.run_layer(layer, keys[0], values[0])
+    for run in runs:
+        run.store(layer, keys[0], values[0])
