@@ -24,8 +24,8 @@ from trio_ray.model.replica import Replica
 ANSWER_TOKENS = 8
 """Tokens of an answer that are compared."""
 
-STORED_AT_ONCE = 2.0
-"""Image rows of all methods that share their layers, in those of an unpruned prefill: bounds what they take up."""
+STORED_AT_ONCE = 1.0
+"""Image rows of the methods that share their layers, in those of an unpruned prefill, which has to fit anyway."""
 
 GENERIC_QUESTIONS = (
     "What is in the image?",
@@ -93,7 +93,7 @@ class ReferenceBatch:
         return found
 
     def _groups(self, methods: Sequence[Method]) -> Iterator[list[Method]]:
-        """Methods, in order, that together store about as many rows as `STORED_AT_ONCE` unpruned prefills."""
+        """Methods, in order, that together store no more image rows than `STORED_AT_ONCE` says."""
         tokens = sum(sample.image_tokens for sample in self.samples)
         group: list[Method] = []
         stored = 0.0

@@ -21,7 +21,7 @@ from trio_ray.model.replica import Replica
 PROBES = 16
 """Layers that are measured, at most."""
 
-SAMPLES = 16
+SAMPLES = 12
 """Samples whose answers are compared. What an image's absence does is large, so few of them tell."""
 
 STEPS = (0.8, 0.6, 0.4, 0.2, 0.06, 0.02)

@@ -36,7 +36,7 @@ from trio_ray.model.replica import Replica
 CANDIDATES = 96
 """Schedules that are tried, the starts among them. Where layers run on all tokens, fewer are tried in the same time."""
 
-GENERATION = 12
+GENERATION = 8
 """Candidates that are measured beside each other: the layers that run on all tokens run once for all of them."""
 
 MOST_DRAWS = 20
