@@ -41,7 +41,7 @@ def depth_profile(replica: Replica, batches: Sequence[ReferenceBatch], config: M
         config: the method; its share of layers that run on all tokens, its selector and positions are used.
     """
     depth = replica.decoder.depth
-    layers = sorted({round(probe * depth / PROBES) for probe in range(PROBES)})
+    layers = sorted({probe * depth // PROBES for probe in range(PROBES)})
     bare = {"keep": (1,), "retention": None, "tokens": None, "weights": None}
     methods = [config.model_copy(update={**bare, "prune_points": (layer,)}).build(depth) for layer in layers]
     found: list[list[float]] = [[] for _ in layers]
