@@ -21,9 +21,6 @@ from trio_ray.model.replica import Replica
 PROBES = 16
 """Layers that are measured, at most."""
 
-SAMPLES = 12
-"""Samples whose answers are compared. What an image's absence does is large, so few of them tell."""
-
 STEPS = (0.8, 0.6, 0.4, 0.2, 0.06, 0.02)
 """Tokens are dropped where the root of the profile falls below these shares of its first value."""
 
@@ -37,20 +34,16 @@ def depth_profile(replica: Replica, batches: Sequence[ReferenceBatch], config: M
 
     Args:
         replica: the model.
-        batches: whose answers are compared; the first ones, up to `SAMPLES` samples, are enough.
+        batches: whose answers are compared. What an image's absence does is large, so a few samples tell.
         config: the method; its share of layers that run on all tokens, its selector and positions are used.
     """
     depth = replica.decoder.depth
     layers = sorted({probe * depth // PROBES for probe in range(PROBES)})
     bare = {"keep": (1,), "retention": None, "tokens": None, "weights": None}
     methods = [config.model_copy(update={**bare, "prune_points": (layer,)}).build(depth) for layer in layers]
-    found: list[list[float]] = [[] for _ in layers]
-    for batch in batches:
-        for values, more in zip(found, batch.divergences(replica, methods), strict=True):
-            values.extend(more)
-        if len(found[0]) >= SAMPLES:
-            break
-    return np.interp(range(depth), layers, [fmean(values) for values in found]).tolist()
+    found = [batch.divergences(replica, methods) for batch in batches]
+    means = [fmean(value for of_batch in of_layer for value in of_batch) for of_layer in zip(*found, strict=True)]
+    return np.interp(range(depth), layers, means).tolist()
 
 
 def profile_shape(profile: Sequence[float], power: float) -> ScheduleShape:

@@ -54,6 +54,9 @@ SMALL_RATIO = 1.15
 POWERS = (1 / 3, 1 / 2)
 """Of the depth profile, whose shapes are tried first (`profile_shape`)."""
 
+PROFILED_IMAGES = 16
+"""Images that the depth profile is measured on."""
+
 MIN_SAMPLES = 12
 HELD_BACK = 3
 """One image in this many is held back."""
@@ -162,14 +165,15 @@ def search_schedule(
     searched, held = _split(samples)
     share = -(-sum(sample.rows for sample in searched) // PARTS)
     seen = list(reference_batches(replica, searched, scope, min(batch_rows, share)))
+    few = list(reference_batches(replica, _of_first_images(searched, PROFILED_IMAGES), scope, batch_rows))
     space = _Space(method, replica.decoder.depth, max(sample.image_tokens for sample in samples))
     depths: tuple[tuple[float, float], ...] = ()
     if method.full_depth == "auto":
-        tried = dict(_tried_depths(replica, seen, space))
+        tried = dict(_tried_depths(replica, seen, few, space))
         depths = tuple((depth, divergence) for depth, (divergence, _) in tried.items())
         space = tried[_deep_enough(depths)][1]
     else:
-        space = space.profiled(replica, seen)
+        space = space.profiled(replica, few)
     climb = _Climb(replica, seen, space, random.Random(seed))
     affordable = max(1, round(candidates * _relative_speed(space.given)))
     for done in climb.run(affordable):
@@ -182,13 +186,13 @@ def search_schedule(
 
 
 def _tried_depths(
-    replica: Replica, batches: Sequence[ReferenceBatch], space: _Space
+    replica: Replica, batches: Sequence[ReferenceBatch], few: Sequence[ReferenceBatch], space: _Space
 ) -> Iterator[tuple[float, tuple[float, _Space]]]:
     """Shares of the layers, up to the first that moves answers hardly, each with the smallest divergence of its first
     schedules, and with the space that it leaves.
     """
     for depth in DEPTHS:
-        there = replace(space, given=space.given.model_copy(update={"full_depth": depth})).profiled(replica, batches)
+        there = replace(space, given=space.given.model_copy(update={"full_depth": depth})).profiled(replica, few)
         divergence = min(_mean_divergences(replica, batches, list(there.first())))
         yield depth, (divergence, there)
         if divergence <= SMALL_DIVERGENCE:
@@ -205,6 +209,12 @@ def _relative_speed(method: MethodConfig) -> float:
     """How fast a candidate is, of what it would be if no layer ran on all tokens; rows times layers say so."""
     depth = float(method.full_depth)
     return PRUNED_COST / (depth / GENERATION + PRUNED_COST)
+
+
+def _of_first_images(samples: Sequence[PreparedSample], count: int) -> list[PreparedSample]:
+    """The samples of the first so many images."""
+    images = set(islice({sample.images[0].hash: None for sample in samples}, count))
+    return [sample for sample in samples if sample.images[0].hash in images]
 
 
 def _split(samples: Sequence[PreparedSample]) -> tuple[list[PreparedSample], list[PreparedSample]]:
