@@ -55,7 +55,7 @@ CHUNK, GPU_CHUNK = 1 << 23, 1 << 26
 """Rows times channels of the widest group that are compressed at once, which bounds the memory of their integers. A GPU
 wants few and large pieces of work.
 """
-RESTORED_AT_ONCE = 1 << 19
+RESTORED_AT_ONCE = 1 << 20
 """The same where torch restores, whose floats then stay in a CPU's cache from one step to the next."""
 
 
@@ -175,10 +175,13 @@ class Transform(Codec):
         most = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
         for kind, (own, bands) in enumerate(zip(kinds, _bands(tensors[TENSOR], shapes, groups), strict=True)):
             at_once = _even(len(own.index), most)
-            for rows, chunk in _chunks(basis, own.index, own.mean, position, at_once):
-                mine, turn = _split_groups([band[rows] for band in bands], groups, kind), Turn.of(chunk, target)
-                for number, group, packed in zip(numbers, groups, mine, strict=True):
-                    states = self.host_inverse(basis, number, kind, target.keys.dtype).states(packed, chunk.mean)
+            chunks = list(_chunks(basis, own.index, own.mean, position, at_once))
+            turns = [Turn.of(chunk, target) for _, chunk in chunks]
+            # Group by group, so that a CPU's cache keeps a group's matrix from one chunk to the next.
+            for number, group, packed in zip(numbers, groups, _split_groups(bands, groups, kind), strict=True):
+                inverse = self.host_inverse(basis, number, kind, target.keys.dtype)
+                for (rows, chunk), turn in zip(chunks, turns, strict=True):
+                    states = inverse.states([band[rows] for band in packed], chunk.mean)
                     put_rows(target, group.first_layer - shapes[0].first_layer, group.layers, turn, states)
 
     def _restore_by_kernels(
