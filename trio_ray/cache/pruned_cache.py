@@ -548,10 +548,9 @@ class PrunedCache:
 
     def _other_process(self, threads: int) -> tuple[OtherProcessReader, Spare]:
         """A process that reads with so many threads, the same one at every call, and memory that it reads into."""
-        if threads not in self._readers:
-            process = ReaderProcess(self.uri, self._s3, threads, BATCHES_AT_ONCE)
-            self._readers[threads] = OtherProcessReader(process), Spare(AHEAD_BYTES, SharedHostMemory.of_size)
-        return self._readers[threads]
+        process = ReaderProcess(self.uri, self._s3, threads, BATCHES_AT_ONCE)  # which its first request starts
+        made = OtherProcessReader(process), Spare(AHEAD_BYTES, SharedHostMemory.of_size)
+        return self._readers.setdefault(threads, made)
 
     def _fetch_ahead(
         self,
