@@ -7,7 +7,8 @@ what the search makes small. It begins with the selector's default, the schedule
 reads its image (`depth_profile`), and the defaults of all selectors. It goes on from the best few by small changes of
 prune points, weights, positions and the selector's own settings, a generation of candidates at a time, which share the
 layers that run on all tokens. Most candidates are dropped after a part of the samples. A third of the images is held
-back from the search; the result is adopted only if it also beats the selector's default there.
+back from the search. Of the best candidates, those that beat the selector's default there too are ranked by all
+samples, and the first one is adopted; if there is none, the default is.
 
 Where `method.full_depth` is auto, the share of the layers that run on all tokens is chosen first, with the default
 schedule or one that follows from the profile: the smallest share that moves answers hardly, or hardly more than any
@@ -180,8 +181,14 @@ def search_schedule(
         on_candidate(done * candidates // affordable)
     unseen = list(reference_batches(replica, held, scope, batch_rows))
     default = space.filled(space.given)
-    before, after = _mean_divergences(replica, unseen, [default, climb.best])
-    found, divergence = (climb.best, after) if after < before else (default, before)
+    configs = [leader.config for leader in climb.leaders]
+    before, *after = _mean_divergences(replica, unseen, [default, *configs])
+    better = [number for number, divergence in enumerate(after) if divergence < before]
+    found, divergence = default, before
+    if better:
+        # The leaders were chosen by the samples of the search, on which they look too good: all samples say more.
+        best = min(better, key=lambda n: (HELD_BACK - 1) * climb.leaders[n].mean(len(seen)) + after[n])
+        found, divergence = configs[best], after[best]
     return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried, depths)
 
 
@@ -410,11 +417,6 @@ class _Climb:
     leaders: list[_Leader] = field(default_factory=list)
     tried: int = 0
     _known: set[str] = field(default_factory=set)
-
-    @property
-    def best(self) -> MethodConfig:
-        """The best candidate so far."""
-        return self.leaders[0].config
 
     def run(self, candidates: int) -> Iterator[int]:
         """Try this many candidates, one generation after the other; yields how many were tried."""
