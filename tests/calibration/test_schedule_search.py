@@ -14,6 +14,7 @@ from trio_ray.lab.accuracy.accuracy import prepared_batches
 from trio_ray.lab.accuracy.questions import held_out_questions
 from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
+from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
@@ -53,13 +54,15 @@ def test_an_image_prefix_is_found_by_questions_that_follow_it(bundled: Replica) 
     assert found.divergence <= found.default_divergence
 
 
-def test_a_fixed_budget_is_never_exceeded_to_look_better(
+def test_all_settings_are_tried_and_a_fixed_budget_is_never_exceeded_to_look_better(
     bundled: Replica, samples: list[PreparedSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prune point behind so many layers that these alone use the budget up is not tried."""
     tried: list[Schedule] = []
+    settings: set[tuple[str, object]] = set()
 
     def divergences(self: ReferenceBatch, replica: Replica, methods: Sequence[Method]) -> list[list[float]]:
+        settings.update(pair for method in methods for pair in method.selector.settings.items())
         schedules = [method.schedule for method in methods]
         tried.extend(schedule for schedule in schedules if schedule.keep is None)  # the depth profile has no budget
         return [[1.0 / (1 + schedule.prune_points[0])] * len(self.samples) for schedule in schedules]
@@ -69,6 +72,7 @@ def test_a_fixed_budget_is_never_exceeded_to_look_better(
     search(bundled, samples, 60, tokens=1.5 * most / bundled.decoder.depth, selector="trio")
     assert max(schedule.prune_points[0] for schedule in tried) == 1
     assert all(schedule.has_room_for(most) for schedule in tried)
+    assert settings >= {(name, value) for name, values in Trio.searched.items() for value in values}
 
 
 @pytest.mark.parametrize(

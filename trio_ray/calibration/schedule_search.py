@@ -4,7 +4,8 @@ model's, at the same mean number of image tokens.
 No labels are needed. The unpruned model answers a sample of the corpus; every candidate prefills the same samples with
 its pruning and is asked for the probability of each token of those answers. The divergence of the two distributions is
 what the search makes small. It begins with the selector's default, the schedules that follow from where this model
-reads its image (`depth_profile`), and the defaults of all selectors. It goes on from the best few by small changes of
+reads its image (`depth_profile`), and the defaults of all selectors; then every setting of the selector is tried on the
+best one alone. It goes on from the best few by small changes of
 prune points, weights, positions and the selector's own settings, a generation of candidates at a time, which share the
 layers that run on all tokens. Most candidates are dropped after a part of the samples. A third of the images is held
 back from the search. Of the best candidates, those that beat the selector's default there too are ranked by all
@@ -313,6 +314,14 @@ class _Space:
             kinds = bundled_selectors().values()
             yield from (kind.full_depth_shape for kind in kinds if kind.full_depth_shape is not None)
 
+    def with_other_settings(self, config: MethodConfig) -> Iterator[MethodConfig]:
+        """The same with another value of one of the selector's settings."""
+        for name, values in self.choices.items():
+            for value in values:
+                changed = self.changed(config, {"settings": {**config.settings, name: value}})
+                if changed is not None:
+                    yield changed
+
     def neighbour(self, config: MethodConfig, chance: random.Random) -> MethodConfig | None:
         """Make a small change; None if the result is not possible."""
         moves: list[_Move] = [self._change_setting] if self.choices else []
@@ -419,13 +428,15 @@ class _Climb:
     _known: set[str] = field(default_factory=set)
 
     def run(self, candidates: int) -> Iterator[int]:
-        """Try this many candidates, one generation after the other; yields how many were tried."""
-        starts = self._new(self.space.starts())
-        while self.tried < candidates:
-            size = min(GENERATION, candidates - self.tried)
-            generation = list(islice(starts, size)) or list(islice(self._new(self._successors(size)), size))
-            if not generation:
-                return
+        """Try this many candidates; yields how many were tried."""
+        yield from self._try_all(self.space.starts(), candidates)
+        yield from self._try_all(self.space.with_other_settings(self.leaders[0].config), candidates)
+        yield from self._try_all(self._successors(MOST_DRAWS * candidates), candidates)
+
+    def _try_all(self, source: Iterable[MethodConfig], candidates: int) -> Iterator[int]:
+        """Try candidates of a source, one generation after the other, until there are `candidates` in all."""
+        new = self._new(source)
+        while generation := list(islice(new, min(GENERATION, candidates - self.tried))):
             self._try(generation)
             yield self.tried
 
@@ -437,11 +448,9 @@ class _Climb:
                 self._known.add(name)
                 yield candidate
 
-    def _successors(self, wanted: int) -> Iterator[MethodConfig]:
-        """Leaders, the better the likelier, with one to three changes each; many more than are wanted, as some of them
-        are known.
-        """
-        for _ in range(MOST_DRAWS * wanted):
+    def _successors(self, draws: int) -> Iterator[MethodConfig]:
+        """Leaders, the better the likelier, with one to three changes each."""
+        for _ in range(draws):
             place = min(int(self.chance.expovariate(0.5)), len(self.leaders) - 1)
             candidate: MethodConfig | None = self.leaders[place].config
             for _ in range(self.chance.choice(CHANGES)):
