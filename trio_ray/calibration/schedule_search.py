@@ -5,11 +5,11 @@ No labels are needed. The unpruned model answers a sample of the corpus; every c
 its pruning and is asked for the probability of each token of those answers. The divergence of the two distributions is
 what the search makes small. It begins with the selector's default, the schedules that follow from where this model
 reads its image (`depth_profile`), and the defaults of all selectors; then every setting of the selector is tried on the
-best one alone. It goes on from the best few by small changes of
-prune points, weights, positions and the selector's own settings, a generation of candidates at a time, which share the
-layers that run on all tokens. Most candidates are dropped after a part of the samples. A third of the images is held
-back from the search. Of the best candidates, those that beat the selector's default there too are ranked by all
-samples, and the first one is adopted; if there is none, the default is.
+best one alone. It goes on from the best few by small changes of prune points, weights, positions and the selector's own
+settings. A generation of candidates at a time shares the layers that run on all tokens, and most candidates are dropped
+after a part of the samples. A third of the images is held back from the search. Of the best candidates, those that beat
+the selector's default there too are ranked by all samples, and the first one is adopted; if there is none, the default
+is.
 
 Where `method.full_depth` is auto, the share of the layers that run on all tokens is chosen first, with the default
 schedule or one that follows from the profile: the smallest share that moves answers hardly, or hardly more than any
@@ -443,9 +443,9 @@ class _Climb:
     def _new(self, candidates: Iterable[MethodConfig]) -> Iterator[MethodConfig]:
         """Those of the candidates that were not met before."""
         for candidate in candidates:
-            name = candidate.model_dump_json()
-            if name not in self._known:
-                self._known.add(name)
+            method = str(candidate.build(self.replica.decoder.depth).to_dict())  # settings may be given or default
+            if method not in self._known:
+                self._known.add(method)
                 yield candidate
 
     def _successors(self, draws: int) -> Iterator[MethodConfig]:
