@@ -48,7 +48,7 @@ class Elsewhere:
         return sum(report.stored for report in part_reports(self.runner.run(task.shard, task.committed)))
 
     def process_numbers(self) -> list[int]:
-        return [process._running.pid for process in self.processes._idle]
+        return [process._child.pid for process in self.processes._idle]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_shard_that_cannot_be_given_up_costs_a_process_and_raises_nothing(
     process.ask = lambda message: (_ for _ in ()).throw(RuntimeError(f"no answer to {message}"))  # type: ignore
     sink.abort()
     sink.abort()
-    assert process._running.returncode == 0
+    assert process._child.returncode == 0
     assert elsewhere.processes._idle == []
     assert elsewhere.run(0) == 9
 
@@ -192,7 +192,7 @@ def test_processes_end_with_the_replica(
     (process,) = elsewhere.processes._idle
     elsewhere.processes.open(elsewhere.plan.tasks[0].shard).abort()  # it has started
     elsewhere.processes.close()
-    assert process._running.returncode == 0
+    assert process._child.returncode == 0
 
 
 def test_processes_end_when_the_model_cannot_be_loaded(tmp_path: Path, tiny_model: Path) -> None:

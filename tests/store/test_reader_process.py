@@ -9,15 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trio_ray.child_process import SharedMemory
 from trio_ray.config import S3Config
 from trio_ray.errors import ObjectDamaged, ObjectMissing, StoreError
 from trio_ray.store.objects import ObjectStore
-from trio_ray.store.reader_process import ReaderProcess, SharedMemory
+from trio_ray.store.reader_process import ReaderProcess
 from trio_ray.store.spans import Span, read_span
 
 SIZE = 300_000
@@ -39,6 +41,14 @@ def reader(stored: ObjectStore, request: pytest.FixtureRequest) -> Iterator[Read
     process = ReaderProcess(stored.uri, s3, threads=3, at_once=2)
     yield process
     process.close()
+
+
+_numbers = count()
+
+
+def new_memory(size: int) -> SharedMemory:
+    """With a number of its own."""
+    return SharedMemory.make(next(_numbers), size)
 
 
 def content(number: int) -> bytes:
@@ -70,7 +80,7 @@ def test_spans_are_read_into_their_places(stored: ObjectStore, reader: ReaderPro
         Span("data/gone", 0, 400_000, 10, ((400_000, 400_010),)),
         Span("data/1", SIZE - 20, 500_000, 40, ((500_000, 500_010), (500_030, 500_040))),
     ]
-    memory = SharedMemory(1 << 20)
+    memory = new_memory(1 << 20)
     outcomes = reader.read(memory, spans)
     expected = bytearray(1 << 20)
     by_thread = [read_span(stored, span, memoryview(expected)) for span in spans]
@@ -90,7 +100,7 @@ def test_spans_are_read_into_their_places(stored: ObjectStore, reader: ReaderPro
 
 
 def test_any_other_error_is_raised_and_the_process_goes_on(reader: ReaderProcess) -> None:
-    memory = SharedMemory(4096)
+    memory = new_memory(4096)
     with pytest.raises(StoreError, match="is not the name of an object"):
         reader.read(memory, [Span("data/0", 0, 0, 10, ((0, 10),)), Span("../other", 0, 10, 10, ((10, 20),))])
     pid = reader.pid
@@ -107,7 +117,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(stored: ObjectStore, r
     done = [0, 0]
 
     def read(number: int) -> None:
-        memory = SharedMemory(SIZE)
+        memory = new_memory(SIZE)
         while done[number] < 60:
             memory.view[:] = bytes(SIZE)
             outcomes = reader.read(memory, [Span(f"data/{number}", 0, 0, SIZE, ((0, SIZE),))])
@@ -132,9 +142,9 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(stored: ObjectStore, r
 
 
 def test_one_that_ends_at_once_is_an_error_that_says_so(reader: ReaderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_ray.store.reader_process._COMMAND", "import os; os._exit(3)")
+    monkeypatch.setattr("trio_ray.store.reader_process.MODULE", "tests.store.ends_at_once")
     with pytest.raises(StoreError, match=r"ended 2 times \(exit code 3\)"):
-        reader.read(SharedMemory(4096), [])
+        reader.read(new_memory(4096), [])
 
 
 def test_it_ends_with_the_process_that_started_it(stored: ObjectStore) -> None:
@@ -144,7 +154,7 @@ def test_it_ends_with_the_process_that_started_it(stored: ObjectStore) -> None:
     program = (
         "import time; from trio_ray.config import S3Config; from trio_ray.store.reader_process import *\n"
         f"reader = ReaderProcess({stored.uri!r}, S3Config(), 2, 2)\n"
-        "reader.read(SharedMemory(4096), []); print(reader.pid, flush=True); time.sleep(60)"
+        "reader.read(SharedMemory.make(0, 4096), []); print(reader.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -156,10 +166,10 @@ def test_it_ends_with_the_process_that_started_it(stored: ObjectStore) -> None:
 
 def test_memory_that_nobody_holds_is_given_back_by_the_process_too(reader: ReaderProcess) -> None:
     def mapped() -> int:
-        return Path(f"/proc/{reader.pid}/maps").read_text().count("memfd:trio-ray")
+        return Path(f"/proc/{reader.pid}/maps").read_text().count("memfd:trio_ray")
 
-    memory = SharedMemory(4096)
+    memory = new_memory(4096)
     for _ in range(5):
-        reader.read(SharedMemory(4096), [])
+        reader.read(new_memory(4096), [])
         reader.read(memory, [])
     assert mapped() == 1

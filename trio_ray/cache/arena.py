@@ -7,17 +7,18 @@ far more to make. So blocks go back to the arena, and the next batch is read int
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from trio_ray.ordered import interpreter_ends
-from trio_ray.store.reader_process import SharedMemory
+from trio_ray.shared_block import SharedBlock
 
 _SMALLEST = 1 << 20
 _GLANCE_S = 0.2
+_numbers = count()
 
 
 class HostMemory:
@@ -42,22 +43,16 @@ class SharedHostMemory(HostMemory):
     """Memory that a reader process can write to, pinned where there is a GPU.
 
     Attributes:
-        shared: what the process is given.
+        block: what the process is shown.
     """
 
-    def __init__(self, shared: SharedMemory) -> None:
-        super().__init__(torch.frombuffer(shared.view, dtype=torch.uint8))
-        self.shared = shared
-        if torch.cuda.is_available():
-            place = self.tensor.data_ptr()
-            runtime = torch.cuda.cudart()
-            torch.cuda.check_error(int(runtime.cudaHostRegister(place, len(self.tensor), 0)))
-            # Before it is unmapped: `shared` lives as long as this.
-            weakref.finalize(self, runtime.cudaHostUnregister, place).atexit = False
+    def __init__(self, block: SharedBlock) -> None:
+        super().__init__(block.data)
+        self.block = block
 
     @classmethod
     def of_size(cls, size: int) -> SharedHostMemory:
-        return cls(SharedMemory(size))
+        return cls(SharedBlock.make(next(_numbers), size, torch.cuda.is_available()))
 
 
 class Spare:

@@ -163,7 +163,7 @@ class OtherProcessReader(Reader):
     def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
         assert block is not None
         assert isinstance(block.memory, SharedHostMemory)
-        found = self._process.read(block.memory.shared, [run.span for run in runs])
+        found = self._process.read(block.memory.block, [run.span for run in runs])
         outcomes: Outcomes = {}
         for run, own in zip(runs, found, strict=True):
             outcomes |= run.described(own)

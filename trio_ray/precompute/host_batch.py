@@ -9,8 +9,8 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-from trio_ray.precompute.host_memory import Block
 from trio_ray.precompute.stored_batch import StoredBatch, StoredSample
+from trio_ray.shared_block import SharedBlock
 from trio_ray.source.sample import BadSample
 
 
@@ -46,7 +46,7 @@ class HostGroup:
     samples: Sequence[GoodSample]
     batch: StoredBatch
     milliseconds: float
-    block: Block | None = None
+    block: SharedBlock | None = None
 
     def placed(self) -> Iterator[Placed]:
         """Each sample with what is stored of it. The time is shared out by rows."""

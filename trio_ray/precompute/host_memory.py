@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -14,6 +11,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from trio_ray.shared_block import SharedBlock
+
 ALIGNMENT = 64
 ROOM = 1.25
 """A block is made this much larger than what it is first needed for: the next batch may be a little larger."""
@@ -21,54 +20,10 @@ ROOM = 1.25
 GRAIN = 1 << 20
 
 
-class Block:
-    """A piece of shared memory: a file without a name, mapped.
-
-    Attributes:
-        number: tells blocks apart.
-        file: descriptor, open as long as the block is.
-        size: bytes.
-        data: (size,) uint8.
-    """
-
-    def __init__(self, number: int, size: int, file: int, pinned: bool) -> None:
-        self.number = number
-        self.size = size
-        self.file = file
-        self.data = torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8)
-        if pinned:
-            code = int(torch.cuda.cudart().cudaHostRegister(self.data.data_ptr(), size, 0))
-            if code:
-                raise MemoryError(f"the GPU's driver does not pin {size} bytes of host memory: CUDA error {code}")
-        # Before the memory is unmapped, or the driver would take whatever comes to this address for pinned.
-        self._undo = weakref.finalize(self, _give_back, self.data.data_ptr() if pinned else None, file)
-
-    @classmethod
-    def make(cls, number: int, size: int, pinned: bool) -> Block:
-        """A new one; `pinned` for copies from a GPU that run beside everything else."""
-        file = os.memfd_create("trio_ray")
-        try:
-            os.ftruncate(file, size)
-            return cls(number, size, file, pinned)
-        except BaseException:
-            os.close(file)
-            raise
-
-    def close(self) -> None:
-        """Give it back, once nobody here looks at it any more."""
-        self._undo()
-
-
-def _give_back(pinned_at: int | None, file: int) -> None:
-    if pinned_at is not None:
-        torch.cuda.cudart().cudaHostUnregister(pinned_at)
-    os.close(file)
-
-
 class Lease:
     """A block for as long as a batch needs it. `allocate` gives out its memory piece by piece."""
 
-    def __init__(self, block: Block, give_back: Callable[[Block], None]) -> None:
+    def __init__(self, block: SharedBlock, give_back: Callable[[SharedBlock], None]) -> None:
         self.block = block
         self._give_back = give_back
         self._used = 0
@@ -97,7 +52,7 @@ class ShmReference:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: Tensor, blocks: Sequence[Block]) -> ShmReference:
+    def of(cls, tensor: Tensor, blocks: Sequence[SharedBlock]) -> ShmReference:
         """Raises `ValueError` for a tensor that lies in none of the blocks, or in pieces."""
         size = tensor.numel() * tensor.element_size()
         for block in blocks:
@@ -106,7 +61,7 @@ class ShmReference:
                 return cls(block.number, start, tuple(tensor.shape), tensor.dtype)
         raise ValueError(f"a tensor {tuple(tensor.shape)} lies in none of the blocks that its batch was given")
 
-    def tensor(self, block: Block) -> Tensor:
+    def tensor(self, block: SharedBlock) -> Tensor:
         """The tensor, a view of the block."""
         size = prod(self.shape) * self.dtype.itemsize
         return block.data[self.start : self.start + size].view(self.dtype).view(self.shape)
@@ -121,8 +76,8 @@ class HostMemory:
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
-        self._free: list[Block] = []
-        self._alive: dict[int, Block] = {}
+        self._free: list[SharedBlock] = []
+        self._alive: dict[int, SharedBlock] = {}
         self._numbers = count()
         self._lock = threading.Lock()
 
@@ -144,17 +99,17 @@ class HostMemory:
             if block is None:
                 if self._free:
                     self._close(max(self._free, key=lambda block: block.size))
-                block = Block.make(next(self._numbers), GRAIN * (1 + int(ROOM * size) // GRAIN), self._pinned)
+                block = SharedBlock.make(next(self._numbers), GRAIN * (1 + int(ROOM * size) // GRAIN), self._pinned)
                 self._alive[block.number] = block
             else:
                 self._free.remove(block)
         return Lease(block, self._give_back)
 
-    def _give_back(self, block: Block) -> None:
+    def _give_back(self, block: SharedBlock) -> None:
         with self._lock:
             self._free.append(block)
 
-    def _close(self, block: Block) -> None:
+    def _close(self, block: SharedBlock) -> None:
         self._free.remove(block)
         del self._alive[block.number]
         block.close()

@@ -8,27 +8,21 @@ over: the numbers in shared memory (`host_memory`), where the GPU has put them, 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import send_handle
 
+from trio_ray.child_process import ChildProcess
 from trio_ray.errors import StoreError
 from trio_ray.precompute.host_batch import HostBatch
-from trio_ray.precompute.host_memory import Block, HostMemory
+from trio_ray.precompute.host_memory import HostMemory
 from trio_ray.precompute.shard_writer import PartReport, ShardSink, StoringSpec
-from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, NewBlock, pack_batch
+from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, pack_batch
+from trio_ray.shared_block import SharedBlock
 from trio_ray.source.sample import Shard
 
 log = logging.getLogger(__name__)
 
 MODULE = "trio_ray.precompute.storing_process"
-PATIENCE_S = 10.0
-"""Seconds that a process may take to end before it is killed."""
 
 
 class StoringProcessLost(StoreError):
@@ -122,20 +116,9 @@ class _Process:
 
     def __init__(self, spec: StoringSpec) -> None:
         self._uri = spec.output
-        here, there = socket.socketpair()
-        with there:
-            # What is importable here must be so there; its numerical libraries get no threads of their own.
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-            number = there.fileno()
-            self._running = subprocess.Popen(
-                [sys.executable, "-m", MODULE, str(number)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[number],
-                env=environment,
-                start_new_session=True,  # an interrupt from the keyboard is for the driver, which ends all the others
-            )
-        self._pipe = Connection(here.detach())
-        self._shown: set[int] = set()
+        # Its numerical libraries get no threads of their own.
+        self._child = ChildProcess(MODULE, environment={"OMP_NUM_THREADS": "1"})
+        (self._pipe,) = self._child.pipes
         self._tell(spec)
 
     def ask(self, message: Begin | Add | Finish | Abort) -> list[PartReport]:
@@ -149,24 +132,16 @@ class _Process:
             raise answer.error
         return answer.reports
 
-    def show(self, block: Block) -> None:
+    def show(self, block: SharedBlock) -> None:
         """Make sure that a block is known there. Raises `StoringProcessLost`."""
-        if block.number not in self._shown:
-            self._tell(NewBlock(block.number, block.size))
-            try:
-                send_handle(self._pipe, block.file, self._running.pid)
-            except OSError:
-                raise self._lost() from None
-            self._shown.add(block.number)
+        try:
+            self._child.show(self._pipe, block)
+        except OSError:
+            raise self._lost() from None
 
     def end(self) -> None:
         """Wait for its end."""
-        self._pipe.close()
-        try:
-            self._running.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._running.kill()
-            self._running.wait()
+        self._child.end()
 
     def _tell(self, message: object) -> None:
         try:
@@ -178,6 +153,6 @@ class _Process:
         self.end()
         return StoringProcessLost(
             self._uri,
-            f"the process that stored a shard ended with {self._running.returncode} (-9: killed, often for memory); "
+            f"the process that stored a shard ended with {self._child.returncode} (-9: killed, often for memory); "
             "what it had not committed is made again",
         )

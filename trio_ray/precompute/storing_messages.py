@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from trio_ray.precompute.host_batch import HostBatch
-from trio_ray.precompute.host_memory import Block, ShmReference
+from trio_ray.precompute.host_memory import ShmReference
 from trio_ray.precompute.shard_writer import PartReport
+from trio_ray.shared_block import SharedBlock
 from trio_ray.source.sample import Shard
 
 
@@ -24,16 +25,8 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class NewBlock:
-    """A block of the replica's memory; the descriptor of its file follows. There is no answer."""
-
-    number: int
-    size: int
-
-
-@dataclass(frozen=True)
 class Add:
-    """A packed batch. Of the blocks that were announced, those that are not `alive` can be closed."""
+    """A packed batch. Of the blocks that were shown, those that are not `alive` can be closed."""
 
     batch: bytes
     alive: frozenset[int]
@@ -53,7 +46,7 @@ class Abort:
 
 @dataclass(frozen=True)
 class Answer:
-    """To every message but `NewBlock`: what is done, or what went wrong."""
+    """To every message: what is done, or what went wrong."""
 
     reports: list[PartReport]
     error: Exception | None = None
@@ -70,25 +63,25 @@ def pack_batch(batch: HostBatch) -> bytes:
     return sink.getvalue()
 
 
-def unpack_batch(data: bytes, blocks: Mapping[int, Block]) -> HostBatch:
+def unpack_batch(data: bytes, blocks: Mapping[int, SharedBlock]) -> HostBatch:
     """Undo `pack_batch` where these blocks are mapped; the groups' own blocks are left out."""
     batch: HostBatch = _Unpacker(io.BytesIO(data), blocks).load()
     return batch
 
 
 class _Packer(pickle.Pickler):
-    def __init__(self, sink: io.BytesIO, blocks: list[Block]) -> None:
+    def __init__(self, sink: io.BytesIO, blocks: list[SharedBlock]) -> None:
         super().__init__(sink, pickle.HIGHEST_PROTOCOL)
         self._blocks = blocks
 
     def persistent_id(self, thing: Any) -> ShmReference | tuple[()] | None:
-        if isinstance(thing, Block):
+        if isinstance(thing, SharedBlock):
             return ()
         return ShmReference.of(thing, self._blocks) if isinstance(thing, Tensor) else None
 
 
 class _Unpacker(pickle.Unpickler):
-    def __init__(self, source: io.BytesIO, blocks: Mapping[int, Block]) -> None:
+    def __init__(self, source: io.BytesIO, blocks: Mapping[int, SharedBlock]) -> None:
         super().__init__(source)
         self._blocks = blocks
 

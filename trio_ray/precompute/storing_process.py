@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle
 
+from trio_ray.child_process import given_pipes, receive
 from trio_ray.errors import TrioRayError
-from trio_ray.precompute.host_memory import Block
 from trio_ray.precompute.shard_writer import PartReport, ShardSink, ShardWriter, StoringSpec
-from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, NewBlock, unpack_batch
+from trio_ray.precompute.storing_messages import Abort, Add, Answer, Begin, Finish, unpack_batch
+from trio_ray.shared_block import SharedBlock
 from trio_ray.store.opening import open_store
 
 
@@ -21,11 +19,11 @@ class StoringProcess:
         self._spec = spec
         self._store = open_store(spec.output, spec.s3)
         self._writer: ShardSink | None = None
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, SharedBlock] = {}
 
-    def map(self, message: NewBlock, file: int) -> None:
-        """Look at a block of the replica's memory."""
-        self._blocks[message.number] = Block(message.number, message.size, file, pinned=False)
+    def show(self, block: SharedBlock) -> None:
+        """Take a block of the replica's memory."""
+        self._blocks[block.number] = block
 
     def do(self, message: Begin | Add | Finish | Abort) -> list[PartReport]:
         """What a message asks for. Raises what `ShardWriter` raises."""
@@ -49,18 +47,18 @@ on both, a thread of its kind kept 86 % of its pace instead of 79, and storing l
 
 
 def main() -> None:
-    """Serve the replica at the other end of the socket whose number is the first argument, until it closes it."""
+    """Serve the replica at the other end of the pipe, until it closes it."""
     os.nice(NICENESS)
-    pipe = Connection(int(sys.argv[1]))
+    (pipe,) = given_pipes()
     process = StoringProcess(pipe.recv())
     while True:
         try:
-            message = pipe.recv()
-            if isinstance(message, NewBlock):
-                process.map(message, recv_handle(pipe))
-                continue
+            message = receive(pipe, SharedBlock)
         except (EOFError, OSError):
             os._exit(0)  # the replica is gone: what is not committed is nobody's, and no upload is worth waiting for
+        if isinstance(message, SharedBlock):
+            process.show(message)
+            continue
         pipe.send(_answer(process, message))
 
 
