@@ -61,17 +61,16 @@ class ReaderProcess:
             StoreError: what `read_span` raises, of the first span that it was raised for; nothing is being read into
                 the memory any more by then. Or the process ended, and so did the one in its place.
         """
-        uri, code = self._settings.uri, None
         for _ in range(ATTEMPTS):
             child = self._running()
             try:
                 return child.read(memory, spans)
             except (EOFError, OSError):
-                child.process.end()
-                code = child.process.returncode
-                log.warning("the process that reads %s ended (exit code %s); it is started again", uri, code)
+                self._retire(child)
+        code = child.process.returncode
         raise StoreError(
-            uri, f"the process that reads it ended {ATTEMPTS} times (exit code {code}); is there enough memory?"
+            self._settings.uri,
+            f"the process that reads it ended {ATTEMPTS} times (exit code {code}); is there enough memory?",
         )
 
     @property
@@ -89,9 +88,20 @@ class ReaderProcess:
 
     def _running(self) -> _Child:
         with self._starting:
-            if self._child is None or not self._child.process.runs:
+            if self._child is None:
                 self._child = _Child(self._settings, self._at_once)
             return self._child
+
+    def _retire(self, child: _Child) -> None:
+        """Use a process no more that has ended. All threads that wait for it come here."""
+        with self._starting:
+            is_first = self._child is child
+            if is_first:
+                self._child = None
+        child.process.kill()  # waits until its exit code is known
+        if is_first:
+            code = child.process.returncode
+            log.warning("the process that reads %s ended (exit code %s); it is started again", self._settings.uri, code)
 
 
 @dataclass(frozen=True)
