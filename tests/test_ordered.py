@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trio_ray.ordered import ordered_map
+from trio_ray.ordered import map_all, ordered_map
 
 
 def test_results_come_in_order_whatever_finishes_first() -> None:
@@ -127,3 +128,22 @@ def test_a_result_is_ready_once_it_can_be_had_at_once() -> None:
         time.sleep(0.01)
     assert next(results)
     results.close()
+
+
+def test_all_of_something_is_done_in_order_and_nothing_goes_on_behind_an_error() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> int:
+        if number == 1:
+            raise ValueError("one")
+        time.sleep(0.05)
+        done.append(number)
+        return -number
+
+    with ThreadPoolExecutor(2) as pool:
+        assert map_all(pool, work, [3, 2, 4]) == [-3, -2, -4]
+        with pytest.raises(ValueError, match="one"):
+            map_all(pool, work, [5, 1, 6, 7, 8])
+        count = len(done)
+        time.sleep(0.2)
+        assert len(done) == count

@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +18,20 @@ Waiting = queue.Queue["Future[R] | BaseException | None"]
 def interpreter_ends() -> bool:
     """Whether the main thread is done, so that the interpreter only waits for the other threads to end."""
     return not threading.main_thread().is_alive()
+
+
+def map_all(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Apply `function` to all items in the pool's threads; the results in order.
+
+    What it raises is raised here, of the first item that it was raised for. Nothing is being done any more by then.
+    """
+    futures = [pool.submit(function, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 class OrderedResults(Iterator[R]):

@@ -13,13 +13,11 @@ class SharedBlock(SharedMemory):
     """Shared memory as a tensor.
 
     Attributes:
-        size: bytes.
         data: (size,) uint8.
     """
 
     def __init__(self, number: int, size: int, file: int, pinned: bool = False) -> None:
         super().__init__(number, size, file)
-        self.size = size
         self.data = torch.frombuffer(self.view, dtype=torch.uint8)
         self._unpin = None
         if pinned:

@@ -21,8 +21,8 @@ _GLANCE_S = 0.2
 _numbers = count()
 
 
-class HostMemory:
-    """Memory of this process alone.
+class BatchMemory:
+    """Memory for the stored bytes of a batch, of this process alone.
 
     Attributes:
         tensor: (size,) uint8.
@@ -34,13 +34,13 @@ class HostMemory:
         self.ready: torch.cuda.Event | None = None
 
     @classmethod
-    def of_size(cls, size: int) -> HostMemory:
+    def of_size(cls, size: int) -> BatchMemory:
         """New memory, with undefined content."""
         return cls(torch.empty(size, dtype=torch.uint8))
 
 
-class SharedHostMemory(HostMemory):
-    """Memory that a reader process can write to, pinned where there is a GPU.
+class SharedBatchMemory(BatchMemory):
+    """The same that a reader process can write to, pinned where there is a GPU.
 
     Attributes:
         block: what the process is shown.
@@ -51,7 +51,7 @@ class SharedHostMemory(HostMemory):
         self.block = block
 
     @classmethod
-    def of_size(cls, size: int) -> SharedHostMemory:
+    def of_size(cls, size: int) -> SharedBatchMemory:
         return cls(SharedBlock.make(next(_numbers), size, torch.cuda.is_available()))
 
 
@@ -63,12 +63,12 @@ class Spare:
         make: new memory of so many bytes.
     """
 
-    def __init__(self, limit: int, make: Callable[[int], HostMemory] = HostMemory.of_size) -> None:
+    def __init__(self, limit: int, make: Callable[[int], BatchMemory] = BatchMemory.of_size) -> None:
         self._limit, self._make = limit, make
-        self._free: list[HostMemory] = []
+        self._free: list[BatchMemory] = []
         self._changing = threading.Lock()
 
-    def take(self, capacity: int, room: int) -> HostMemory:
+    def take(self, capacity: int, room: int) -> BatchMemory:
         """Memory of just this capacity. Where there is none, the longest unused gives way, until the rest and the new
         one fit into `room` bytes.
         """
@@ -86,7 +86,7 @@ class Spare:
             memory.ready.synchronize()
         return memory
 
-    def put(self, memory: HostMemory) -> None:
+    def put(self, memory: BatchMemory) -> None:
         """Keep it for the next one who wants as much."""
         with self._changing:
             self._free.append(memory)
@@ -102,7 +102,7 @@ class Spare:
 class Block:
     """Host memory for one batch. `tensor` is (size,) uint8."""
 
-    def __init__(self, arena: Arena, memory: HostMemory, size: int) -> None:
+    def __init__(self, arena: Arena, memory: BatchMemory, size: int) -> None:
         self._arena = arena
         self.memory = memory
         self.tensor = memory.tensor[:size]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from trio_ray.cache.arena import Block, SharedHostMemory
+from trio_ray.cache.arena import Block, SharedBatchMemory
 from trio_ray.cache.ranges import Run, read_runs
 from trio_ray.cache.unreadable import UnreadablePrefix
+from trio_ray.ordered import map_all
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.reader_process import ReaderProcess
 
@@ -127,15 +128,9 @@ class ThreadReader(Reader):
     def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
         buffer = data.numpy().data
         dealt = [runs[number :: self._at_once] for number in range(min(self._at_once, len(runs)))]
-        futures = [self._pool.submit(read_runs, self._store, own, buffer) for own in dealt]
         outcomes: Outcomes = {}
-        try:
-            for future in futures:
-                outcomes |= future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+        for own in map_all(self._pool, lambda runs: read_runs(self._store, runs, buffer), dealt):
+            outcomes |= own
         return outcomes
 
     def close(self) -> None:
@@ -153,7 +148,7 @@ class OwnThreadReader(Reader):
 
 
 class OtherProcessReader(Reader):
-    """Has another process read into memory that it shares with this one (`arena.SharedHostMemory`)."""
+    """Has another process read into memory that it shares with this one (`arena.SharedBatchMemory`)."""
 
     compares = False
 
@@ -162,7 +157,7 @@ class OtherProcessReader(Reader):
 
     def read(self, runs: Sequence[Run], data: Tensor, block: Block | None) -> Outcomes:
         assert block is not None
-        assert isinstance(block.memory, SharedHostMemory)
+        assert isinstance(block.memory, SharedBatchMemory)
         found = self._process.read(block.memory.block, [run.span for run in runs])
         outcomes: Outcomes = {}
         for run, own in zip(runs, found, strict=True):

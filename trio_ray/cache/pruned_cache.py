@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from trio_ray.cache.ahead import BATCHES_AT_ONCE, FetchAhead, Finished, RestoreAhead, UnderWay
-from trio_ray.cache.arena import Arena, SharedHostMemory, Spare
+from trio_ray.cache.arena import Arena, SharedBatchMemory, Spare
 from trio_ray.cache.fetched import (
     Fetched,
     OtherProcessReader,
@@ -549,7 +549,7 @@ class PrunedCache:
     def _other_process(self, threads: int) -> tuple[OtherProcessReader, Spare]:
         """A process that reads with so many threads, the same one at every call, and memory that it reads into."""
         process = ReaderProcess(self.uri, self._s3, threads, BATCHES_AT_ONCE)  # which its first request starts
-        made = OtherProcessReader(process), Spare(AHEAD_BYTES, SharedHostMemory.of_size)
+        made = OtherProcessReader(process), Spare(AHEAD_BYTES, SharedBatchMemory.of_size)
         return self._readers.setdefault(threads, made)
 
     def _fetch_ahead(

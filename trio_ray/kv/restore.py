@@ -25,6 +25,7 @@ from trio_ray.kv.container import (
     check_containers,
     decompress_piece,
 )
+from trio_ray.kv.encode import stored_name
 from trio_ray.kv.header import NONE, ContainerError
 from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.prefix import Prefix, Segment
@@ -229,7 +230,8 @@ def decompress_on_host(
 
     names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
     runs = [[piece(number, segment, name) for number in range(len(samples))] for segment, name in names]
-    return {f"{n}.{name}": run for (n, name), run in zip(names, move_joined(runs, device), strict=True)}, faults
+    joined = zip(names, move_joined(runs, device), strict=True)
+    return {stored_name(segment, name): run for (segment, name), run in joined}, faults
 
 
 def inverse(
@@ -257,7 +259,7 @@ def inverse(
     segments = []
     for number, target in enumerate(targets):
         shapes = [sample.shapes[number] for sample in samples]
-        own = {name: tensors[f"{number}.{name}"] for name in samples[0].segments[number]}
+        own = {name: tensors[stored_name(number, name)] for name in samples[0].segments[number]}
         codec.restore(own, shapes, frames[2 * number], frames[2 * number + 1], target)
         segments.append(_split(target, shapes, moved[2 * number], moved[2 * number + 1]))
     return segments

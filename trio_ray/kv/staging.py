@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trio_ray.kv.container import CheckedContainer
+from trio_ray.kv.encode import stored_name
 from trio_ray.kv.header import ZSTD
 from trio_ray.kv.lossless.on_device import StoredTensor
 from trio_ray.kv.lossless.zstd import decompress_into
@@ -67,7 +68,7 @@ def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
         common = _joined([sample.data for sample in samples])
     span, begins = common
     tensors = {
-        f"{segment}.{name}": StoredTensor(
+        stored_name(segment, name): StoredTensor(
             specs=[sample.segments[segment][name].spec for sample in samples],
             begins=[
                 begin + sample.segments[segment][name].begin for begin, sample in zip(begins, samples, strict=True)
@@ -150,7 +151,7 @@ def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.devic
     """The planes of all tensors, decompressed on the CPU."""
     names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
     pieces = [
-        (number, sample.segments[segment][name], f"{segment}.{name}")
+        (number, sample.segments[segment][name], stored_name(segment, name))
         for segment, name in names
         for number, sample in enumerate(samples)
     ]
@@ -171,7 +172,7 @@ def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.devic
         list(pool.map(put, range(len(pieces))))
     count = len(samples)
     tensors = {
-        f"{segment}.{name}": StoredTensor(
+        stored_name(segment, name): StoredTensor(
             specs=[sample.segments[segment][name].spec for sample in samples],
             begins=begins[place * count : (place + 1) * count],
             stored=[piece.spec.size for _, piece, _ in pieces[place * count : (place + 1) * count]],

@@ -57,7 +57,7 @@ class ShmReference:
         size = tensor.numel() * tensor.element_size()
         for block in blocks:
             start = tensor.data_ptr() - block.data.data_ptr() if size else 0
-            if 0 <= start <= block.size - size and tensor.is_contiguous():
+            if 0 <= start <= len(block) - size and tensor.is_contiguous():
                 return cls(block.number, start, tuple(tensor.shape), tensor.dtype)
         raise ValueError(f"a tensor {tuple(tensor.shape)} lies in none of the blocks that its batch was given")
 
@@ -94,11 +94,11 @@ class HostMemory:
             MemoryError: there is not so much memory that can be shared, or pinned.
         """
         with self._lock:
-            fitting = [block for block in self._free if block.size >= size]
-            block = min(fitting, key=lambda block: block.size, default=None)
+            fitting = [block for block in self._free if len(block) >= size]
+            block = min(fitting, key=len, default=None)
             if block is None:
                 if self._free:
-                    self._close(max(self._free, key=lambda block: block.size))
+                    self._close(max(self._free, key=len))
                 block = SharedBlock.make(next(self._numbers), GRAIN * (1 + int(ROOM * size) // GRAIN), self._pinned)
                 self._alive[block.number] = block
             else:

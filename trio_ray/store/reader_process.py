@@ -12,7 +12,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from trio_ray.child_process import ChildProcess, SharedMemory, given_pipes, receive
 from trio_ray.config import S3Config
 from trio_ray.errors import StoreError, TrioRayError
+from trio_ray.ordered import map_all
 from trio_ray.store.objects import ObjectStore
 from trio_ray.store.opening import open_store
 from trio_ray.store.spans import Outcome, Span, read_span
@@ -138,7 +139,7 @@ class _Child:
         try:
             if self.process.show(pipe, memory):
                 weakref.finalize(memory, self._unwanted.put, memory.number).atexit = False
-            pipe.send(_Request(memory.number, spans, self._drawn()))
+            pipe.send(_Request(memory.number, spans, self._take_unwanted()))
             answer = pipe.recv()
         finally:
             self._free.put(pipe)
@@ -147,7 +148,7 @@ class _Child:
         found: list[list[Outcome]] = answer
         return found
 
-    def _drawn(self) -> list[int]:
+    def _take_unwanted(self) -> list[int]:
         """Memories that nobody holds any more."""
         numbers = []
         with contextlib.suppress(Empty):
@@ -186,13 +187,7 @@ class _Served:
         for number in request.unwanted:
             self.memories.pop(number, None)
         buffer = memoryview(self.memories[request.number].view)
-        futures = [self.pool.submit(read_span, self.store, span, buffer) for span in request.spans]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+        return map_all(self.pool, lambda span: read_span(self.store, span, buffer), request.spans)
 
 
 def main() -> None:

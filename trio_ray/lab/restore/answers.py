@@ -32,25 +32,27 @@ IMAGE_ANSWER_TOKENS = 16
 
 @dataclass(frozen=True)
 class AnsweringSizes:
-    """How much is answered.
+    """How much is answered, and how.
 
     Attributes:
         sequences: decoded at a time, at most.
         answers: of a pass from a cache.
         images: of a pass with several questions on an image.
+        threads: that fetch and check.
+        rounds: turns.
     """
 
     sequences: int
     answers: int
     images: int
+    threads: int
+    rounds: int
 
 
 def measure_answers(
     caches: Mapping[str, StoredCache],
     prefill: Pruned,
     sizes: AnsweringSizes,
-    threads: int,
-    rounds: int,
     on_step: Callable[[str], None],
 ) -> dict[str, Any]:
     """By length of the answers the answers a second of each contestant.
@@ -58,9 +60,7 @@ def measure_answers(
     Args:
         caches: by where they are.
         prefill: pruned prefill over a workload of the same model.
-        sizes: how much is answered.
-        threads: that fetch and check.
-        rounds: turns.
+        sizes: how much is answered, and how.
         on_step: told what begins.
     """
     replica = prefill.replica
@@ -69,7 +69,9 @@ def measure_answers(
     rows = {where: _repeated(cache.rows, sizes.answers) for where, cache in caches.items()}
 
     def from_cache(where: str, tokens: int) -> int:
-        return _answered_from(engine, opened[where], rows[where], threads, lambda prefix: [Request(0, prefix, tokens)])
+        return _answered_from(
+            engine, opened[where], rows[where], sizes.threads, lambda prefix: [Request(0, prefix, tokens)]
+        )
 
     def anew(tokens: int) -> int:
         return _answered(
@@ -88,7 +90,7 @@ def measure_answers(
             f"cache in {where}": partial(from_cache, where, tokens) for where in caches
         }
         contestants["pruned anew"] = partial(anew, tokens)
-        lengths[str(tokens)] = _rates(contestants, replica.device, rounds, f"answers of {tokens} tokens", on_step)
+        lengths[str(tokens)] = _rates(contestants, replica.device, sizes.rounds, f"answers of {tokens} tokens", on_step)
         if generate:
             lengths[str(tokens)]["unpruned"] = _unpruned(prefill, generate, tokens)
     return lengths
@@ -98,8 +100,6 @@ def measure_questions(
     caches: Mapping[str, StoredCache],
     decoder: Decoder,
     sizes: AnsweringSizes,
-    threads: int,
-    rounds: int,
     on_step: Callable[[str], None],
 ) -> dict[str, Any]:
     """Answers a second to several questions on an image, to as many on images of their own, and to stored prompts.
@@ -107,17 +107,17 @@ def measure_questions(
     Args:
         caches: by where they are.
         decoder: of the model.
-        sizes, threads, rounds, on_step: see `measure_answers`.
+        sizes, on_step: see `measure_answers`.
     """
     engine = Engine(decoder, sizes.sequences)
     contestants = {
         f"{name}, {where}": contestant
         for where, cache in caches.items()
         for name, contestant in _questions(
-            engine, PrunedCache(cache.uri, cache.s3), cache.rows, sizes.images, threads
+            engine, PrunedCache(cache.uri, cache.s3), cache.rows, sizes.images, sizes.threads
         ).items()
     }
-    return _rates(contestants, engine.device, rounds, "several questions on an image", on_step)
+    return _rates(contestants, engine.device, sizes.rounds, "several questions on an image", on_step)
 
 
 def _questions(

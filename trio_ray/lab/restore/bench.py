@@ -157,21 +157,20 @@ def measure_decoding(bench: Bench) -> dict[str, Any]:
 def measure_answering(bench: Bench) -> dict[str, Any]:
     """See `measure_answers`."""
     with _answer_caches(bench) as caches:
-        found = measure_answers(caches, bench.prefill, *_answering(bench))
+        found = measure_answers(caches, bench.prefill, _answering_sizes(bench), bench.on_step)
     return {"codec": bench.settings.codecs[0], "answer_tokens": found}
 
 
 def measure_asking(bench: Bench) -> dict[str, Any]:
     """See `measure_questions`."""
     with _answer_caches(bench) as caches:
-        found = measure_questions(caches, bench.replica.decoder, *_answering(bench))
+        found = measure_questions(caches, bench.replica.decoder, _answering_sizes(bench), bench.on_step)
     return {"codec": bench.settings.codecs[0], "contestants": found}
 
 
-def _answering(bench: Bench) -> tuple[AnsweringSizes, int, int, OnStep]:
-    """How much is answered, by how many threads, how often; and who is told."""
-    sizes = AnsweringSizes(*((256, 256, 64) if bench.device.type == "cuda" else (8, 8, 2)))
-    return sizes, bench.settings.threads, min(3, bench.settings.rounds), bench.on_step
+def _answering_sizes(bench: Bench) -> AnsweringSizes:
+    sizes = (256, 256, 64) if bench.device.type == "cuda" else (8, 8, 2)
+    return AnsweringSizes(*sizes, bench.settings.threads, min(3, bench.settings.rounds))
 
 
 @contextmanager
