@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trio_ray.cache.ahead import FetchAhead, Finished, RestoreAhead
-from trio_ray.cache.arena import Arena
+from trio_ray.cache.arena import Arena, Stock
 from trio_ray.cache.fetched import Fetched, ThreadReader, Wanted
 from trio_ray.config import S3Config
 from trio_ray.errors import StoreError
@@ -28,7 +28,7 @@ def fetch_ahead(folder: Path, numbers: Iterator[int], ahead: int = 2) -> FetchAh
 
     wanted = (Wanted([], [], number) for number in numbers)
     reader = ThreadReader(open_store(str(folder), S3Config()), 2, 1)
-    return FetchAhead(reader, wanted, prepare, ahead, Arena(1 << 24))
+    return FetchAhead(reader, wanted, prepare, ahead, Arena(Stock(1 << 24)))
 
 
 @dataclass

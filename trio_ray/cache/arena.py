@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import torch
@@ -33,6 +34,12 @@ class BatchMemory:
         self.tensor = tensor
         self.ready: torch.cuda.Event | None = None
 
+    def when_unused(self) -> BatchMemory:
+        """The memory, as soon as no device uses it."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self
+
     @classmethod
     def of_size(cls, size: int) -> BatchMemory:
         """New memory, with undefined content."""
@@ -55,48 +62,70 @@ class SharedBatchMemory(BatchMemory):
         return cls(SharedBlock.make(next(_numbers), size, torch.cuda.is_available()))
 
 
-class Spare:
-    """Memory that is not in use. Arenas that follow each other may share it.
+class Stock:
+    """Memory for the blocks of arenas, in use or spare, which they share: of at most `limit` bytes in use.
 
     Args:
-        limit: bytes that are kept.
+        limit: bytes in use, and bytes that are kept for later.
         make: new memory of so many bytes.
     """
 
     def __init__(self, limit: int, make: Callable[[int], BatchMemory] = BatchMemory.of_size) -> None:
         self._limit, self._make = limit, make
-        self._free: list[BatchMemory] = []
-        self._changing = threading.Lock()
+        self._spare: list[BatchMemory] = []
+        self._in_use = 0
+        self.changed = threading.Condition()
 
-    def take(self, capacity: int, room: int) -> BatchMemory:
-        """Memory of just this capacity. Where there is none, the longest unused gives way, until the rest and the new
-        one fit into `room` bytes.
+    def has_room(self, capacity: int) -> bool:
+        """Whether so much more may be in use. Hold `changed`."""
+        return self._in_use + capacity <= self._limit
+
+    def claim(self, capacity: int) -> Callable[[], BatchMemory]:
+        """Count memory of at least this capacity as in use: the smallest spare one, or new one in the place of what has
+        been spare for longest. Hold `changed`, ask `has_room` before.
+
+        Returns:
+            A function that gives the memory; it may take long, so call it without `changed`. It raises `MemoryError` or
+            `OSError` where there is not so much.
         """
-        with self._changing:
-            for number, memory in enumerate(self._free):
-                if len(memory.tensor) == capacity:
-                    del self._free[number]
-                    break
-            else:
-                memory = None
-                self._shorten(room - capacity)
-        if memory is None:
+        fitting = [memory for memory in self._spare if len(memory.tensor) >= capacity]
+        if fitting:
+            memory = min(fitting, key=lambda memory: len(memory.tensor))
+            self._spare.remove(memory)
+            self._in_use += len(memory.tensor)
+            return memory.when_unused
+        dropped = self._shorten(self._limit - self._in_use - capacity)
+        self._in_use += capacity
+        return partial(self._new, capacity, dropped)
+
+    def _new(self, capacity: int, dropped: list[BatchMemory]) -> BatchMemory:
+        while dropped:
+            dropped.pop().when_unused()
+        try:
             return self._make(capacity)
-        if memory.ready is not None:
-            memory.ready.synchronize()
-        return memory
+        except BaseException:
+            with self.changed:
+                self._in_use -= capacity
+                self.changed.notify_all()
+            raise
 
-    def put(self, memory: BatchMemory) -> None:
-        """Keep it for the next one who wants as much."""
-        with self._changing:
-            self._free.append(memory)
-            self._shorten(self._limit)
+    def put(self, memory: BatchMemory, keep: bool) -> None:
+        """It is in use no more; `keep` it for the next who wants as much, or leave it to whoever else has it."""
+        with self.changed:
+            self._in_use -= len(memory.tensor)
+            if keep:
+                self._spare.append(memory)
+            dropped = self._shorten(self._limit)
+            self.changed.notify_all()
+        while dropped:
+            dropped.pop().when_unused()
 
-    def _shorten(self, limit: int) -> None:
-        while self._free and sum(len(memory.tensor) for memory in self._free) > max(0, limit):
-            memory = self._free.pop(0)
-            if memory.ready is not None:
-                memory.ready.synchronize()
+    def _shorten(self, limit: int) -> list[BatchMemory]:
+        """Take out what has been spare for longest, until the others fit."""
+        dropped = []
+        while self._spare and sum(len(memory.tensor) for memory in self._spare) > max(0, limit):
+            dropped.append(self._spare.pop(0))
+        return dropped
 
 
 class Block:
@@ -118,47 +147,54 @@ class Block:
 
 
 class Arena:
-    """Blocks of host memory, of at most `limit` bytes in all; a larger one is given out while no other is.
+    """Blocks of host memory for one reader.
+
+    Arenas that share a stock wait for each other's blocks; but one that has no block out gets one at once, however much
+    the others have. Else two readers whose consumer takes from them in turns would wait for ever.
 
     `take` and `Block.release` may be called from different threads.
 
     Args:
-        limit: bytes that may be out at one time.
-        spare: where memory comes from and goes back to; some of its own if not given.
+        stock: where memory comes from and goes back to.
     """
 
-    def __init__(self, limit: int, spare: Spare | None = None) -> None:
-        self._limit = limit
-        self._spare = spare or Spare(limit)
-        self._out = 0
+    def __init__(self, stock: Stock) -> None:
+        self._stock = stock
+        self._blocks_out = 0
         self._closed = False
-        self._changed = threading.Condition()
 
     def take(self, size: int) -> Block | None:
         """A block of `size` bytes, with undefined content; waits for memory. None once the arena is closed, and where
         the interpreter ends meanwhile.
+
+        Raises:
+            MemoryError, OSError: there is not so much memory.
         """
         capacity = max(_SMALLEST, 1 << (size - 1).bit_length())
-        with self._changed:
-            while self._out and self._out + capacity > self._limit and not self._closed:
-                self._changed.wait(_GLANCE_S)
+        changed = self._stock.changed
+        with changed:
+            while self._blocks_out and not self._stock.has_room(capacity) and not self._closed:
+                changed.wait(_GLANCE_S)
                 if interpreter_ends():  # nobody will release anything any more
                     return None
             if self._closed:
                 return None
-            self._out += capacity
-            room = self._limit - self._out + capacity
-        return Block(self, self._spare.take(capacity, room), size)
+            memory = self._stock.claim(capacity)
+            self._blocks_out += 1
+        try:
+            return Block(self, memory(), size)
+        except BaseException:
+            with changed:
+                self._blocks_out -= 1
+            raise
 
     def close(self) -> None:
         """Let whoever waits in `take` go, with None."""
-        with self._changed:
+        with self._stock.changed:
             self._closed = True
-            self._changed.notify_all()
+            self._stock.changed.notify_all()
 
     def _take_back(self, block: Block, keep: bool) -> None:
-        with self._changed:
-            self._out -= len(block.memory.tensor)
-            if keep:
-                self._spare.put(block.memory)
-            self._changed.notify_all()
+        with self._stock.changed:
+            self._blocks_out -= 1
+        self._stock.put(block.memory, keep)

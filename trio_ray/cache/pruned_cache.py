@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from trio_ray.cache.ahead import BATCHES_AT_ONCE, FetchAhead, Finished, RestoreAhead, UnderWay
-from trio_ray.cache.arena import Arena, SharedBatchMemory, Spare
+from trio_ray.cache.arena import Arena, SharedBatchMemory, Stock
 from trio_ray.cache.fetched import (
     Fetched,
     OtherProcessReader,
@@ -155,7 +155,7 @@ class PrunedCache:
                 uri, f"nothing is committed of shard {', '.join(sorted(missing))}; see `trio-ray inspect`"
             )
         self.skipped: list[UnreadablePrefix] = []
-        self._readers: dict[int, tuple[OtherProcessReader, Spare]] = {}
+        self._readers: dict[int, tuple[OtherProcessReader, Stock]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("uri", "_s3", "_store", "dataset", "commits")
@@ -428,8 +428,8 @@ class PrunedCache:
             return begun
 
         if on_gpu:
-            process, spare = self._other_process(threads)
-            return RestoreAhead(self._fetch_ahead(rows, batch, process, ahead, lambda fetched: fetched, spare), start)
+            process, stock = self._other_process(threads)
+            return RestoreAhead(self._fetch_ahead(rows, batch, process, ahead, lambda fetched: fetched, stock), start)
         reader = self._own_threads(threads)
         if allocate is not None:
             return RestoreAhead(self._fetch_ahead(rows, batch, reader, ahead, lambda fetched: fetched), start)
@@ -546,10 +546,10 @@ class PrunedCache:
     def _own_threads(self, threads: int) -> ThreadReader:
         return ThreadReader(self._store, threads, -(-threads // TASKS_SHARE))
 
-    def _other_process(self, threads: int) -> tuple[OtherProcessReader, Spare]:
+    def _other_process(self, threads: int) -> tuple[OtherProcessReader, Stock]:
         """A process that reads with so many threads, the same one at every call, and memory that it reads into."""
         process = ReaderProcess(self.uri, self._s3, threads, BATCHES_AT_ONCE)  # which its first request starts
-        made = OtherProcessReader(process), Spare(AHEAD_BYTES, SharedBatchMemory.of_size)
+        made = OtherProcessReader(process), Stock(AHEAD_BYTES, SharedBatchMemory.of_size)
         return self._readers.setdefault(threads, made)
 
     def _fetch_ahead(
@@ -559,11 +559,11 @@ class PrunedCache:
         reader: Reader,
         ahead: int,
         prepare: Callable[[Fetched], T],
-        spare: Spare | None = None,
+        stock: Stock | None = None,
     ) -> FetchAhead[T]:
         """Batches of rows fetched and prepared in threads, in order, while the consumer works."""
         wanted = map(self._wanted, _batches(rows, batch))
-        return FetchAhead(reader, wanted, prepare, ahead, Arena(AHEAD_BYTES, spare))
+        return FetchAhead(reader, wanted, prepare, ahead, Arena(stock or Stock(AHEAD_BYTES)))
 
 
 @dataclass(frozen=True)
