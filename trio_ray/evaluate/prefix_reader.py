@@ -37,7 +37,7 @@ class PrefixReader:
 
     def __init__(self, cache: PrunedCache, rows: Sequence[Row], engine: Engine, threads: int) -> None:
         self._engine = engine
-        self._targets = PoolTargets(engine) if engine.device.type == "cuda" else None
+        self._targets = PoolTargets(engine, len(rows)) if engine.device.type == "cuda" else None
         self._all_requested = Event()
         drawn = _then_set(rows, self._all_requested)
         self._batches = cache.restored(drawn, engine.device, threads=threads, allocate=self._targets)

@@ -223,6 +223,28 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
     assert not engine.pool.used
 
 
+def test_a_pool_grows_once_where_it_is_known_how_many_prefixes_will_come(llama: Replica) -> None:
+    """Each growth copies what is there, and the recorded decode steps are lost."""
+    prefixes = prefixes_of(llama, 12)
+    raw = codec_of("raw")
+    checked = check_containers([(KEY, contained(prefix, raw)) for prefix in prefixes], raw, FINGERPRINT)
+    sound = [container for container in checked if isinstance(container, CheckedContainer)]
+    engine = Engine(llama.decoder, max_sequences=6)
+    targets = PoolTargets(engine, expected=len(sound))
+    sizes, answers = [], []
+    for start in range(0, len(sound), 2):
+        for number, prefix in enumerate(restore_containers(sound[start : start + 2], raw, CPU, targets), start):
+            assert isinstance(prefix, Prefix)
+            engine.submit(Request(number, prefix, 3))
+        targets.release()
+        sizes.append(engine.pool.rows)
+        answers += engine.step()
+    answers += engine.run(())
+    assert len(set(sizes)) == 1
+    assert sizes[0][0] < sum(prefix.segments[0].rows for prefix in prefixes), "no more than decode at a time"
+    assert {answer.key: answer.tokens for answer in answers} == dict(enumerate(generate(llama.decoder, prefixes, 3)))
+
+
 def kv_bytes(prefixes: list[Prefix]) -> int:
     """Of all of them."""
     return sum(prefix.kv_bytes for prefix in prefixes)

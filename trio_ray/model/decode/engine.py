@@ -23,7 +23,7 @@ from trio_ray.errors import TrioRayError
 from trio_ray.kv.prefix import NoFirstToken, Prefix
 from trio_ray.model.decode.choice import GREEDY, Sampling, choose
 from trio_ray.model.decode.graphs import BATCH_SIZES
-from trio_ray.model.decode.memory import DecodeMemory, free_memory
+from trio_ray.model.decode.memory import GROWTH, DecodeMemory, free_memory
 from trio_ray.model.decode.pool import KVPool, OutOfRows, OwnRows, PoolPrefix, PoolShape
 from trio_ray.model.decode.rows import SlotState
 from trio_ray.model.decoder import Decoder
@@ -260,7 +260,9 @@ class Engine:
             self._memory.pool.free_own(held.own)
             held.own = None
 
-    def reserve(self, shape: PoolShape, samples: Sequence[Sequence[int]], wait: bool = True) -> list[PoolPrefix] | None:
+    def reserve(
+        self, shape: PoolShape, samples: Sequence[Sequence[int]], wait: bool = True, to_come: int = 0
+    ) -> list[PoolPrefix] | None:
         """Rows for prefixes that are about to be restored, held once; see `PoolTargets`.
 
         Requests that wait keep room for their answers.
@@ -269,12 +271,16 @@ class Engine:
             shape: of the prefixes.
             samples: the rows of each prefix in each run of layers.
             wait: where rows are short, decode until sequences have left.
+            to_come: prefixes like these that will follow. A pool that has to grow does so once, for as many of them as
+                are decoded at a time.
 
         Returns:
             The extents; None where there is no room for all of them, and with `wait` would be none even if all
             sequences had left.
         """
         wanted = [sum(rows) for rows in zip(*samples, strict=True)]
+        batches = 1 + min(to_come, self._max_sequences) / len(samples)
+        in_all = [int(rows * batches * (1 + GROWTH)) for rows in wanted]
         while True:
             held: list[PoolPrefix] = []
             waited_for = self._rows_waited_for(len(wanted))
@@ -288,7 +294,7 @@ class Engine:
             except OutOfRows:
                 for prefix in held:
                     memory.release(prefix)
-                if self._memory is not None and self._memory.grow(all_rows):
+                if self._memory is not None and self._memory.grow(all_rows, in_all):
                     continue
                 if not wait or not (self._running or self._waiting):
                     return None

@@ -59,11 +59,19 @@ class DecodeMemory:
         if not held.holders:
             self._added = {key: entry for key, entry in self._added.items() if entry[1] is not held}
 
-    def grow(self, wanted: Sequence[int]) -> bool:
-        """Make so many rows of each run free, as far as the limit allows; whether anything changed."""
+    def grow(self, wanted: Sequence[int], in_all: Sequence[int] = ()) -> bool:
+        """Make so many rows of each run free, as far as the limit allows; whether anything changed.
+
+        Args:
+            wanted: free rows of each run.
+            in_all: a run that has to grow gets so many rows at least, used or free.
+        """
         rows, free, size = self.pool.rows, self.pool.free_rows, self.pool.shape.bytes_per_row
         missing = [max(0, want - has) for want, has in zip(wanted, free, strict=True)]
-        more = [max(lack, int(GROWTH * has)) if lack else 0 for lack, has in zip(missing, rows, strict=True)]
+        more = [
+            max(lack, int(GROWTH * has), least - has) if lack else 0
+            for lack, has, least in zip(missing, rows, in_all or [0] * len(rows), strict=True)
+        ]
         asked = sum(count * unit for count, unit in zip(more, size, strict=True))
         left = self._limit - sum(count * unit for count, unit in zip(rows, size, strict=True))
         if asked > left:
