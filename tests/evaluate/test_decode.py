@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from trio_ray.cache.fetched import Row
 from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.errors import AccessRefused, StoreError, TrioRayError
 from trio_ray.evaluate.config import AnsweringConfig
-from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
+from trio_ray.evaluate.decode import WARM_UP_ROWS, AllRequested, Decoded, PrefixDecoder
 from trio_ray.evaluate.join import Task, join, questions_of, tasks_of
 from trio_ray.evaluate.question import Outcome
 from trio_ray.model.decode.engine import Answer, Engine
@@ -104,6 +105,34 @@ def test_a_store_that_refuses_is_no_fault_of_a_question(cache: PrunedCache, llam
         PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=2)).run(tasks)
     assert type(caught.value).__name__ == "StoreError"
     assert not isinstance(caught.value, AccessRefused)
+
+
+def test_a_warm_up_answers_like_tasks_and_changes_no_later_answer(
+    cache: PrunedCache, llama: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = []
+    submit = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda self, request: (submitted.append(request), submit(self, request)))
+    tasks = stored_tasks(cache)
+    settings = AnsweringConfig(max_new_tokens=NEW_TOKENS)
+    decoder = PrefixDecoder(cache, llama, settings)
+    decoder.warm_up()
+    assert len(submitted) == WARM_UP_ROWS
+    assert decoder.run(tasks) == replace(PrefixDecoder(cache, llama, settings).run(tasks), waited_s=ANY, decoded_s=ANY)
+
+
+def test_what_is_wrong_with_the_store_is_left_to_the_tasks_by_a_warm_up(
+    cache: PrunedCache, llama: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = stored_tasks(cache)
+    target = Path(cache.uri, tasks[0].row["kv_object"])
+    target.unlink()
+    target.symlink_to(target)
+    decoder = PrefixDecoder(cache, llama, AnsweringConfig(max_new_tokens=2))
+    decoder.warm_up()
+    assert target.name in caplog.text
+    elsewhere = [task for task in tasks if task.row["kv_object"] != tasks[0].row["kv_object"]]
+    assert len(decoder.run(elsewhere).answers) == len(elsewhere) > 0
 
 
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:

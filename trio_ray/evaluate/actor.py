@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,13 +70,17 @@ class AnswerActor(PooledActor[Chunk]):
         self._config = config
 
     def load(self) -> str:
-        """Load the model. See `PooledActor`."""
+        """Load the model, and on a GPU warm up. See `PooledActor`."""
         config = self._config
         torch.set_num_threads(config.replicas.torch_threads)
         cache = PrunedCache(config.cache, config.s3)
         prompt = PromptConfig.model_validate(cache.dataset.identity["prompt"])
         replica = Replica.load(config.model, prompt)
         self._decoder = PrefixDecoder(cache, replica, config.answering)
+        if replica.device.type == "cuda":
+            self._decoder.warm_up()
+        gc.collect()
+        gc.freeze()  # else every collection of the oldest objects looks at all modules: 0.3 s, in which nothing decodes
         return f"{replica.device} {str(replica.dtype).removeprefix('torch.')} {replica.attention}"
 
     def run(self, work: Chunk) -> Iterator[Decoded | WantsMore]:

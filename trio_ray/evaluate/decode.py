@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -10,6 +11,7 @@ from itertools import islice
 from threading import Event
 
 from trio_ray.cache.fetched import Row
+from trio_ray.cache.part_tables import row_by_row
 from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
 from trio_ray.cache.unreadable import PrefixMissing, UnreadablePrefix
 from trio_ray.errors import TrioRayError
@@ -22,6 +24,10 @@ from trio_ray.model.decode.choice import Sampling
 from trio_ray.model.decode.engine import Answer, Engine, Request
 from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
+
+WARM_UP_ROWS = 8
+
+log = logging.getLogger(__name__)
 
 Place = tuple[str, int]
 """Where a prefix is stored: its object, and the offset in it."""
@@ -139,6 +145,20 @@ class PrefixDecoder:
         self._engine = Engine(replica.decoder, settings.sequences, memory)
         self._turns = Turns()
         self._in_engine: set[_Run] = set()  # of the thread whose turn it is
+
+    def warm_up(self) -> None:
+        """Answer the first prompts of the cache for nothing, before any task.
+
+        The first restore and the first decode step on a GPU take two seconds: kernels are compiled or loaded, memory is
+        pinned, steps are recorded, the process that reads is started. What is wrong with these samples or the store is
+        left to the tasks.
+        """
+        try:
+            with closing(self._cache.scan()) as tables:
+                rows = list(islice(row_by_row(tables), WARM_UP_ROWS))
+            self.run([Task(number, "?", row) for number, row in enumerate(rows)])
+        except TrioRayError as error:
+            log.warning("the first answers will be slow, since none could be tried out: %s", error)
 
     def run(self, tasks: Sequence[Task]) -> Decoded:
         """Answer all tasks. See `overlapping`."""
