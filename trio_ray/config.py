@@ -187,6 +187,12 @@ class MethodConfig(Section):
         "auto, with method.schedule: auto: the smallest share with which answers to samples of the input hardly move. "
         "Not with method.encoder, nor with cache.level embeds.",
     )
+    dropped: Literal["lost", "represented"] | None = Field(
+        None,
+        description="Whether what is dropped is lost, or the kept rows weigh as much in attention as all did: their "
+        "keys are moved, which any engine reads. Default: lost; with method.schedule: auto and method.layout: uniform, "
+        "what moves answers less. Not with method.encoder, and with cache.level kv alone.",
+    )
 
     @field_validator("prune_points")
     @classmethod
@@ -595,6 +601,14 @@ class JobConfig(Section):
         decides = self.model_dump_json(include={"input", "model", "prompt", "method", "cache", "source"})
         digest = hashlib.sha256(decides.encode("utf-8", "backslashreplace")).hexdigest()[:8]
         return self.model_copy(update={"output": f"{self.output.rstrip('/')}-trial-{limit}-{digest}"})
+
+    @model_validator(mode="after")
+    def _keys_are_stored(self) -> JobConfig:
+        if self.method.dropped == "represented" and self.cache.level != "kv":
+            raise ConfigError(
+                "method.dropped", f"represented means nothing to cache.level {self.cache.level}, which stores no keys"
+            )
+        return self
 
     @model_validator(mode="after")
     def _embeddings_have_read_nothing(self) -> JobConfig:

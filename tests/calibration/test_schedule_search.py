@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,31 @@ def test_the_same_seed_and_samples_find_the_same(bundled: Replica, samples: list
     first, second = (search(bundled, samples[:12], 4, layout="uniform", selector="trio-plus") for _ in range(2))
     assert first == second
     assert first.method.build(bundled.decoder.depth).layout == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({"layout": "uniform"}, "represented"),
+        ({"layout": "uniform", "dropped": "lost"}, "lost"),
+        ({"layout": "ragged"}, "lost"),
+        ({"layout": "ragged", "dropped": "represented"}, "represented"),
+    ],
+)
+def test_whether_kept_rows_represent_others_is_searched_where_nothing_else_can_be(
+    bundled: Replica,
+    samples: list[PreparedSample],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    chosen: str,
+) -> None:
+    def divergences(self: ReferenceBatch, replica: Replica, methods: Sequence[Method]) -> list[list[float]]:
+        return [[0.1 if method.dropped == "represented" else 0.2] * len(self.samples) for method in methods]
+
+    monkeypatch.setattr(ReferenceBatch, "divergences", divergences)
+    found = search(bundled, samples, 20, selector="trio-plus", **settings)
+    assert found.method.dropped == chosen
+    assert f"what is dropped {chosen}" in str(found)
 
 
 def test_an_image_prefix_is_found_by_questions_that_follow_it(bundled: Replica) -> None:

@@ -4,19 +4,21 @@ where something is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.method.reference import reference_greedy, reference_prefill
 from tests.model.corpus import hugging_face_inputs, make_sample, prepare, samples_of_all_grids, words
 from trio_ray.kv.prefix import Prefix
-from trio_ray.method.method import Method
+from trio_ray.method.method import Dropped, Method
 from trio_ray.method.proxy import rotate
-from trio_ray.method.rows import Positions
+from trio_ray.method.rows import PackedRows, Positions
 from trio_ray.method.schedule import Schedule
 from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.attention import packed_attention
@@ -152,8 +154,9 @@ def test_methods_that_share_their_layers_store_what_each_stores_alone(replica: R
     schedules = [replace(PRUNED, full_layers=layers) for layers in (0, 4, 8)]
     schedules += [Schedule(8, (0, 2), tokens=9, weights=(3, 1), full_layers=4), Schedule(8, (), keep=())]
     choices = [
-        (Method(schedule, Trio(), positions), [schedule.counts(sample.image_tokens) for sample in prepared])
+        (Method(schedule, Trio(), positions, dropped=dropped), [schedule.counts(s.image_tokens) for s in prepared])
         for schedule in schedules
+        for dropped in get_args(Dropped)
     ]
     attention = packed_attention(replica.attention)
     together = pruned_prefills(replica.decoder, hidden, rows, choices, attention)
@@ -165,6 +168,54 @@ def test_methods_that_share_their_layers_store_what_each_stores_alone(replica: R
             assert torch.equal(ours.position, own.position)
             torch.testing.assert_close(ours.keys, own.keys, atol=1e-6, rtol=0)
             torch.testing.assert_close(ours.values, own.values, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("full_layers", [0, 4, 8])
+def test_rows_that_represent_others_let_the_image_weigh_what_it_did(
+    replica: Replica, full_layers: int, positions: Positions
+) -> None:
+    """Keys of image rows are moved along the mean query of the rows behind the image. Where all layers run on all rows,
+    nothing else that is stored changes.
+    """
+    schedule = replace(PRUNED, full_layers=full_layers)
+    prepared = prepare(replica, samples_of_all_grids(6))
+    seen: list[Tensor] = []
+    attention = packed_attention(replica.attention)
+
+    def noting(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: float) -> Tensor:
+        grouped = query.unflatten(1, (key.shape[1], -1)).mean(2)
+        tails = [grouped[stop - tail : stop].mean(0) for stop, tail in zip(rows.offsets[1:], rows.tails, strict=True)]
+        seen.append(scale * torch.stack(tails))
+        return attention(query, key, value, rows, scale)
+
+    hidden, rows = replica.embed(prepared)
+    budgets = [schedule.counts(sample.image_tokens) for sample in prepared]
+    prefills = [
+        pruned_prefill(
+            replica.decoder, hidden, rows, Method(schedule, Trio(), positions, dropped=dropped), budgets, how
+        )
+        for dropped, how in (("lost", attention), ("represented", noting))
+    ]
+    lost, represented = (prefill.prefixes(5).split() for prefill in prefills)
+    moved = 0
+    for sample, (before, after) in enumerate(zip(lost, represented, strict=True)):
+        if full_layers == 8:
+            assert torch.equal(before.top_logprobs, after.top_logprobs)
+        for segment, plain in zip(after.segments, before.segments, strict=True):
+            for layer in range(segment.layers):
+                number = segment.first_layer + layer
+                if number > max(full_layers, 1):
+                    continue  # what enters these layers has read moved keys
+                difference = segment.keys[layer] - plain.keys[layer]
+                assert torch.equal(segment.values[layer], plain.values[layer])
+                assert difference[segment.text].eq(0).all()
+                kept = int((~segment.text).sum())
+                weight = (difference[~segment.text] * seen[number][sample]).sum(-1)
+                wanted = math.log(prepared[sample].image_tokens / kept)
+                torch.testing.assert_close(weight, torch.full_like(weight, wanted), atol=1e-3, rtol=0)
+                moved += wanted > 0
+    assert moved >= 6
 
 
 def unturned(replica: Replica, keys: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,8 @@ def test_what_the_user_gives_is_not_taken_from_an_existing_cache(
         plan_job(job(model, shard, tmp_path, method__positions="original"), with_gpu=False, calibrate=never)
     with pytest.raises(IdentityMismatch, match=r"method\.settings\.threshold"):
         plan_job(job(model, shard, tmp_path, method__settings={"threshold": 0.5}), with_gpu=False, calibrate=never)
+    with pytest.raises(IdentityMismatch, match=r"method\.dropped"):
+        plan_job(job(model, shard, tmp_path, method__dropped="represented"), with_gpu=False, calibrate=never)
     with pytest.raises(IdentityMismatch, match=r"method\.full_layers"):
         plan_job(job(model, shard, tmp_path, method__full_depth=0.5), with_gpu=False, calibrate=never)
 

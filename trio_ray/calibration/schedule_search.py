@@ -116,8 +116,9 @@ class FoundSchedule:
         weights = [round(weight, 3) for weight in method.weights or ()]
         return (
             f"prune points {list(method.prune_points or ())} with weights {weights}, positions {method.positions}, "
-            f"{found}: {self.divergence:.4f} nats an answer token on {self.held_back} held-back samples (default "
-            f"{self.default_divergence:.4f}; {self.tried} schedules tried on {self.samples} samples)"
+            f"what is dropped {method.dropped}, {found}: {self.divergence:.4f} nats an answer token on "
+            f"{self.held_back} held-back samples (default {self.default_divergence:.4f}; {self.tried} schedules tried "
+            f"on {self.samples} samples)"
         ) + self._depth_text
 
     @property
@@ -274,6 +275,7 @@ class _Space:
                 "prune_points": built.schedule.prune_points,
                 "weights": built.schedule.weights,
                 "positions": built.positions,
+                "dropped": built.dropped,
             }
         )
 
@@ -286,9 +288,13 @@ class _Space:
         return replace(self, shapes=shapes)
 
     def first(self) -> Iterator[MethodConfig]:
-        """The selector's default, and what the depth profile says."""
+        """The selector's default, and what the depth profile says; in the uniform layout, which leaves no other choice,
+        the default with and without rows that stand for those that are dropped.
+        """
         default = self.filled(self.given)
         yield default
+        if self.given.layout == "uniform" and self.given.dropped is None:
+            yield default.model_copy(update={"dropped": "represented"})
         for shape in self.shapes:
             yield from self._of_shape(shape, default.positions)
 

@@ -15,6 +15,7 @@ from trio_ray.method.selectors.selector import Selector, settings_model
 from trio_ray.method.visionzip import VisionZip
 
 Layout = Literal["ragged", "uniform"]
+Dropped = Literal["lost", "represented"]
 
 SCHEDULE_ENTRIES = ("layers", "prune_points", "retention", "tokens", "keep", "weights", "full_layers")
 """Names in a manifest's method, in the order in which `_schedule` takes them."""
@@ -32,12 +33,14 @@ class Method:
         selector: which ones.
         positions: what becomes of the positions of the rows that stay.
         encoder_reducer: does the first prune point, which is then 0, behind the vision tower; None for no such step.
+        dropped: whether the rows that stay weigh as much in attention as all did (`method.representation`).
     """
 
     schedule: Schedule
     selector: Selector
     positions: Positions = "compact"
     encoder_reducer: VisionZip | None = None
+    dropped: Dropped = "lost"
 
     def __post_init__(self) -> None:
         if self.encoder_reducer is None:
@@ -51,6 +54,10 @@ class Method:
         if self.positions == "original":
             raise ConfigError(
                 "method.positions", "original is not possible with method.encoder, whose merged tokens have no position"
+            )
+        if self.dropped == "represented":
+            raise ConfigError(
+                "method.dropped", "represented is not possible with method.encoder, which drops tokens before layer 0"
             )
 
     @classmethod
@@ -69,6 +76,7 @@ class Method:
         positions: Positions | None = None,
         encoder: Literal["visionzip"] | None = None,
         full_depth: float = 0.0,
+        dropped: Dropped | None = None,
     ) -> Method:
         """The method that a job's settings (`MethodConfig`) mean for a decoder of `layers` layers.
 
@@ -105,6 +113,7 @@ class Method:
             chosen,
             positions or ("compact" if compact else chosen.positions),
             VisionZip() if encoder == "visionzip" else None,
+            dropped or "lost",
         )
 
     @classmethod
@@ -136,6 +145,7 @@ class Method:
             "encoder_settings": None if self.encoder_reducer is None else self.encoder_reducer.settings,
             "layout": self.layout,
             "positions": self.positions,
+            "dropped": self.dropped,
             "layers": schedule.layers,
             "prune_points": list(schedule.prune_points),
             "full_layers": schedule.full_layers,
@@ -158,6 +168,7 @@ class Method:
             _stored_selector(stored["selector"], stored["settings"]),
             stored["positions"],
             None if reducer is None else VisionZip(**reducer),
+            stored["dropped"],
         )
 
 

@@ -103,6 +103,12 @@ class PackedRows:
         return on_device(self.offsets[1:], self.device) - 1
 
     @cached_property
+    def tail_rows(self) -> Tensor:
+        """(number of rows,) int64, the text rows behind the samples' last image rows, in order."""
+        places = [range(stop - tail, stop) for stop, tail in zip(self.offsets[1:], self.tails, strict=True)]
+        return on_device([place for of_sample in places for place in of_sample], self.device)
+
+    @cached_property
     def is_image(self) -> Tensor:
         """(T,) bool, True for image rows."""
         return self.image_index >= 0

@@ -6,7 +6,7 @@ dropped row is only not stored: rows behind it have read it in those layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch
 from trio_ray.method.method import Method
+from trio_ray.method.representation import mean_tail_queries, represent_dropped
 from trio_ray.method.rows import PackedRows
 from trio_ray.method.selectors.selector import Selection
 from trio_ray.model.attention import PackedAttention
@@ -90,7 +91,7 @@ def pruned_prefills(
     at the same time.
     """
     whole = _Stream(decoder, attention, hidden, rows)
-    runs = [_Run(method, budgets, whole, rows) for method, budgets in choices]
+    runs = [_Run(method, budgets, whole, rows.image_counts, rows) for method, budgets in choices]
     for layer in range(decoder.depth):
         for run in runs:
             run.enter(layer)
@@ -114,6 +115,10 @@ def select(
     return method.selector.select(hidden, rows, proxy, keep)
 
 
+_BeforeAttention = Callable[[Tensor, Tensor, float], None]
+"""Is given a layer's (T, heads, D) queries and (T, kv_heads, D) keys, which it may change in place, and the scale."""
+
+
 @dataclass
 class _Stream:
     """Rows on their way through the layers.
@@ -130,12 +135,14 @@ class _Stream:
     hidden: Tensor
     rows: PackedRows
 
-    def run_layer(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def run_layer(self, layer: int, keys: Tensor, values: Tensor, before: _BeforeAttention | None = None) -> None:
         """Run one layer, and write its keys and values, (T, kv_heads, D) each."""
         rows = self.rows
         tables = self.decoder.tables(self.hidden, rows.position)
 
         def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            if before is not None:
+                before(query, key, scale)
             return self.attention(query, key, value, rows, scale)
 
         self.hidden = self.decoder.run_layer(layer, self.hidden, tables, attend, keys, values)
@@ -154,6 +161,7 @@ class _Run:
         method: which rows are dropped, and from which layer on the dropped ones are not computed either.
         budgets: see `pruned_prefill`.
         stream: the rows that the next layer runs on. Other methods may share them.
+        image_tokens: of each sample, before any is dropped.
         left: layout of the rows that are not dropped, which are what is stored.
         places: (T',) int64, where in the stream these are; None where they are all of it.
         segments, layouts, scores: see `Prefill`, as far as the run has come.
@@ -162,6 +170,7 @@ class _Run:
     method: Method
     budgets: Sequence[Sequence[int]]
     stream: _Stream
+    image_tokens: Sequence[int]
     left: PackedRows
     places: Tensor | None = None
     segments: list[SegmentBatch] = field(default_factory=list)
@@ -184,6 +193,15 @@ class _Run:
         """(T', kv_heads, D) keys and values of the layer in what is stored."""
         segment = self.segments[-1]
         return segment.keys[layer - segment.first_layer], segment.values[layer - segment.first_layer]
+
+    @property
+    def represents(self) -> bool:
+        """Whether what is stored now stands for rows that were dropped."""
+        return self.method.dropped == "represented" and self.left.image_counts != tuple(self.image_tokens)
+
+    def represent(self, keys: Tensor, queries: Tensor, scale: float) -> None:
+        """Let (T', kv_heads, D) keys of `left` weigh as much as all rows did; see `represent_dropped`."""
+        represent_dropped(keys, self.left, self.image_tokens, queries, scale)
 
     def store(self, layer: int, all_keys: Tensor, all_values: Tensor) -> None:
         """Store what is left of the layer's keys and values, (T, kv_heads, D) each, of the whole stream."""
@@ -242,10 +260,24 @@ class _Run:
 def _run_layer(layer: int, runs: Sequence[_Run]) -> None:
     """Run one layer over a stream, and store for each run that shares it what is left of the keys and values."""
     stream = runs[0].stream
+    rows, kv_heads = stream.rows, stream.decoder.kv_heads
     if len(runs) == 1 and runs[0].places is None:
-        stream.run_layer(layer, *runs[0].slot(layer))
+        (run,) = runs
+
+        def represent(query: Tensor, key: Tensor, scale: float) -> None:
+            run.represent(key, mean_tail_queries(query, rows, kv_heads), scale)
+
+        stream.run_layer(layer, *run.slot(layer), represent if run.represents else None)
         return
-    keys, values = stream.new_keys_and_values(1, stream.rows.total)
-    stream.run_layer(layer, keys[0], values[0])
+    seen: list[tuple[Tensor, float]] = []
+
+    def note(query: Tensor, key: Tensor, scale: float) -> None:
+        seen.append((mean_tail_queries(query, rows, kv_heads), scale))
+
+    keys, values = stream.new_keys_and_values(1, rows.total)
+    stream.run_layer(layer, keys[0], values[0], note if any(run.represents for run in runs) else None)
     for run in runs:
         run.store(layer, keys[0], values[0])
+        if run.represents:
+            # The rows behind the image keep their positions, so their queries fit the keys at the new ones.
+            run.represent(run.slot(layer)[0], *seen[0])

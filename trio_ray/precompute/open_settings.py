@@ -21,7 +21,7 @@ from trio_ray.store.objects import ObjectStore
 CODEC = "cache.codec"
 SCHEDULE = "method.schedule"
 
-CHOSEN_WITH_THE_SCHEDULE = ("prune_points", "weights", "positions", "layout", "full_layers")
+CHOSEN_WITH_THE_SCHEDULE = ("prune_points", "weights", "positions", "layout", "full_layers", "dropped")
 """Entries of the identity's method that a search decides, beside the selector's settings."""
 
 
@@ -144,6 +144,7 @@ def _method_as(existing: Mapping[str, Any], wanted: Mapping[str, Any], config: J
     if existing.get("selector") != wanted["selector"]:
         return method
     fixed = {"positions"} if config.method.positions is not None else set()
+    fixed |= {"dropped"} if config.method.dropped is not None else set()
     fixed |= {"full_layers"} if config.method.full_depth != "auto" else set()
     fixed |= {"layout", "positions", "prune_points", "weights"} if config.method.layout == "uniform" else set()
     method |= {name: existing[name] for name in CHOSEN_WITH_THE_SCHEDULE if name in existing and name not in fixed}
