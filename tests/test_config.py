@@ -125,6 +125,10 @@ def test_a_bad_setting_is_refused_in_one_line_that_names_it(
 def test_embeddings_of_layers_that_read_all_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.full_depth.*no layer has run on"):
         load_config(write(tmp_path, "method: {full_depth: 0.5}"), ["cache.level=embeds"])
+    with pytest.raises(ConfigError, match=r"method\.selector.*method\.schedule: auto"):
+        load_config(write(tmp_path, "method: {selector: auto}"))
+    with pytest.raises(ConfigError, match=r"method\.settings.*name it"):
+        load_config(write(tmp_path, "method: {selector: auto, schedule: auto, settings: {threshold: 0.5}}"))
     for level in ("embeds", "indices"):
         with pytest.raises(ConfigError, match=r"method\.dropped.*stores no keys"):
             load_config(write(tmp_path, "method: {dropped: represented}"), [f"cache.level={level}"])

@@ -163,7 +163,8 @@ class MethodConfig(Section):
     selector: str = Field(
         "trio",
         description="What decides which tokens stay: one of the selectors below, or module:Class for your own "
-        "(docs/selectors.md).",
+        "(docs/selectors.md). auto, with method.schedule: auto: of trio-plus, sieve and groups the one under which "
+        "answers to samples of the input move least.",
     )
     settings: dict[str, Any] = Field(
         {}, description="The selector's own settings by name; each selector below says which it has."
@@ -225,6 +226,10 @@ class MethodConfig(Section):
             raise ConfigError(f"method.{chosen or 'encoder'}", "is given, and method.schedule: auto would choose it")
         if self.full_depth == "auto" and self.schedule != "auto":
             raise ConfigError("method.full_depth", "auto is chosen with the schedule; set method.schedule: auto too")
+        if self.selector == "auto" and self.schedule != "auto":
+            raise ConfigError("method.selector", "auto is chosen with the schedule; set method.schedule: auto too")
+        if self.selector == "auto" and self.settings:
+            raise ConfigError("method.settings", "are a selector's own; name it instead of method.selector: auto")
         if self.keep is not None and self.prune_points is None:
             raise ConfigError("method.keep", "needs method.prune_points")
         if self.keep is not None and self.weights is not None:
@@ -248,12 +253,17 @@ class MethodConfig(Section):
     def build(self, layers: int) -> Method:
         """The method that these settings mean for a decoder of `layers` layers; see `Method.build`.
 
-        As long as `full_depth` is to be chosen, no layer runs on dropped tokens.
+        As long as `full_depth` is to be chosen, no layer runs on dropped tokens; in the place of a selector that is to
+        be chosen there is trio-plus.
         """
         from trio_ray.method.method import Method  # imports torch, which takes seconds
 
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "schedule"}
-        return Method.build(layers, **{**given, "full_depth": 0.0 if self.full_depth == "auto" else self.full_depth})
+        if self.full_depth == "auto":
+            given["full_depth"] = 0.0
+        if self.selector == "auto":
+            given["selector"] = "trio-plus"
+        return Method.build(layers, **given)
 
 
 class CacheConfig(Section):

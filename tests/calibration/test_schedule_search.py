@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from trio_ray.calibration.answer_divergence import ReferenceBatch
-from trio_ray.calibration.schedule_search import FoundSchedule, search_schedule
+from trio_ray.calibration.schedule_search import SELECTORS, FoundSchedule, search_schedule
 from trio_ray.config import DEFAULT_INSTRUCTION, MethodConfig
 from trio_ray.errors import ConfigError
 from trio_ray.lab.accuracy.accuracy import prepared_batches
 from trio_ray.lab.accuracy.questions import held_out_questions
 from trio_ray.method.method import Method
 from trio_ray.method.schedule import Schedule
+from trio_ray.method.selectors.catalogue import name_of
 from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
@@ -26,8 +27,15 @@ def samples(bundled: Replica) -> list[PreparedSample]:
     return [sample for batch in prepared_batches(bundled, questions, 18) for sample in batch]
 
 
-def search(replica: Replica, samples: list[PreparedSample], candidates: int = 12, **method: object) -> FoundSchedule:
-    return search_schedule(replica, samples, MethodConfig.model_validate(method), candidates=candidates)
+def search(
+    replica: Replica,
+    samples: list[PreparedSample],
+    candidates: int = 12,
+    on_candidate: Callable[[int], None] = lambda done: None,
+    **method: object,
+) -> FoundSchedule:
+    config = MethodConfig.model_validate(method)
+    return search_schedule(replica, samples, config, candidates=candidates, on_candidate=on_candidate)
 
 
 def test_the_found_schedule_beats_the_default_at_the_same_cost(bundled: Replica, samples: list[PreparedSample]) -> None:
@@ -71,6 +79,23 @@ def test_whether_kept_rows_represent_others_is_searched_where_nothing_else_can_b
     found = search(bundled, samples, 20, selector="trio-plus", **settings)
     assert found.method.dropped == chosen
     assert f"what is dropped {chosen}" in str(found)
+
+
+@pytest.mark.parametrize("best", SELECTORS)
+def test_a_selector_that_is_left_open_is_the_one_that_moves_answers_least(
+    bundled: Replica, samples: list[PreparedSample], monkeypatch: pytest.MonkeyPatch, best: str
+) -> None:
+    def divergences(self: ReferenceBatch, replica: Replica, methods: Sequence[Method]) -> list[list[float]]:
+        return [[0.1 if name_of(method.selector) == best else 0.2] * len(self.samples) for method in methods]
+
+    monkeypatch.setattr(ReferenceBatch, "divergences", divergences)
+    done: list[int] = []
+    found = search(bundled, samples, 24, schedule="auto", selector="auto", on_candidate=done.append)
+    assert found.method.selector == best
+    assert str(found).startswith(f"selector {best}, ")
+    assert found.method.build(bundled.decoder.depth).schedule.layers == bundled.decoder.depth
+    assert done == sorted(done)
+    assert done[-1] == 24
 
 
 def test_an_image_prefix_is_found_by_questions_that_follow_it(bundled: Replica) -> None:

@@ -12,6 +12,7 @@ from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.calibration import schedule_search
 from trio_ray.config import JobConfig
 from trio_ray.errors import ConfigError, IdentityMismatch
+from trio_ray.method.selectors.catalogue import name_of
 from trio_ray.model.replica import Replica
 from trio_ray.precompute import calibration_task
 from trio_ray.precompute.open_settings import SCHEDULE, CalibrationSpec, Chosen
@@ -91,6 +92,20 @@ def test_layers_that_run_on_all_tokens_are_chosen_with_the_schedule_and_joined(
     assert "full_depth 0.5" in plan.chosen[SCHEDULE]
     again = plan_job(job(model, shard, tmp_path, method__full_depth="auto"), with_gpu=False, calibrate=never)
     assert again.method == plan.method
+
+
+def test_a_selector_is_chosen_with_the_schedule_and_joined(
+    model_folders: dict[str, Path], shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_folders["llama"]
+    monkeypatch.setattr(schedule_search, "SELECTORS", ("groups",))
+    plan = plan_job(job(model, shard, tmp_path, method__selector="auto"), with_gpu=False)
+    assert name_of(plan.method.selector) == "groups"
+    assert plan.chosen[SCHEDULE].startswith("selector groups")
+    again = plan_job(job(model, shard, tmp_path, method__selector="auto"), with_gpu=False, calibrate=never)
+    assert again.method == plan.method
+    with pytest.raises(IdentityMismatch, match=r"method\.selector"):
+        plan_job(job(model, shard, tmp_path, method__selector="trio-plus"), with_gpu=False, calibrate=never)
 
 
 def test_a_cache_of_images_gets_one_too_and_too_few_samples_make_no_cache(

@@ -11,6 +11,9 @@ after a part of the samples. A third of the images is held back from the search.
 the selector's default there too are ranked by all samples, and the first one is adopted; if there is none, the default
 is.
 
+Where `method.selector` is auto, each of `SELECTORS` is searched with a part of the candidates, and the one whose result
+moves answers least on the images that are held back is taken.
+
 Where `method.full_depth` is auto, the share of the layers that run on all tokens is chosen first, with the default
 schedule or one that follows from the profile: the smallest share that moves answers hardly, or hardly more than any
 larger one.
@@ -34,6 +37,9 @@ from trio_ray.method.selectors.catalogue import bundled_selectors, selector_clas
 from trio_ray.model.image_scope import Scope
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
+
+SELECTORS = ("trio-plus", "sieve", "groups")
+"""What `method.selector: auto` chooses from: those that lead a table of docs/measured/accuracy.md."""
 
 CANDIDATES = 96
 """Schedules that are tried, the starts among them. Where layers run on all tokens, fewer are tried in the same time."""
@@ -115,10 +121,10 @@ class FoundSchedule:
         found = "the selector's default, which nothing beat" if self.is_default else "found"
         weights = [round(weight, 3) for weight in method.weights or ()]
         return (
-            f"prune points {list(method.prune_points or ())} with weights {weights}, positions {method.positions}, "
-            f"what is dropped {method.dropped}, {found}: {self.divergence:.4f} nats an answer token on "
-            f"{self.held_back} held-back samples (default {self.default_divergence:.4f}; {self.tried} schedules tried "
-            f"on {self.samples} samples)"
+            f"selector {method.selector}, prune points {list(method.prune_points or ())} with weights {weights}, "
+            f"positions {method.positions}, what is dropped {method.dropped}, {found}: {self.divergence:.4f} nats an "
+            f"answer token on {self.held_back} held-back samples (default {self.default_divergence:.4f}; {self.tried} "
+            f"schedules tried on {self.samples} samples)"
         ) + self._depth_text
 
     @property
@@ -165,11 +171,57 @@ def search_schedule(
             f"auto needs {MIN_SAMPLES} samples or more, and {len(samples)} of the input could be used; give "
             "method.prune_points and method.weights, or leave method.schedule out",
         )
-    searched, held = _split(samples)
-    share = -(-sum(sample.rows for sample in searched) // PARTS)
-    seen = list(reference_batches(replica, searched, scope, min(batch_rows, share)))
-    few = list(reference_batches(replica, _of_first_images(searched, PROFILED_IMAGES), scope, batch_rows))
-    space = _Space(method, replica.decoder.depth, max(sample.image_tokens for sample in samples))
+    references = _References.of(replica, samples, scope, batch_rows)
+    kinds = SELECTORS if method.selector == "auto" else (method.selector,)
+    part = max(1, candidates // len(kinds))
+
+    def of_selector(number: int) -> FoundSchedule:
+        one = method.model_copy(update={"selector": kinds[number]})
+        return _search(replica, references, one, part, seed, lambda done: on_candidate(number * part + done))
+
+    return min((of_selector(number) for number in range(len(kinds))), key=lambda found: found.divergence)
+
+
+@dataclass(frozen=True)
+class _References:
+    """Samples with the unpruned model's answers.
+
+    Attributes:
+        seen: what candidates are measured on.
+        few: a few of them, for the depth profile.
+        unseen: what is held back.
+        most_tokens: image tokens of the largest sample.
+    """
+
+    seen: Sequence[ReferenceBatch]
+    few: Sequence[ReferenceBatch]
+    unseen: Sequence[ReferenceBatch]
+    most_tokens: int
+
+    @classmethod
+    def of(cls, replica: Replica, samples: Sequence[PreparedSample], scope: Scope, batch_rows: int) -> _References:
+        searched, held = _split(samples)
+        share = -(-sum(sample.rows for sample in searched) // PARTS)
+        few = _of_first_images(searched, PROFILED_IMAGES)
+        return cls(
+            list(reference_batches(replica, searched, scope, min(batch_rows, share))),
+            list(reference_batches(replica, few, scope, batch_rows)),
+            list(reference_batches(replica, held, scope, batch_rows)),
+            max(sample.image_tokens for sample in samples),
+        )
+
+
+def _search(
+    replica: Replica,
+    references: _References,
+    method: MethodConfig,
+    candidates: int,
+    seed: int,
+    on_candidate: Callable[[int], None],
+) -> FoundSchedule:
+    """See `search_schedule`; of one selector."""
+    seen, few, unseen = references.seen, references.few, references.unseen
+    space = _Space(method, replica.decoder.depth, references.most_tokens)
     depths: tuple[tuple[float, float], ...] = ()
     if method.full_depth == "auto":
         tried = dict(_tried_depths(replica, seen, few, space))
@@ -181,7 +233,6 @@ def search_schedule(
     affordable = max(1, round(candidates * _relative_speed(space.given)))
     for done in climb.run(affordable):
         on_candidate(done * candidates // affordable)
-    unseen = list(reference_batches(replica, held, scope, batch_rows))
     default = space.filled(space.given)
     configs = [leader.config for leader in climb.leaders]
     before, *after = _mean_divergences(replica, unseen, [default, *configs])
@@ -191,7 +242,8 @@ def search_schedule(
         # The leaders were chosen by the samples of the search, on which they look too good: all samples say more.
         best = min(better, key=lambda n: (HELD_BACK - 1) * climb.leaders[n].mean(len(seen)) + after[n])
         found, divergence = configs[best], after[best]
-    return FoundSchedule(found, divergence, before, len(searched), len(held), climb.tried, depths)
+    samples, held_back = (sum(len(batch.samples) for batch in batches) for batches in (seen, unseen))
+    return FoundSchedule(found, divergence, before, samples, held_back, climb.tried, depths)
 
 
 def _tried_depths(

@@ -139,9 +139,11 @@ def with_existing(identity: Mapping[str, Any], config: JobConfig, existing: Data
 
 
 def _method_as(existing: Mapping[str, Any], wanted: Mapping[str, Any], config: JobConfig) -> dict[str, Any]:
-    """The wanted method with what a search would decide taken from an existing one of the same selector."""
+    """The wanted method with what a search would decide taken from an existing one."""
     method = dict(wanted)
-    if existing.get("selector") != wanted["selector"]:
+    if config.method.selector == "auto":
+        method["selector"] = existing.get("selector")
+    elif existing.get("selector") != wanted["selector"]:
         return method
     fixed = {"positions"} if config.method.positions is not None else set()
     fixed |= {"dropped"} if config.method.dropped is not None else set()
