@@ -173,6 +173,16 @@ class PackedRows:
         )
 
 
+def inverted(mask: Tensor) -> Tensor:
+    """`~mask` ((T,) bool), as a tensor of its own.
+
+    On a CPU not by torch, which has all of its threads at 32,768 elements, that then keep cores busy for a while.
+    """
+    if mask.device.type == "cpu":
+        return torch.from_numpy(~mask.numpy())
+    return ~mask
+
+
 def select_rows(mask: Tensor, count: int) -> Tensor:
     """Row numbers where `mask` ((T,) bool) is True, ascending, (count,) int64; `count` must be their number.
 

@@ -12,7 +12,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.method.rows import select_rows
+from trio_ray.method.rows import inverted, select_rows
 from trio_ray.tensors import on_device
 
 
@@ -47,7 +47,7 @@ def split_rows(text: Tensor, shapes: Sequence[SegmentShape], sinks: int) -> tupl
         shapes: of each sample; their row and image counts must be those of `text`.
         sinks: image rows among the first this many rows of a sample are protected.
     """
-    image = ~text
+    image = inverted(text)
     starts = accumulate((shape.images for shape in shapes), initial=0)
     sink_numbers = [
         start + number
@@ -56,7 +56,8 @@ def split_rows(text: Tensor, shapes: Sequence[SegmentShape], sinks: int) -> tupl
     ]
     if sink_numbers:
         rows = select_rows(image, sum(shape.images for shape in shapes))
-        image = image.index_fill(0, rows[on_device(sink_numbers, text.device)], False)
+        image.index_fill_(0, rows[on_device(sink_numbers, text.device)], False)
     protected = tuple(protected_rows(shape, sinks) for shape in shapes)
     images = tuple(shape.rows - count for shape, count in zip(shapes, protected, strict=True))
-    return RowClass(select_rows(image, sum(images)), images), RowClass(select_rows(~image, sum(protected)), protected)
+    others = select_rows(inverted(image), sum(protected))
+    return RowClass(select_rows(image, sum(images)), images), RowClass(others, protected)
