@@ -208,8 +208,9 @@ def test_a_job_calibrates_in_a_task_of_ray_and_says_what_it_chose(
         def say(self, line: str) -> None:
             said.append(line)
 
-    # A layout and a selector that leave little to search.
-    open_too = {"method__schedule": "auto", "method__layout": "uniform", "method__selector": "random"}
+    # Settings that leave little to search.
+    little = {"layout": "uniform", "selector": "random", "dropped": "lost"}
+    open_too = {"method__schedule": "auto", **{f"method__{name}": value for name, value in little.items()}}
     summary = run_job(auto_job(tiny_model, corpus, tmp_path / "cache", **open_too), Listener())
     assert list(summary.failed) == [str(corpus / "c.tar")]  # which is no tar
     assert summary.stored == 90
