@@ -132,6 +132,9 @@ def test_embeddings_of_layers_that_read_all_tokens_are_refused(tmp_path: Path) -
     for level in ("embeds", "indices"):
         with pytest.raises(ConfigError, match=r"method\.dropped.*stores no keys"):
             load_config(write(tmp_path, "method: {dropped: represented}"), [f"cache.level={level}"])
+        searched = load_config(write(tmp_path, "method: {schedule: auto}"), [f"cache.level={level}"])
+        assert searched.method.dropped == "lost", "no search may choose what is not stored"
+    assert load_config(write(tmp_path, "method: {schedule: auto}")).method.dropped is None
     with pytest.raises(ConfigError, match=r"method\.full_depth.*method\.schedule: auto"):
         load_config(write(tmp_path, "method: {full_depth: auto}"))
     chosen = load_config(write(tmp_path, "method: {full_depth: auto, schedule: auto}"))

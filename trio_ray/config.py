@@ -613,11 +613,17 @@ class JobConfig(Section):
         return self.model_copy(update={"output": f"{self.output.rstrip('/')}-trial-{limit}-{digest}"})
 
     @model_validator(mode="after")
-    def _keys_are_stored(self) -> JobConfig:
-        if self.method.dropped == "represented" and self.cache.level != "kv":
+    def _keys_represent_only_where_they_are_stored(self) -> JobConfig:
+        level = self.cache.level
+        if level == "kv":
+            return self
+        if self.method.dropped == "represented":
             raise ConfigError(
-                "method.dropped", f"represented means nothing to cache.level {self.cache.level}, which stores no keys"
+                "method.dropped", f"represented means nothing to cache.level {level}, which stores no keys"
             )
+        if self.method.schedule == "auto":  # else the search might choose it
+            # The section is frozen for its users; here it is still being made.
+            self.__dict__["method"] = self.method.model_copy(update={"dropped": "lost"})
         return self
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def test_whether_kept_rows_represent_others_is_searched_where_nothing_else_can_b
     monkeypatch.setattr(ReferenceBatch, "divergences", divergences)
     found = search(bundled, samples, 20, selector="trio-plus", **settings)
     assert found.method.dropped == chosen
-    assert f"what is dropped {chosen}" in str(found)
+    assert f"dropped tokens {chosen}" in str(found)
 
 
 @pytest.mark.parametrize("best", SELECTORS)

@@ -99,8 +99,7 @@ class Stock:
         return partial(self._new, capacity, dropped)
 
     def _new(self, capacity: int, dropped: list[BatchMemory]) -> BatchMemory:
-        while dropped:
-            dropped.pop().when_unused()
+        _let_go(dropped)
         try:
             return self._make(capacity)
         except BaseException:
@@ -117,8 +116,7 @@ class Stock:
                 self._spare.append(memory)
             dropped = self._shorten(self._limit)
             self.changed.notify_all()
-        while dropped:
-            dropped.pop().when_unused()
+        _let_go(dropped)
 
     def _shorten(self, limit: int) -> list[BatchMemory]:
         """Take out what has been spare for longest, until the others fit."""
@@ -126,6 +124,12 @@ class Stock:
         while self._spare and sum(len(memory.tensor) for memory in self._spare) > max(0, limit):
             dropped.append(self._spare.pop(0))
         return dropped
+
+
+def _let_go(memories: list[BatchMemory]) -> None:
+    """Give memories back, each as soon as no device uses it. It takes long: hold no lock."""
+    while memories:
+        memories.pop().when_unused()
 
 
 class Block:

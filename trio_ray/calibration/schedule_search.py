@@ -122,7 +122,7 @@ class FoundSchedule:
         weights = [round(weight, 3) for weight in method.weights or ()]
         return (
             f"selector {method.selector}, prune points {list(method.prune_points or ())} with weights {weights}, "
-            f"positions {method.positions}, what is dropped {method.dropped}, {found}: {self.divergence:.4f} nats an "
+            f"positions {method.positions}, dropped tokens {method.dropped}, {found}: {self.divergence:.4f} nats an "
             f"answer token on {self.held_back} held-back samples (default {self.default_divergence:.4f}; {self.tried} "
             f"schedules tried on {self.samples} samples)"
         ) + self._depth_text

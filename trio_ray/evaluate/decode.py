@@ -26,6 +26,7 @@ from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
 
 WARM_UP_ROWS = 8
+"""Prompts that `PrefixDecoder.warm_up` answers: kernels do not depend on how many there are."""
 
 log = logging.getLogger(__name__)
 

@@ -176,7 +176,8 @@ class PackedRows:
 def inverted(mask: Tensor) -> Tensor:
     """`~mask` ((T,) bool), as a tensor of its own.
 
-    On a CPU not by torch, which has all of its threads at 32,768 elements, that then keep cores busy for a while.
+    On a CPU numpy does it: torch uses all of its threads from 32,768 elements on, and they keep cores busy for a while
+    afterwards.
     """
     if mask.device.type == "cpu":
         return torch.from_numpy(~mask.numpy())

@@ -170,7 +170,7 @@ class _Run:
     method: Method
     budgets: Sequence[Sequence[int]]
     stream: _Stream
-    image_tokens: Sequence[int]
+    image_tokens: tuple[int, ...]
     left: PackedRows
     places: Tensor | None = None
     segments: list[SegmentBatch] = field(default_factory=list)
@@ -197,7 +197,7 @@ class _Run:
     @property
     def represents(self) -> bool:
         """Whether what is stored now stands for rows that were dropped."""
-        return self.method.dropped == "represented" and self.left.image_counts != tuple(self.image_tokens)
+        return self.method.dropped == "represented" and self.left.image_counts != self.image_tokens
 
     def represent(self, keys: Tensor, queries: Tensor, scale: float) -> None:
         """Let (T', kv_heads, D) keys of `left` weigh as much as all rows did; see `represent_dropped`."""

@@ -66,8 +66,8 @@ print(tasks() - before)
 
 
 def test_no_thread_of_torch_looks_at_the_rows_of_a_batch() -> None:
-    """Torch has all of its threads at 32,768 elements, and they keep cores busy for a while afterwards: half of int4's
-    restored samples a second on 32 cores.
+    """Torch uses all of its threads from 32,768 elements on, and they keep cores busy for a while afterwards. On 32
+    cores that halved the samples of int4 that were restored a second.
     """
     done = subprocess.run(
         [sys.executable, "-c", NO_THREAD],
