@@ -127,3 +127,36 @@ def test_closing_lets_those_go_who_wait() -> None:
     arena.close()
     thread.join(5)
     assert result == [None]
+
+
+def test_memory_that_was_made_ahead_is_used_and_stays_within_the_bound() -> None:
+    made = []
+
+    def make(size: int) -> BatchMemory:
+        made.append(size)
+        return BatchMemory.of_size(size)
+
+    stock = Stock(5 * MIB, make)
+    stock.fill(2 * MIB - 5, 7)
+    assert made == [2 * MIB] * 2
+    arena = Arena(stock)
+    block_of(arena, 2 * MIB), block_of(arena, MIB + 1)
+    assert len(made) == 2
+    few = Stock(5 * MIB, make)
+    few.fill(MIB, 3)
+    assert made[2:] == [MIB] * 3
+
+
+def test_memory_that_was_made_before_there_was_no_more_is_kept() -> None:
+    made = []
+
+    def make(size: int) -> BatchMemory:
+        if made:
+            raise MemoryError
+        made.append(BatchMemory.of_size(size))
+        return made[0]
+
+    stock = Stock(5 * MIB, make)
+    with pytest.raises(MemoryError):
+        stock.fill(MIB, 2)
+    assert block_of(Arena(stock), MIB).tensor.data_ptr() == made[0].tensor.data_ptr()

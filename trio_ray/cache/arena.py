@@ -108,6 +108,25 @@ class Stock:
                 self.changed.notify_all()
             raise
 
+    def fill(self, size: int, count: int) -> None:
+        """Make memory for so many blocks of `size` bytes, as far as the limit allows, and keep it for those who come.
+
+        Raises:
+            MemoryError, OSError: there is not so much memory; what was made is kept.
+        """
+        capacity = _capacity(size)
+        made: list[BatchMemory] = []
+        try:
+            while len(made) < count:
+                with self.changed:
+                    if not self.has_room(capacity):
+                        break
+                    memory = self.claim(capacity)
+                made.append(memory())
+        finally:
+            for one in made:
+                self.put(one, keep=True)
+
     def put(self, memory: BatchMemory, keep: bool) -> None:
         """It is in use no more; `keep` it for the next who wants as much, or leave it to whoever else has it."""
         with self.changed:
@@ -124,6 +143,11 @@ class Stock:
         while self._spare and sum(len(memory.tensor) for memory in self._spare) > max(0, limit):
             dropped.append(self._spare.pop(0))
         return dropped
+
+
+def _capacity(size: int) -> int:
+    """Bytes of the memory for a block of `size` bytes: powers of two, so that other sizes can use it again."""
+    return max(_SMALLEST, 1 << (size - 1).bit_length())
 
 
 def _let_go(memories: list[BatchMemory]) -> None:
@@ -174,7 +198,7 @@ class Arena:
         Raises:
             MemoryError, OSError: there is not so much memory.
         """
-        capacity = max(_SMALLEST, 1 << (size - 1).bit_length())
+        capacity = _capacity(size)
         changed = self._stock.changed
         with changed:
             while self._blocks_out and not self._stock.has_room(capacity) and not self._closed:

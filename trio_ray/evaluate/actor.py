@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,9 @@ from trio_ray.cache.pruned_cache import PrunedCache
 from trio_ray.cluster.actors import PooledActor, WantsMore
 from trio_ray.config import PromptConfig
 from trio_ray.evaluate.config import AnsweringConfig, EvaluateConfig
-from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder
+from trio_ray.evaluate.decode import AllRequested, Decoded, PrefixDecoder, needs_prefixes
 from trio_ray.evaluate.join import Task
+from trio_ray.model.decoder import default_device
 from trio_ray.model.replica import Replica
 
 SMALL_CHUNKS_IN_ENGINE = 4
@@ -75,9 +77,15 @@ class AnswerActor(PooledActor[Chunk]):
         torch.set_num_threads(config.replicas.torch_threads)
         cache = PrunedCache(config.cache, config.s3)
         prompt = PromptConfig.model_validate(cache.dataset.identity["prompt"])
-        replica = Replica.load(config.model, prompt)
+        device = default_device()
+        warm_up = device.type == "cuda" and needs_prefixes(cache, config.answering)
+        with ThreadPoolExecutor(1) as beside:
+            pinned = beside.submit(cache.prepare_pinned_memory, config.answering.read_threads) if warm_up else None
+            replica = Replica.load(config.model, prompt, device)
+            if pinned is not None:
+                pinned.result()
         self._decoder = PrefixDecoder(cache, replica, config.answering)
-        if replica.device.type == "cuda":
+        if warm_up:
             self._decoder.warm_up()
         gc.collect()
         gc.freeze()  # else every collection of the oldest objects looks at all modules: 0.3 s, in which nothing decodes

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from heapq import nlargest
 from itertools import islice
 from threading import Event
 
@@ -27,6 +28,8 @@ from trio_ray.model.replica import Replica
 
 WARM_UP_ROWS = 8
 """Prompts that `PrefixDecoder.warm_up` answers: kernels do not depend on how many there are."""
+WARM_UP_AMONG = 256
+"""The longest of so many: steps are recorded for the lengths that come, and anew for longer ones."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,11 @@ class _Asked:
     number: int
     tokens: Sequence[int]
     first_token: int | None
+
+
+def needs_prefixes(cache: PrunedCache, settings: AnsweringConfig) -> bool:
+    """Whether some answer takes a prefix; the table alone has the most likely first token behind stored prompts."""
+    return cache.scope == "image" or settings.temperature > 0 or settings.max_new_tokens > 1
 
 
 class EngineLost(RuntimeError):
@@ -148,16 +156,17 @@ class PrefixDecoder:
         self._in_engine: set[_Run] = set()  # of the thread whose turn it is
 
     def warm_up(self) -> None:
-        """Answer the first prompts of the cache for nothing, before any task.
+        """Answer a few prompts of the cache for nothing, before any task, and record the decode steps of all sizes.
 
-        The first restore and the first decode step on a GPU take two seconds: kernels are compiled or loaded, memory is
-        pinned, steps are recorded, the process that reads is started. What is wrong with these samples or the store is
-        left to the tasks.
+        The first restore and the first decode steps on a GPU take seconds: kernels are compiled or loaded, steps are
+        recorded, the process that reads is started. What is wrong with these samples or the store is left to the tasks.
         """
         try:
             with closing(self._cache.scan()) as tables:
-                rows = list(islice(row_by_row(tables), WARM_UP_ROWS))
+                first = islice(row_by_row(tables), WARM_UP_AMONG)
+                rows = nlargest(WARM_UP_ROWS, first, key=lambda row: row["kv_length"])
             self.run([Task(number, "?", row) for number, row in enumerate(rows)])
+            self._engine.record_steps()
         except TrioRayError as error:
             log.warning("the first answers will be slow, since none could be tried out: %s", error)
 
@@ -185,11 +194,17 @@ class PrefixDecoder:
         if run.rows:
             places = sorted(run.rows)
             threads = self._settings.read_threads
-            reader = PrefixReader(self._cache, [run.rows[place] for place in places], self._engine, threads)
+            rows = [run.rows[place] for place in places]
+            reader = PrefixReader(self._cache, rows, self._engine, self._own_rows(run), threads)
             with self._turns:
                 yield from self._drive(run, places, reader)
             run.wait()
         yield run.done
+
+    def _own_rows(self, run: _Run) -> int:
+        """Most rows that the questions and answers behind one prefix take."""
+        longest = self._settings.max_new_tokens
+        return max(sum(longest + len(asked.tokens) for asked in of_one) for of_one in run.asked.values())
 
     def _drive(self, run: _Run, places: Sequence[Place], reader: PrefixReader) -> Iterator[AllRequested]:
         """Restore a run's prefixes, and decode as long as no other run has prefixes to restore.
@@ -252,7 +267,7 @@ class PrefixDecoder:
         if self._settings.temperature > 0:
             return _Asked(task.number, (), None)
         first = task.row["top_ids"][0]
-        if self._settings.max_new_tokens == 1 or first in self._replica.stop_tokens:
+        if not needs_prefixes(self._cache, self._settings) or first in self._replica.stop_tokens:
             done.answers[task.number] = self._replica.writer.decode([first])
             return None
         return _Asked(task.number, (), first)

@@ -32,12 +32,13 @@ class PrefixReader:
         cache: where they are.
         rows: of the prefixes.
         engine: decodes the requests that the caller submits.
+        own_rows: most rows that the questions and answers behind one prefix will take.
         threads: requests to the store in flight.
     """
 
-    def __init__(self, cache: PrunedCache, rows: Sequence[Row], engine: Engine, threads: int) -> None:
+    def __init__(self, cache: PrunedCache, rows: Sequence[Row], engine: Engine, own_rows: int, threads: int) -> None:
         self._engine = engine
-        self._targets = PoolTargets(engine, len(rows)) if engine.device.type == "cuda" else None
+        self._targets = PoolTargets(engine, own_rows) if engine.device.type == "cuda" else None
         self._all_requested = Event()
         drawn = _then_set(rows, self._all_requested)
         self._batches = cache.restored(drawn, engine.device, threads=threads, allocate=self._targets)

@@ -25,6 +25,7 @@ from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.continuation import ContextFull, Continuation
 from trio_ray.model.decode.choice import Sampling
 from trio_ray.model.decode.engine import End, Engine, Request, RequestRefused, answers_in_order, generate
+from trio_ray.model.decode.graphs import StepGraphs
 from trio_ray.model.decode.targets import PoolTargets
 from trio_ray.model.replica import Replica
 
@@ -170,7 +171,7 @@ def test_requests_may_wait_while_more_prefixes_are_restored(llama: Replica) -> N
     raw = codec_of("raw")
     containers = [contained(prefix, raw) for prefix in prefixes]
     engine = Engine(llama.decoder, memory=5 * max(prefix.kv_bytes for prefix in prefixes))
-    targets = PoolTargets(engine)
+    targets = PoolTargets(engine, 2 * 6)
     in_pool = 0
 
     def requests() -> Iterator[Request]:
@@ -201,7 +202,7 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
     containers = [contained(prefix, raw) for prefix in prefixes]
     largest = max(prefix.kv_bytes for prefix in prefixes)
     engine = Engine(llama.decoder, memory=5 * largest)
-    targets = PoolTargets(engine)
+    targets = PoolTargets(engine, 6)
     answers = []
     for start in range(0, len(containers), 3):
         checked = check_containers([(KEY, data) for data in containers[start:][:3]], raw, FINGERPRINT)
@@ -223,14 +224,14 @@ def test_prefixes_are_restored_where_they_are_decoded(llama: Replica) -> None:
     assert not engine.pool.used
 
 
-def test_a_pool_grows_once_where_it_is_known_how_many_prefixes_will_come(llama: Replica) -> None:
+def test_a_pool_grows_once_for_as_many_prefixes_as_are_decoded_at_a_time(llama: Replica) -> None:
     """Each growth copies what is there, and the recorded decode steps are lost."""
     prefixes = prefixes_of(llama, 12)
     raw = codec_of("raw")
     checked = check_containers([(KEY, contained(prefix, raw)) for prefix in prefixes], raw, FINGERPRINT)
     sound = [container for container in checked if isinstance(container, CheckedContainer)]
-    engine = Engine(llama.decoder, max_sequences=6)
-    targets = PoolTargets(engine, expected=len(sound))
+    engine = Engine(llama.decoder, max_sequences=4)
+    targets = PoolTargets(engine, 6)
     sizes, answers = [], []
     for start in range(0, len(sound), 2):
         for number, prefix in enumerate(restore_containers(sound[start : start + 2], raw, CPU, targets), start):
@@ -250,14 +251,55 @@ def kv_bytes(prefixes: list[Prefix]) -> int:
     return sum(prefix.kv_bytes for prefix in prefixes)
 
 
+@pytest.mark.parametrize("room", [1.1, 1.3, 1.6, 2.5])
+@pytest.mark.parametrize("tokens", [8, 24, 48])
+def test_what_is_restored_has_room_for_its_answer_however_short_memory_is(
+    llama: Replica, room: float, tokens: int
+) -> None:
+    """Late runs of layers hold few rows of a prefix, but as many of an answer as the others."""
+    prefixes = prefixes_of(llama, 8)
+    raw = codec_of("raw")
+    checked = check_containers([(KEY, contained(prefix, raw)) for prefix in prefixes], raw, FINGERPRINT)
+    sound = [container for container in checked if isinstance(container, CheckedContainer)]
+    engine = Engine(llama.decoder, memory=int(room * kv_bytes(prefixes)))
+    targets = PoolTargets(engine, tokens)
+    for number, prefix in enumerate(restore_containers(sound, raw, CPU, targets)):
+        assert isinstance(prefix, Prefix)
+        engine.submit(Request(number, prefix, tokens))
+    targets.release()
+    answers = {answer.key: answer.tokens for answer in engine.run(())}
+    assert answers == dict(enumerate(generate(llama.decoder, prefixes, tokens)))
+
+
+@pytest.mark.gpu
+def test_steps_that_were_recorded_ahead_are_not_recorded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch of every size takes what is there, until the pool has to grow."""
+    replica = Replica.load(ModelConfig(), device=torch.device("cuda"))
+    prefixes = replica.prefill(
+        prepare(replica, samples_of_all_grids(12)), Method(Schedule(16, (1, 5, 8), retention=0.2), Trio())
+    ).prefixes
+    engine = Engine(replica.decoder, max_sequences=12)
+    expected = answers_in_order(engine, [Request(n, prefix, 12) for n, prefix in enumerate(prefixes)])
+    engine.record_steps()
+    recorded: list[int] = []
+    capture = StepGraphs._capture
+    monkeypatch.setattr(StepGraphs, "_capture", lambda self, size: (recorded.append(size), capture(self, size))[1])
+    for count in (1, 3, 7, 12):
+        requests = [Request(n, prefix, 12) for n, prefix in enumerate(prefixes[:count])]
+        assert answers_in_order(engine, requests) == expected[:count]
+    assert not recorded
+
+
 def test_a_batch_ahead_waits_for_the_one_before_where_the_memory_holds_one(llama: Replica) -> None:
     """What is restored but not yet submitted is not decoded, so that waiting would never end."""
     prefixes = prefixes_of(llama, 8)
     raw = codec_of("raw")
     checked = check_containers([(KEY, contained(prefix, raw)) for prefix in prefixes], raw, FINGERPRINT)
     sound = [container for container in checked if isinstance(container, CheckedContainer)]
-    engine = Engine(llama.decoder, memory=int(1.3 * max(kv_bytes(half) for half in (prefixes[:4], prefixes[4:]))))
-    targets = PoolTargets(engine)
+    engine = Engine(llama.decoder, memory=int(1.7 * max(kv_bytes(half) for half in (prefixes[:4], prefixes[4:]))))
+    targets = PoolTargets(engine, 6)
     first = start_restore(sound[:4], raw, CPU, targets)
     with pytest.raises(TargetsInUse):
         start_restore(sound[4:], raw, CPU, targets)

@@ -249,7 +249,7 @@ def speed_table(speeds: Sequence[CodecSpeed]) -> str:
             "MB a sample by them": lambda speed: shown(speed.device_bytes, ".3g", times=1e-6),
             "stored samples/s": lambda speed: shown(speed.stored_per_s, ".4g"),
             "host ms a batch": lambda speed: shown(speed.host_ms, ".3g"),
-            "launches a batch": lambda speed: shown(speed.launches, "d"),
+            "launches a batch": lambda speed: speed.launches,
             "MB a basis": lambda speed: shown(speed.basis, ".3g", times=1e-6),
         },
     )

@@ -70,7 +70,7 @@ def measure_answers(
 
     def from_cache(where: str, tokens: int) -> int:
         return _answered_from(
-            engine, opened[where], rows[where], sizes.threads, lambda prefix: [Request(0, prefix, tokens)]
+            engine, opened[where], rows[where], tokens, sizes.threads, lambda prefix: [Request(0, prefix, tokens)]
         )
 
     def anew(tokens: int) -> int:
@@ -128,6 +128,7 @@ def _questions(
     A stored prompt has its question in it, so nothing is left to read before its answer.
     """
     question = list(range(10, 10 + QUESTION_TOKENS))
+    own = QUESTION_TOKENS + IMAGE_ANSWER_TOKENS
     wanted = _repeated(rows, images)
     each = [row for row in wanted for _ in range(QUESTIONS_AN_IMAGE)]
 
@@ -139,12 +140,20 @@ def _questions(
 
     return {
         f"{QUESTIONS_AN_IMAGE} questions on one image": partial(
-            _answered_from, engine, cache, wanted, threads, partial(ask, questions=QUESTIONS_AN_IMAGE)
+            _answered_from,
+            engine,
+            cache,
+            wanted,
+            QUESTIONS_AN_IMAGE * own,
+            threads,
+            partial(ask, questions=QUESTIONS_AN_IMAGE),
         ),
         f"{QUESTIONS_AN_IMAGE} images with a question each": partial(
-            _answered_from, engine, cache, each, threads, partial(ask, questions=1)
+            _answered_from, engine, cache, each, own, threads, partial(ask, questions=1)
         ),
-        f"{QUESTIONS_AN_IMAGE} stored prompts": partial(_answered_from, engine, cache, each, threads, answer_prompt),
+        f"{QUESTIONS_AN_IMAGE} stored prompts": partial(
+            _answered_from, engine, cache, each, own, threads, answer_prompt
+        ),
     }
 
 
@@ -174,11 +183,16 @@ def _rate(contestant: Callable[[], int], device: torch.device) -> float:
 
 
 def _answered_from(
-    engine: Engine, cache: PrunedCache, rows: Sequence[Row], threads: int, ask: Callable[[Prefix], list[Request]]
+    engine: Engine,
+    cache: PrunedCache,
+    rows: Sequence[Row],
+    own_rows: int,
+    threads: int,
+    ask: Callable[[Prefix], list[Request]],
 ) -> int:
     """Restore and answer as an evaluation does."""
     answers = 0
-    with closing(PrefixReader(cache, rows, engine, threads)) as reader:
+    with closing(PrefixReader(cache, rows, engine, own_rows, threads)) as reader:
         for step in reader.between_steps():
             if isinstance(step, RestoredBatch):
                 for request in (request for sample in step.samples for request in ask(_prefix(sample))):

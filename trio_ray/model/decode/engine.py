@@ -213,6 +213,13 @@ class Engine:
         answers, self._answers = self._answers, []
         return answers
 
+    def record_steps(self) -> None:
+        """Record the decode step of every batch size on a GPU, for the pool as it is: before there is anything to
+        decode, instead of when a batch first has that size. Does nothing where nothing was decoded yet.
+        """
+        if self._memory is not None:
+            self._memory.record_steps(self._max_sequences)
+
     def clear(self, which: Callable[[Hashable], bool] = lambda key: True) -> None:
         """Forget requests, and free what they hold. Held sequences stay, without what was being appended.
 
@@ -261,26 +268,34 @@ class Engine:
             held.own = None
 
     def reserve(
-        self, shape: PoolShape, samples: Sequence[Sequence[int]], wait: bool = True, to_come: int = 0
+        self,
+        shape: PoolShape,
+        samples: Sequence[Sequence[int]],
+        own_rows: int,
+        unasked: int = 0,
+        wait: bool = True,
     ) -> list[PoolPrefix] | None:
         """Rows for prefixes that are about to be restored, held once; see `PoolTargets`.
 
-        Requests that wait keep room for their answers.
+        There is room for what will be appended to them, and to all that wait, too. A pool that has to grow does so for
+        as many prefixes like these as are decoded at a time, since every growth copies it and makes the recorded steps
+        useless.
 
         Args:
             shape: of the prefixes.
             samples: the rows of each prefix in each run of layers.
+            own_rows: that the questions and answers behind one of these prefixes will take.
+            unasked: earlier prefixes for which no request has been submitted yet.
             wait: where rows are short, decode until sequences have left.
-            to_come: prefixes like these that will follow. A pool that has to grow does so once, for as many of them as
-                are decoded at a time.
 
         Returns:
             The extents; None where there is no room for all of them, and with `wait` would be none even if all
             sequences had left.
         """
-        wanted = [sum(rows) for rows in zip(*samples, strict=True)]
-        batches = 1 + min(to_come, self._max_sequences) / len(samples)
-        in_all = [int(rows * batches * (1 + GROWTH)) for rows in wanted]
+        prefix_rows = [sum(rows) for rows in zip(*samples, strict=True)]
+        batches = 1 + self._max_sequences / len(samples)
+        in_all = [int((rows + len(samples) * own_rows) * batches * (1 + GROWTH)) for rows in prefix_rows]
+        wanted = [rows + (len(samples) + unasked) * own_rows for rows in prefix_rows]
         while True:
             held: list[PoolPrefix] = []
             waited_for = self._rows_waited_for(len(wanted))

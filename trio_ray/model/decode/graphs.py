@@ -45,14 +45,23 @@ class StepGraphs:
         """One step for the sequences in these slots, (B,) int32 on the device -> (B, vocabulary) logits, which the
         next call overwrites.
         """
-        size = padded_size(len(slots))
-        if size not in self._captured:
-            self._captured[size] = self._capture(size)
-        captured = self._captured[size]
+        captured = self._of(padded_size(len(slots)))
         captured.rows.slot[: len(slots)].copy_(slots)
         captured.rows.slot[len(slots) :].fill_(self._idle)
         captured.graph.replay()
         return captured.logits[: len(slots)]
+
+    def record(self, most: int) -> None:
+        """Record the step at all sizes that up to `most` sequences take, the largest first: the others fit into its
+        memory.
+        """
+        for size in sorted({padded_size(batch) for batch in range(1, most + 1)}, reverse=True):
+            self._of(size)
+
+    def _of(self, size: int) -> _Captured:
+        if size not in self._captured:
+            self._captured[size] = self._capture(size)
+        return self._captured[size]
 
     def _capture(self, size: int) -> _Captured:
         rows = NewRows.one_each(torch.full((size,), self._idle, dtype=torch.int32, device=self._device))

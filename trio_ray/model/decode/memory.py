@@ -64,20 +64,20 @@ class DecodeMemory:
 
         Args:
             wanted: free rows of each run.
-            in_all: a run that has to grow gets so many rows at least, used or free.
+            in_all: a run that has to grow gets so many rows, used or free, as far as the limit allows.
         """
-        rows, free, size = self.pool.rows, self.pool.free_rows, self.pool.shape.bytes_per_row
+        rows, free = self.pool.rows, self.pool.free_rows
         missing = [max(0, want - has) for want, has in zip(wanted, free, strict=True)]
-        more = [
-            max(lack, int(GROWTH * has), least - has) if lack else 0
-            for lack, has, least in zip(missing, rows, in_all or [0] * len(rows), strict=True)
-        ]
-        asked = sum(count * unit for count, unit in zip(more, size, strict=True))
-        left = self._limit - sum(count * unit for count, unit in zip(rows, size, strict=True))
+        more = [max(lack, int(GROWTH * has)) if lack else 0 for lack, has in zip(missing, rows, strict=True)]
+        asked, left = self._bytes(more), self._limit - self._bytes(rows)
         if asked > left:
             if left < LEAST_GROWTH * self._limit:
                 return False  # the last rows are not worth a copy of the others
             more = [int(count * left / asked) for count in more]
+        elif in_all:
+            ahead = [max(0, most - has - new) if new else 0 for most, has, new in zip(in_all, rows, more, strict=True)]
+            share = min(1.0, (left - asked) / max(1, self._bytes(ahead)))
+            more = [new + int(share * count) for new, count in zip(more, ahead, strict=True)]
         if not any(more):
             return False
         try:
@@ -90,12 +90,15 @@ class DecodeMemory:
 
     def restart(self, rows: Sequence[int]) -> bool:
         """Divide the memory anew among the runs of an unused pool, so that so many rows fit; whether they do."""
-        size = self.pool.shape.bytes_per_row
-        if self.pool.used or sum(count * unit for count, unit in zip(rows, size, strict=True)) > self._limit:
+        if self.pool.used or self._bytes(rows) > self._limit:
             return False
         self.pool.reset(rows)
         self._forget_graphs()
         return True
+
+    def _bytes(self, rows: Sequence[int]) -> int:
+        """Of so many rows of each run."""
+        return sum(count * unit for count, unit in zip(rows, self.pool.shape.bytes_per_row, strict=True))
 
     def note_longest(self, rows: Sequence[int]) -> None:
         """Learn how long a sequence gets in each run of layers. Powers of 2, so that this seldom changes."""
@@ -118,11 +121,21 @@ class DecodeMemory:
         """Append the next token of the sequences in these slots, (B,) int32 -> (B, vocabulary) logits for what follows.
         The next call may overwrite them.
         """
-        if not has_triton(self._device):
-            return self._step(NewRows.one_each(slots))
-        if self._graphs is None:
+        graphs = self._step_graphs()
+        return self._step(NewRows.one_each(slots)) if graphs is None else graphs.run(slots)
+
+    @torch.no_grad()
+    def record_steps(self, most: int) -> None:
+        """Record the steps of all batch sizes for up to `most` sequences, where steps are recorded."""
+        graphs = self._step_graphs()
+        if graphs is not None:
+            graphs.record(most)
+
+    def _step_graphs(self) -> StepGraphs | None:
+        """The steps recorded so far; None where they are not."""
+        if self._graphs is None and has_triton(self._device):
             self._graphs = StepGraphs(self._step, self.table.idle, self._device)
-        return self._graphs.run(slots)
+        return self._graphs
 
     def _forget_graphs(self) -> None:
         """The recorded steps read other memory, or split it in another way."""

@@ -21,12 +21,11 @@ class PoolTargets:
 
     Args:
         engine: decodes what is restored.
-        expected: prefixes that will be restored, if that is known.
+        own_rows: most rows that the questions and answers behind one prefix will take.
     """
 
-    def __init__(self, engine: Engine, expected: int = 0) -> None:
-        self._engine = engine
-        self._to_come = expected
+    def __init__(self, engine: Engine, own_rows: int) -> None:
+        self._engine, self._own_rows = engine, own_rows
         self._batches: deque[Reserved] = deque()
 
     def __call__(self, kinds: Sequence[Sequence[tuple[SegmentShape, ...]]]) -> Sequence[Sequence[RowTarget]]:
@@ -50,11 +49,10 @@ class PoolTargets:
             tuple(part.layers for part in first), first[0].kv_heads, first[0].head_dim, self._engine.dtype
         )
         rows = [[part.rows for part in sample] for sample in samples]
-        to_come = max(0, self._to_come - len(samples))
-        held = self._engine.reserve(shape, rows, wait=not self._batches, to_come=to_come)
+        unasked = sum(map(len, self._batches))
+        held = self._engine.reserve(shape, rows, self._own_rows, unasked, wait=not self._batches)
         if held is None and self._batches:
             raise TargetsInUse("the decode memory has no room for another batch yet: release the one before")
-        self._to_come = to_come
         if held is None:
             return fresh_targets(self._engine.device)([samples])[0]
         pool = self._engine.pool
