@@ -90,7 +90,9 @@ def on_device(
 
 
 ALIGNMENT = 256
-"""Bytes; where each tensor begins, so that a kernel reads it as it reads one of its own."""
+"""Bytes; where each tensor begins, so that a kernel reads it as it reads one of its own. Triton compiles a kernel anew,
+for up to a second, when a tensor comes that does not begin at a multiple of 16 bytes.
+"""
 
 
 def move_joined(runs: Sequence[Sequence[Tensor]], device: torch.device) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trio_ray.kv.container import CheckedContainer, checksum
 from trio_ray.kv.staging import THREADS, Staged
-from trio_ray.tensors import on_device, side_stream, to_host
+from trio_ray.tensors import move_together, side_stream, to_host
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,15 @@ def compare_on_device(
     known = [own for own in wanted if own is not None]
     if begins is None or len(known) < len(samples) or min(lengths) < SHORTEST or any(begin % 8 for begin in begins):
         return None
-    numbers = [*begins, *lengths, *(half for own in known for half in halves(own))]
+    numbers = [torch.tensor(begins), torch.tensor(lengths), torch.tensor([halves(own) for own in known])]
     device = staged.source.device
     if staged.arrived is None:  # Triton's interpreter
-        first, size, sums = torch.tensor(numbers).split([len(samples), len(samples), 2 * len(samples)])
-        return Compared(differing(staged.source, first, size, max(lengths), sums.view(-1, 2)))
+        return Compared(differing(staged.source, numbers[0], numbers[1], max(lengths), numbers[2]))
     comparing = side_stream(device, "compare")
     comparing.wait_event(staged.arrived)
     with torch.cuda.stream(comparing):
-        first, size, sums = on_device(numbers, device).split([len(samples), len(samples), 2 * len(samples)])
-        found = to_host(differing(staged.source, first, size, max(lengths), sums.view(-1, 2)))
+        first, size, sums = move_together(numbers, device)
+        found = to_host(differing(staged.source, first, size, max(lengths), sums))
         done = torch.cuda.Event()
         done.record(comparing)
     staged.source.record_stream(comparing)

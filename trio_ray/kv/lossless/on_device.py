@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trio_ray.kv.lossless.blocks import ABSENT, RAW, StoredBlocks, cut
 from trio_ray.kv.lossless.planes import TensorSpec
-from trio_ray.tensors import ALIGNMENT, to_device
+from trio_ray.tensors import ALIGNMENT, move_together
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,8 @@ def restore_tensors(
     from trio_ray.kv.kernels.decompress import decompress, join_planes
 
     layout = _Layout.of(tensors, are_planes)
-    moved = to_device(torch.from_numpy(np.concatenate([array.reshape(-1) for array in layout.arrays])), source.device)
-    parts = moved.split([array.size for array in layout.arrays])
-    frames, mode, place, start, length, sample, leaders, joined = (
-        part.view(array.shape) for part, array in zip(parts, layout.arrays, strict=True)
-    )
+    moved = move_together([torch.from_numpy(array) for array in (*layout.arrays, *layout.joined)], source.device)
+    frames, mode, place, start, length, sample, leaders, *joined = moved
     blocks = StoredBlocks(frames, mode, place, start, length, sample, leaders, layout.longest)
     out, faults = decompress(source, blocks, layout.size, layout.samples)
     restored: dict[str, Tensor] = {}
@@ -61,9 +58,8 @@ def restore_tensors(
         own = out[base : base + size]
         if dtype.itemsize > 1 and are_planes and size:
             planes, own = out, torch.empty(size, dtype=torch.uint8, device=source.device)
-            pieces = joined[number * layout.samples : (number + 1) * layout.samples]
             longest = max(spec.size for spec in stored.specs) // dtype.itemsize
-            join_planes(planes, pieces, longest, dtype, own.view(dtype))
+            join_planes(planes, joined[number], longest, dtype, own.view(dtype))
         rows = sum(spec.shape[0] for spec in stored.specs)
         restored[name] = own.view(dtype).view(rows, *stored.specs[0].shape[1:])
     return restored, faults
@@ -74,12 +70,14 @@ class _Layout:
     """What is known about tensors before their stored bytes are looked at.
 
     Attributes:
-        arrays: int64, the tensors of `StoredBlocks` in order, and the pieces of `join_planes`, B for each tensor.
+        arrays: int64, the tensors of `StoredBlocks` in order.
+        joined: for each tensor the pieces of `join_planes`, (B, 3) int64.
         bases, sizes: by tensor, where its bytes go and how many they are.
         size, samples, longest: all bytes, B, and bytes of the longest block.
     """
 
     arrays: tuple[NDArray[np.int64], ...]
+    joined: tuple[NDArray[np.int64], ...]
     bases: list[int]
     sizes: list[int]
     size: int
@@ -129,8 +127,8 @@ class _Layout:
                 length,
                 tensor % samples,
                 np.minimum(leaders, max(len(run) - 1, 0)),
-                joined,
             ),
+            joined=tuple(np.split(joined, len(stored))),
             bases=bases[:-1].tolist(),
             sizes=sizes.tolist(),
             size=int(bases[-1]),

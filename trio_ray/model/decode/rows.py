@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from trio_ray.model.decode.pool import IDLE_ROW
-from trio_ray.tensors import on_device
+from trio_ray.tensors import ALIGNMENT, move_together, on_device
+
+_ALIGNED_SLOTS = ALIGNMENT // torch.int32.itemsize
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,9 @@ class NewRows:
                 tile_rows.append(min(tile_size, count - begin))
             slot += [own] * count
             number += range(count)
-        sizes = [len(slot), len(number), len(tile_row), len(tile_rows)]
-        packed = on_device([*slot, *number, *tile_row, *tile_rows], device, torch.int32)
-        tensors = packed.split(sizes)
-        return cls(tensors[0], tensors[1], tensors[2], tensors[3], tile_size)
+        each = [torch.tensor(values, dtype=torch.int32) for values in (slot, number, tile_row, tile_rows)]
+        rows = move_together(each, device)
+        return cls(rows[0], rows[1], rows[2], rows[3], tile_size)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class SlotTable:
     def __init__(self, runs: int, slots: int, device: torch.device) -> None:
         self.idle = slots
         self._device = device
-        self._state = torch.zeros((3 * runs + 3, slots + 1), dtype=torch.int32, device=device)
+        width = -(-(slots + 1) // _ALIGNED_SLOTS) * _ALIGNED_SLOTS
+        self._state = torch.zeros((3 * runs + 3, width), dtype=torch.int32, device=device)
         self._state[2 * runs : 3 * runs, self.idle] = IDLE_ROW
         starts, rows, own = self._state[: 3 * runs].split(runs)
         self.own_rows, self.length, self.token = self._state[3 * runs :]

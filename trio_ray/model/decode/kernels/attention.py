@@ -79,7 +79,7 @@ def attend(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["summary_size"])
 def _attend(
     query, keys, values, out, partial, summary,
     prefix_start, prefix_rows, own_start, own_rows, row_slot, row_number, tile_row, tile_rows,
@@ -141,7 +141,7 @@ def _attend(
             tl.store(summary + summary_size + entry, weight, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["summary_size"])
 def _merge(
     partial, summary, out, prefix_rows, own_rows, row_slot, row_number, chunk, summary_size,
     DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, BLOCK_DIM: tl.constexpr,
