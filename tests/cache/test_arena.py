@@ -138,13 +138,21 @@ def test_memory_that_was_made_ahead_is_used_and_stays_within_the_bound() -> None
 
     stock = Stock(5 * MIB, make)
     stock.fill(2 * MIB - 5, 7)
-    assert made == [2 * MIB] * 2
-    arena = Arena(stock)
-    block_of(arena, 2 * MIB), block_of(arena, MIB + 1)
-    assert len(made) == 2
+    assert made == [2 * MIB] * 3, "with the first block of a second arena"
+    arena, following = Arena(stock), Arena(stock)
+    blocks = [block_of(arena, 2 * MIB), block_of(arena, MIB + 1), block_of(following, 2 * MIB)]
+    thread, result = in_thread(following, 2 * MIB)
+    thread.join(0.1)
+    assert thread.is_alive()
+    for block in blocks:
+        block.release()
+    thread.join(5)
+    assert len(result) == 1
+    block_of(arena, 2 * MIB)
+    assert len(made) == 3
     few = Stock(5 * MIB, make)
     few.fill(MIB, 3)
-    assert made[2:] == [MIB] * 3
+    assert made[3:] == [MIB] * 3
 
 
 def test_memory_that_was_made_before_there_was_no_more_is_kept() -> None:

@@ -109,7 +109,8 @@ class Stock:
             raise
 
     def fill(self, size: int, count: int) -> None:
-        """Make memory for so many blocks of `size` bytes, as far as the limit allows, and keep it for those who come.
+        """Make memory for so many blocks of `size` bytes, as far as the limit allows and one more, which is the first
+        block of an arena that begins while another one has all of them; keep it for those who come.
 
         Raises:
             MemoryError, OSError: there is not so much memory; what was made is kept.
@@ -119,7 +120,7 @@ class Stock:
         try:
             while len(made) < count:
                 with self.changed:
-                    if not self.has_room(capacity):
+                    if self._in_use > self._limit:
                         break
                     memory = self.claim(capacity)
                 made.append(memory())
@@ -133,7 +134,7 @@ class Stock:
             self._in_use -= len(memory.tensor)
             if keep:
                 self._spare.append(memory)
-            dropped = self._shorten(self._limit)
+            dropped = self._shorten(self._limit + len(memory.tensor))  # an arena's first block goes beyond the limit
             self.changed.notify_all()
         _let_go(dropped)
 
