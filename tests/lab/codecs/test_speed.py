@@ -56,3 +56,5 @@ def test_sizes_are_those_of_containers_and_all_rates_are_there() -> None:
     assert math.isclose(plain.bits, 16, rel_tol=0.05)
     table = speed_table([speed, plain])
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| int4", "| plain"]
+    on_gpu = speed_table([replace(speed, stored_per_s=1234.5, host_ms=3.21, launches=42)])
+    assert "| 1234 | 3.21 | 42 |" in on_gpu
