@@ -23,7 +23,7 @@ def test_frames_of_zstd_are_decompressed_side_by_side_and_a_damaged_one_is_its_s
     whole = contained(random_prefix(rows=(90, 60, 50)), codec)
     damaged = bytearray(whole)
     (sound,) = checked([whole], codec)
-    piece = max(sound.segments[0].values(), key=lambda own: own.spec.size - own.stored)
+    piece = max(sound.pieces.values(), key=lambda own: own.spec.size - own.stored)
     assert piece.stored < piece.spec.size, "it is a frame"
     damaged[piece.begin] ^= 1
     samples = checked([whole, bytes(damaged), whole], codec)
@@ -31,11 +31,9 @@ def test_frames_of_zstd_are_decompressed_side_by_side_and_a_damaged_one_is_its_s
     staged = stage(samples, torch.device("cpu"))
     assert [bool(fault) for fault in staged.faults] == [False, True, False]
     for number in (0, 2):
-        for segment, own in enumerate(samples[number].segments):
-            for name, stored in own.items():
-                there = staged.tensors[f"{segment}.{name}"]
-                found = staged.source[there.begins[number] : there.begins[number] + there.stored[number]]
-                planes = decompress_planes(
-                    samples[number].data[stored.begin : stored.begin + stored.stored], stored.spec.size
-                )
-                assert found.tolist() == planes.tolist()
+        for name, stored in samples[number].pieces.items():
+            there = staged.tensors[name]
+            found = staged.source[there.begins[number] : there.begins[number] + there.stored[number]]
+            own = samples[number].data[stored.begin : stored.begin + stored.stored]
+            planes = decompress_planes(own, stored.spec.size)
+            assert found.tolist() == planes.tolist()

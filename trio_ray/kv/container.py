@@ -8,9 +8,8 @@ before a tensor is built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodecError
+from trio_ray.kv.codecs.codec import Codec, CodecError, by_stored_name
 from trio_ray.kv.codecs.spec import CodecSpec
-from trio_ray.kv.encode import CodedPrefix, stored_name
+from trio_ray.kv.encode import CodedPrefix
 from trio_ray.kv.header import (
     ENTRY,
     HUFFMAN,
@@ -48,7 +47,6 @@ WORTH_ZSTD = 100
 Stored = bytes | memoryview | Tensor
 """Bytes in host memory; a tensor is flat uint8."""
 
-T = TypeVar("T")
 Kind = tuple[object, ...]
 
 
@@ -61,7 +59,7 @@ class CheckedContainer:
         lossless: how the codec's tensors are compressed, see `LOSSLESS`.
         data: flat uint8, the whole container.
         tensor: the same, where it was given as one.
-        segments: by segment the codec's tensors by name.
+        pieces: by `stored_name` the codec's tensors.
         position, text: (T,) int32 and bool, see `Segment`, of all segments one behind the other.
         frame: the prefix without its segments.
     """
@@ -70,7 +68,7 @@ class CheckedContainer:
     lossless: str
     data: NDArray[np.uint8]
     tensor: Tensor | None
-    segments: tuple[dict[str, StoredPiece], ...]
+    pieces: dict[str, StoredPiece]
     position: NDArray[np.int32]
     text: NDArray[np.bool_]
     frame: Prefix
@@ -102,7 +100,7 @@ def write_container(coded: CodedPrefix, settings: CodecSpec, key: str, fingerpri
         fingerprint: hash of the cache's identity.
     """
     level = settings.zstd
-    plain = _named(coded.segments)
+    plain = by_stored_name(coded.segments)
     tensors = {name: compress(tensor, level) if level else tensor.contiguous() for name, tensor in plain.items()}
     tensors |= coded.frames
     rows = pack_rows(coded.length, coded.positions, coded.texts, coded.kept, coded.top_ids, coded.top_logprobs)
@@ -154,11 +152,9 @@ def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None)
     has_lossless = header.lossless != NONE
     if has_lossless != (codec.settings.zstd > 0):
         raise ValueError(f"lossless {header.lossless!r} with zstd {codec.settings.zstd}")
-    layouts = [codec.layout(shape) for shape in header.shapes]
-    specs = _named(layouts)
-    specs[ROWS] = TensorSpec(torch.uint8, (header.counts.size,))
+    specs = {**codec.layout_of_all(header.shapes), ROWS: TensorSpec(torch.uint8, (header.counts.size,))}
     pieces = locate_tensors(texts, specs, has_lossless, len(whole))
-    packed = pieces[ROWS]
+    packed = pieces.pop(ROWS)
     rows = unpack_rows(
         decompress_planes(whole[packed.begin : packed.begin + packed.stored], packed.spec.size), header.counts
     )
@@ -167,15 +163,11 @@ def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None)
         lossless=header.lossless,
         data=whole,
         tensor=data if isinstance(data, Tensor) else None,
-        segments=tuple({name: pieces[stored_name(n, name)] for name in own} for n, own in enumerate(layouts)),
+        pieces=pieces,
         position=rows.position,
         text=rows.text,
         frame=Prefix(header.counts.length, header.shapes[0].lead, (), rows.kept, rows.top_ids, rows.top_logprobs),
     )
-
-
-def _named(segments: Sequence[Mapping[str, T]]) -> dict[str, T]:
-    return {stored_name(number, name): own[name] for number, own in enumerate(segments) for name in own}
 
 
 def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodedSegments
+from trio_ray.kv.codecs.codec import Codec, CodedSegments, stored_name
 from trio_ray.kv.lossless.frames import FrameMaker, Frames, PlainTensor
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -158,11 +158,6 @@ def plain_tensors(number: int, coded: CodedSegments) -> Iterator[PlainTensor]:
     for name, tensor in coded.tensors.items():
         if tensor.numel():
             yield PlainTensor(stored_name(number, name), tensor, coded.pieces[name], coded.runs.get(name))
-
-
-def stored_name(number: int, name: str) -> str:
-    """The name of a codec's tensor in a container: ahead of it comes the number of its segment."""
-    return f"{number}.{name}"
 
 
 def frame_of(batch: PrefixBatch) -> CodedBatch:

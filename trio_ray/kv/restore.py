@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.codecs.codec import Codec, of_segment
 from trio_ray.kv.comparison import Compared, compare_on_device, compare_on_host
 from trio_ray.kv.container import (
     CHECKSUM_DIFFERS,
@@ -25,7 +25,6 @@ from trio_ray.kv.container import (
     check_containers,
     decompress_piece,
 )
-from trio_ray.kv.encode import stored_name
 from trio_ray.kv.header import NONE, ContainerError
 from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.prefix import Prefix, Segment
@@ -220,18 +219,17 @@ def decompress_on_host(
     """
     faults = ["" for _ in samples]
 
-    def piece(number: int, segment: int, name: str) -> Tensor:
-        own = samples[number].segments[segment][name]
+    def piece(number: int, name: str) -> Tensor:
+        own = samples[number].pieces[name]
         try:
             return decompress_piece(samples[number].data, own, samples[number].lossless != NONE)
         except ValueError as error:
-            faults[number] = faults[number] or f"not as written: tensor '{segment}.{name}': {error}"
+            faults[number] = faults[number] or f"not as written: tensor '{name}': {error}"
             return torch.zeros(own.spec.shape, dtype=own.spec.dtype)
 
-    names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
-    runs = [[piece(number, segment, name) for number in range(len(samples))] for segment, name in names]
-    joined = zip(names, move_joined(runs, device), strict=True)
-    return {stored_name(segment, name): run for (segment, name), run in joined}, faults
+    names = list(samples[0].pieces)
+    runs = [[piece(number, name) for number in range(len(samples))] for name in names]
+    return dict(zip(names, move_joined(runs, device), strict=True)), faults
 
 
 def inverse(
@@ -259,7 +257,7 @@ def inverse(
     segments = []
     for number, target in enumerate(targets):
         shapes = [sample.shapes[number] for sample in samples]
-        own = {name: tensors[stored_name(number, name)] for name in samples[0].segments[number]}
+        own = of_segment(number, tensors)
         codec.restore(own, shapes, frames[2 * number], frames[2 * number + 1], target)
         segments.append(_split(target, shapes, moved[2 * number], moved[2 * number + 1]))
     return segments

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trio_ray.kv.container import CheckedContainer
-from trio_ray.kv.encode import stored_name
 from trio_ray.kv.header import ZSTD
 from trio_ray.kv.lossless.on_device import StoredTensor
 from trio_ray.kv.lossless.zstd import decompress_into
@@ -68,15 +67,12 @@ def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
         common = _joined([sample.data for sample in samples])
     span, begins = common
     tensors = {
-        stored_name(segment, name): StoredTensor(
-            specs=[sample.segments[segment][name].spec for sample in samples],
-            begins=[
-                begin + sample.segments[segment][name].begin for begin, sample in zip(begins, samples, strict=True)
-            ],
-            stored=[sample.segments[segment][name].stored for sample in samples],
+        name: StoredTensor(
+            specs=[sample.pieces[name].spec for sample in samples],
+            begins=[begin + sample.pieces[name].begin for begin, sample in zip(begins, samples, strict=True)],
+            stored=[sample.pieces[name].stored for sample in samples],
         )
-        for segment, names in enumerate(samples[0].segments)
-        for name in names
+        for name in samples[0].pieces
     }
     source, arrived = _copied(span, device)
     return Staged(source, tensors, ["" for _ in samples], begins, arrived)
@@ -149,12 +145,8 @@ def _padding(size: int) -> int:
 
 def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
     """The planes of all tensors, decompressed on the CPU."""
-    names = [(segment, name) for segment, own in enumerate(samples[0].segments) for name in own]
-    pieces = [
-        (number, sample.segments[segment][name], stored_name(segment, name))
-        for segment, name in names
-        for number, sample in enumerate(samples)
-    ]
+    names = list(samples[0].pieces)
+    pieces = [(number, sample.pieces[name], name) for name in names for number, sample in enumerate(samples)]
     faults = ["" for _ in samples]
     block, begins = _pinned([piece.spec.size for _, piece, _ in pieces])
     room = block.numpy()
@@ -172,12 +164,12 @@ def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.devic
         list(pool.map(put, range(len(pieces))))
     count = len(samples)
     tensors = {
-        stored_name(segment, name): StoredTensor(
-            specs=[sample.segments[segment][name].spec for sample in samples],
+        name: StoredTensor(
+            specs=[sample.pieces[name].spec for sample in samples],
             begins=begins[place * count : (place + 1) * count],
             stored=[piece.spec.size for _, piece, _ in pieces[place * count : (place + 1) * count]],
         )
-        for place, (segment, name) in enumerate(names)
+        for place, name in enumerate(names)
     }
     source, arrived = _copied(block, device)
     return Staged(source, tensors, faults, None, arrived)

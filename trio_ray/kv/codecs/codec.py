@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +16,11 @@ from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
+
+T = TypeVar("T")
+
+KNOWN_LAYOUTS = 2048
+"""Layouts of prefixes that a codec keeps, some 10 KB each."""
 
 
 class CodecError(TrioRayError):
@@ -44,6 +49,22 @@ class CodedSegments:
         cut = {name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()}
         samples = len(next(iter(self.pieces.values())))
         return [{name: pieces[sample] for name, pieces in cut.items()} for sample in range(samples)]
+
+
+def stored_name(number: int, name: str) -> str:
+    """The name of a codec's tensor in a container: ahead of it comes the number of its segment."""
+    return f"{number}.{name}"
+
+
+def by_stored_name(segments: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """What each segment has by the name of a codec's tensor, by `stored_name`."""
+    return {stored_name(number, name): own[name] for number, own in enumerate(segments) for name in own}
+
+
+def of_segment(number: int, stored: Mapping[str, T]) -> dict[str, T]:
+    """Undo `by_stored_name` for one segment."""
+    ahead = stored_name(number, "")
+    return {name.removeprefix(ahead): own for name, own in stored.items() if name.startswith(ahead)}
 
 
 class Codec(ABC):
@@ -103,6 +124,22 @@ class Codec(ABC):
     @abstractmethod
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """Every tensor that `encode` makes of one sample's segment of this shape."""
+
+    def layout_of_all(self, shapes: tuple[SegmentShape, ...]) -> Mapping[str, TensorSpec]:
+        """`layout` of all segments of a prefix, by `stored_name`. Kept for prefixes of the same shapes, since a reader
+        compares every sample with it.
+        """
+        known = self._known_layouts  # of several threads
+        layout = known.get(shapes)
+        if layout is None:
+            if len(known) >= KNOWN_LAYOUTS:
+                known.clear()
+            layout = known[shapes] = by_stored_name([self.layout(shape) for shape in shapes])
+        return layout
+
+    @cached_property
+    def _known_layouts(self) -> dict[tuple[SegmentShape, ...], Mapping[str, TensorSpec]]:
+        return {}
 
     def layout_bytes(self, shapes: Iterable[SegmentShape]) -> int:
         """Bytes of a sample's segments of these shapes, before the lossless stage."""

@@ -7,8 +7,9 @@ which Huffman codes make small; the rest is close to noise and is stored as it i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ WHOLE = {2: torch.int16, 4: torch.int32}
 """By bytes of an element the integers that its bits are moved in."""
 
 
-class TensorSpec(NamedTuple):
+@dataclass(frozen=True)
+class TensorSpec:
     """A stored tensor of one sample before its lossless stage.
 
     Attributes:
@@ -30,12 +32,12 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     runs: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the tensor."""
         return prod(self.shape) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def stretches(self) -> tuple[int, ...]:
         """Bytes of each stretch that may have Huffman codes of its own."""
         width = self.dtype.itemsize
