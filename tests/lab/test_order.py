@@ -12,7 +12,7 @@ from trio_ray.model.replica import Replica
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS, RETENTION = 200, 0.111
+QUESTIONS, RETENTION = 120, 0.111
 NAMES = ("trio", "trio-plus", "random", "uniform", "attention")
 
 
