@@ -164,7 +164,7 @@ class PrefixDecoder:
         try:
             with closing(self._cache.scan()) as tables:
                 first = islice(row_by_row(tables), WARM_UP_AMONG)
-                rows = nlargest(WARM_UP_ROWS, first, key=lambda row: row["kv_length"])
+                rows = nlargest(WARM_UP_ROWS, first, key=lambda row: row["kv_length"] or 0)
             self.run([Task(number, "?", row) for number, row in enumerate(rows)])
             self._engine.record_steps()
         except TrioRayError as error:
