@@ -23,3 +23,9 @@ def test_importing_the_package_loads_no_library() -> None:
     libraries = {"torch", "ray", "boto3", "transformers", "pyarrow", "pydantic", "numpy"}
     program = f"import sys, trio_ray; assert not {libraries} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_reading_a_cache_waits_neither_for_transformers_nor_for_ray() -> None:
+    """They take longer to import than all else that a reader needs."""
+    program = "import sys, trio_ray.cache.pruned_cache; assert not {'transformers', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,7 @@
-"""Find a LLaVA-NeXT model (bundled, a folder, on the hub), read its files, load it, and hash its contents."""
+"""Find a LLaVA-NeXT model (bundled, a folder, on the hub), read its files, load it, and hash its contents.
+
+transformers takes seconds to import. Who reads a cache needs none of it, so it is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-)
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from trio_ray.config import BUNDLED_MODEL, ModelConfig
 from trio_ray.errors import ConfigError, TrioRayError
@@ -26,6 +21,9 @@ from trio_ray.model.decoder import FAMILIES, freeze
 from trio_ray.model.hub import download_model
 from trio_ray.model.random_weights import RANDOM_WEIGHTS_FILE, draw_model, read_seed
 from trio_ray.model.weights import hash_weights, refuse_lfs_pointer, weight_files
+
+if TYPE_CHECKING:
+    from transformers import LlavaNextConfig
 
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled" / "tiny"
 TEXT_FILES = (
@@ -111,6 +109,8 @@ def read_model_config(folder: Path) -> LlavaNextConfig:
     Raises:
         ConfigError: another architecture, quantised weights, or an unreadable file; names `model.name`.
     """
+    from transformers import LlavaNextConfig
+
     settings = read_json(folder / "config.json")
     kind = settings.get("model_type")
     if kind != "llava_next":
@@ -169,6 +169,8 @@ def stop_tokens_of(folder: Path, config: LlavaNextConfig) -> tuple[int, ...]:
     Raises:
         ConfigError: the file cannot be read; names `model.name`.
     """
+    from transformers import GenerationConfig
+
     path = folder / GENERATION_FILE
     if path.is_file():
         stop = read_json(path).get("eos_token_id")
@@ -195,6 +197,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         ConfigError: weights are missing, have another shape, or cannot be read; names `model.name` and some of them.
     """
+    from transformers import LlavaNextForConditionalGeneration
+
     if (folder / RANDOM_WEIGHTS_FILE).is_file():
         return freeze(draw_model(folder, dtype, device).to(device))
     with as_sentence(f"{folder} cannot be loaded"), _quiet_transformers():
@@ -226,6 +230,9 @@ def load_processor(folder: Path) -> tuple[Any, Any]:
     Raises:
         ConfigError: a file is missing or cannot be read; names `model.name`.
     """
+    from transformers import AutoTokenizer, LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
     for name in (*TEXT_FILES, *PROCESSOR_FILES, GENERATION_FILE):
         if (folder / name).is_file():
             refuse_lfs_pointer(folder / name)

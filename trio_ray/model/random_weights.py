@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from trio_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import LlavaNextForConditionalGeneration
 
 RANDOM_WEIGHTS_FILE = "random_weights.json"
 
@@ -53,6 +56,8 @@ def draw_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LlavaN
 
     The same seed gives the same weights on every device of one kind, and in another dtype the same ones rounded.
     """
+    from transformers import GenerationConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
     seed = read_seed(folder)
     config = LlavaNextConfig.from_pretrained(folder)
     kept = [device] if device.type == "cuda" else []
