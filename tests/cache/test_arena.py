@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -16,6 +17,17 @@ def in_thread(arena: Arena, size: int) -> tuple[threading.Thread, list[Block | N
     thread = threading.Thread(target=lambda: result.append(arena.take(size)))
     thread.start()
     return thread, result
+
+
+def counted_memory() -> tuple[list[int], Callable[[int], BatchMemory]]:
+    """The sizes of memory that was made, and what makes it."""
+    made: list[int] = []
+
+    def make(size: int) -> BatchMemory:
+        made.append(size)
+        return BatchMemory.of_size(size)
+
+    return made, make
 
 
 def block_of(arena: Arena, size: int) -> Block:
@@ -71,12 +83,7 @@ def test_a_smaller_block_takes_the_smallest_spare_memory_that_holds_it() -> None
 
 def test_arenas_that_follow_each_other_share_memory() -> None:
     """The next reader begins while the one before holds blocks, and makes no memory but its first block."""
-    made = []
-
-    def make(size: int) -> BatchMemory:
-        made.append(size)
-        return BatchMemory.of_size(size)
-
+    made, make = counted_memory()
     stock = Stock(4 * MIB, make)
     arenas = [Arena(stock) for _ in range(5)]
     blocks = [block_of(arenas[0], MIB) for _ in range(4)]
@@ -130,12 +137,7 @@ def test_closing_lets_those_go_who_wait() -> None:
 
 
 def test_memory_that_was_made_ahead_is_used_and_stays_within_the_bound() -> None:
-    made = []
-
-    def make(size: int) -> BatchMemory:
-        made.append(size)
-        return BatchMemory.of_size(size)
-
+    made, make = counted_memory()
     stock = Stock(5 * MIB, make)
     stock.fill(2 * MIB - 5, 7)
     assert made == [2 * MIB] * 3, "with the first block of a second arena"

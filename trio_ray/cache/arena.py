@@ -109,8 +109,10 @@ class Stock:
             raise
 
     def fill(self, size: int, count: int) -> None:
-        """Make memory for so many blocks of `size` bytes, as far as the limit allows and one more, which is the first
-        block of an arena that begins while another one has all of them; keep it for those who come.
+        """Make memory for `count` blocks of `size` bytes ahead, and keep it.
+
+        The limit may allow fewer blocks. Then one more than it allows is made: an arena gets its first block at once,
+        even while another arena has all the others.
 
         Raises:
             MemoryError, OSError: there is not so much memory; what was made is kept.

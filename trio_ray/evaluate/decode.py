@@ -29,7 +29,7 @@ from trio_ray.model.replica import Replica
 WARM_UP_ROWS = 8
 """Prompts that `PrefixDecoder.warm_up` answers: kernels do not depend on how many there are."""
 WARM_UP_AMONG = 256
-"""The longest of so many: steps are recorded for the lengths that come, and anew for longer ones."""
+"""`PrefixDecoder.warm_up` takes the longest of so many prompts: steps are recorded anew when a longer one comes."""
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class _Asked:
 
 
 def needs_prefixes(cache: PrunedCache, settings: AnsweringConfig) -> bool:
-    """Whether some answer takes a prefix; the table alone has the most likely first token behind stored prompts."""
+    """Whether answers need prefixes. Else the table has them all: the most likely first token behind each prompt."""
     return cache.scope == "image" or settings.temperature > 0 or settings.max_new_tokens > 1
 
 

@@ -109,8 +109,6 @@ def read_model_config(folder: Path) -> LlavaNextConfig:
     Raises:
         ConfigError: another architecture, quantised weights, or an unreadable file; names `model.name`.
     """
-    from transformers import LlavaNextConfig
-
     settings = read_json(folder / "config.json")
     kind = settings.get("model_type")
     if kind != "llava_next":
@@ -134,6 +132,8 @@ def read_model_config(folder: Path) -> LlavaNextConfig:
     vision = (settings.get("vision_config") or {}).get("model_type", "clip_vision_model")
     if vision != "clip_vision_model":
         raise ConfigError("model.name", f"{folder}: vision tower {vision!r} is not supported; it must be CLIP's")
+    from transformers import LlavaNextConfig
+
     with as_sentence(f"{folder / 'config.json'} does not describe a LLaVA-NeXT model"):
         config: LlavaNextConfig = LlavaNextConfig.from_pretrained(folder)
     return config
@@ -169,12 +169,12 @@ def stop_tokens_of(folder: Path, config: LlavaNextConfig) -> tuple[int, ...]:
     Raises:
         ConfigError: the file cannot be read; names `model.name`.
     """
-    from transformers import GenerationConfig
-
     path = folder / GENERATION_FILE
     if path.is_file():
         stop = read_json(path).get("eos_token_id")
     else:
+        from transformers import GenerationConfig
+
         stop = GenerationConfig.from_model_config(config).eos_token_id
     tokens = list(stop) if isinstance(stop, list | tuple) else [] if stop is None else [stop]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
@@ -197,10 +197,10 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         ConfigError: weights are missing, have another shape, or cannot be read; names `model.name` and some of them.
     """
-    from transformers import LlavaNextForConditionalGeneration
-
     if (folder / RANDOM_WEIGHTS_FILE).is_file():
         return freeze(draw_model(folder, dtype, device).to(device))
+    from transformers import LlavaNextForConditionalGeneration
+
     with as_sentence(f"{folder} cannot be loaded"), _quiet_transformers():
         model, report = LlavaNextForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, local_files_only=True,
@@ -230,14 +230,14 @@ def load_processor(folder: Path) -> tuple[Any, Any]:
     Raises:
         ConfigError: a file is missing or cannot be read; names `model.name`.
     """
-    from transformers import AutoTokenizer, LlavaNextProcessor
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
     for name in (*TEXT_FILES, *PROCESSOR_FILES, GENERATION_FILE):
         if (folder / name).is_file():
             refuse_lfs_pointer(folder / name)
             if name.endswith(".json"):
                 read_json(folder / name)
+    from transformers import AutoTokenizer, LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
     with as_sentence(f"the image processor in {folder} cannot be loaded"):
         settings, _ = LlavaNextImageProcessorPil.get_image_processor_dict(folder, local_files_only=True)
         kind = settings.get("image_processor_type") or ""

@@ -56,9 +56,9 @@ def draw_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LlavaN
 
     The same seed gives the same weights on every device of one kind, and in another dtype the same ones rounded.
     """
+    seed = read_seed(folder)
     from transformers import GenerationConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
-    seed = read_seed(folder)
     config = LlavaNextConfig.from_pretrained(folder)
     kept = [device] if device.type == "cuda" else []
     # Built on the device, not on `meta`: buffers that no file holds, such as rotary tables, come out as they should be.

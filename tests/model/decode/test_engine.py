@@ -272,9 +272,7 @@ def test_what_is_restored_has_room_for_its_answer_however_short_memory_is(
 
 
 @pytest.mark.gpu
-def test_steps_that_were_recorded_ahead_are_not_recorded_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_steps_that_were_recorded_ahead_are_not_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of every size takes what is there, until the pool has to grow."""
     replica = Replica.load(ModelConfig(), device=torch.device("cuda"))
     prefixes = replica.prefill(

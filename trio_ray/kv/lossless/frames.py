@@ -22,7 +22,7 @@ from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.blocks import LEAST, Blocks, cut_pieces
 from trio_ray.kv.lossless.planes import WHOLE
 from trio_ray.kv.lossless.tables_in_use import TablesInUse
-from trio_ray.tensors import has_triton, to_device
+from trio_ray.tensors import has_triton, move_together
 
 FRAMES_LEVEL = 1
 """The level of the lossless stage, and the default, at which a GPU may do it: a higher one asks for more than this."""
@@ -135,7 +135,7 @@ class FrameMaker:
         tables = [self._tables.first_of(plain.name, own.shape[1]) for plain, own in zip(group, stretches, strict=True)]
         wide = _Wide.of(group)
         numbers = [*cut_pieces(stretches, tables), *(own.pieces for own in wide)]
-        blocks, pieces, *of_wide = _moved(numbers, device)
+        blocks, pieces, *of_wide = move_together([torch.from_numpy(array) for array in numbers], device)
         cut_up = Blocks(blocks, pieces)
         stored = torch.empty(sum(plain.tensor.nbytes for plain in group), dtype=torch.uint8, device=device)
         for own, about in zip(wide, of_wide, strict=True):
@@ -197,9 +197,3 @@ def _put_bytes(group: Sequence[PlainTensor], stored: Tensor) -> None:
     tensors = [plain.tensor.reshape(-1).view(torch.uint8) for plain in group if plain.width == 1]
     if tensors:
         torch.cat(tensors, out=stored[len(stored) - sum(map(len, tensors)) :])
-
-
-def _moved(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
-    """Arrays of rows of four numbers on the device, by one copy."""
-    moved = to_device(torch.from_numpy(np.concatenate(arrays)), device)
-    return list(moved.split([len(array) for array in arrays]))

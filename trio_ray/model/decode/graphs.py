@@ -45,7 +45,7 @@ class StepGraphs:
         """One step for the sequences in these slots, (B,) int32 on the device -> (B, vocabulary) logits, which the
         next call overwrites.
         """
-        captured = self._of(padded_size(len(slots)))
+        captured = self._recorded(padded_size(len(slots)))
         captured.rows.slot[: len(slots)].copy_(slots)
         captured.rows.slot[len(slots) :].fill_(self._idle)
         captured.graph.replay()
@@ -56,9 +56,10 @@ class StepGraphs:
         memory.
         """
         for size in sorted({padded_size(batch) for batch in range(1, most + 1)}, reverse=True):
-            self._of(size)
+            self._recorded(size)
 
-    def _of(self, size: int) -> _Captured:
+    def _recorded(self, size: int) -> _Captured:
+        """The step for batches of this size, which is recorded when it is first asked for."""
         if size not in self._captured:
             self._captured[size] = self._capture(size)
         return self._captured[size]

@@ -124,7 +124,6 @@ class DecodeMemory:
         graphs = self._step_graphs()
         return self._step(NewRows.one_each(slots)) if graphs is None else graphs.run(slots)
 
-    @torch.no_grad()
     def record_steps(self, most: int) -> None:
         """Record the steps of all batch sizes for up to `most` sequences, where steps are recorded."""
         graphs = self._step_graphs()
