@@ -13,7 +13,7 @@ from threading import Event
 
 from trio_ray.cache.fetched import Row
 from trio_ray.cache.part_tables import row_by_row
-from trio_ray.cache.pruned_cache import PrunedCache, StoredPrefix
+from trio_ray.cache.pruned_cache import BATCH, PrunedCache, StoredPrefix
 from trio_ray.cache.unreadable import PrefixMissing, UnreadablePrefix
 from trio_ray.errors import TrioRayError
 from trio_ray.evaluate.config import AnsweringConfig
@@ -26,8 +26,10 @@ from trio_ray.model.decode.engine import Answer, Engine, Request
 from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
 
-WARM_UP_ROWS = 8
-"""Prompts that `PrefixDecoder.warm_up` answers: kernels do not depend on how many there are."""
+WARM_UP_ROWS = BATCH
+"""Prompts that `PrefixDecoder.warm_up` answers, as many as are restored together: by them the decode memory gets a size
+that it keeps.
+"""
 WARM_UP_AMONG = 256
 """`PrefixDecoder.warm_up` takes the longest of so many prompts: steps are recorded anew when a longer one comes."""
 

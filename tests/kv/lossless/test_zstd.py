@@ -41,6 +41,11 @@ def test_what_shrinks_beyond_belief_is_stored_as_it_is() -> None:
     assert not is_compressed(100, MAX_RATIO * 100 + SMALL)
 
 
+@pytest.mark.parametrize("stored", [0, -8])
+def test_no_bytes_and_an_end_ahead_of_the_beginning_are_no_frame(stored: int) -> None:
+    assert not is_compressed(stored, 100)
+
+
 def test_exponents_shrink_although_mantissas_do_not() -> None:
     """Bytes of equal rank lie together, so that zstd sees those that are alike."""
     normal = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -290,6 +290,36 @@ def test_steps_that_were_recorded_ahead_are_not_recorded_again(monkeypatch: pyte
     assert not recorded
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_requests_that_take_turns_in_little_memory_are_answered_as_together(device: str) -> None:
+    """Sequences enter in the place of others that end with a stop token or with their length, and the pool grows under
+    way. Requests are forgotten meanwhile.
+    """
+    replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device(device))
+    prefixes = replica.prefill(
+        prepare(replica, samples_of_all_grids(24)), Method(Schedule(16, (1, 5, 8), retention=0.2), Trio())
+    ).prefixes
+    free = generate(replica.decoder, prefixes, 7)
+    stops = [token for token, _ in Counter(answer[3] for answer in free).most_common(2)]
+    expected = generate(replica.decoder, prefixes, 7, stops)
+    assert len({len(answer) for answer in expected}) > 1, "some end with a stop token"
+    room = 6 * sum(prefix.kv_bytes for prefix in prefixes) // len(prefixes)
+    engine = Engine(replica.decoder, max_sequences=5, memory=room)
+    for number, prefix in enumerate(prefixes):
+        engine.submit(Request(number, prefix, 7, stop_tokens=stops))
+    found = []
+    for _ in range(2):
+        found += engine.step()
+    known = {answer.key for answer in found}
+    engine.clear(lambda key: key in (1, 4, 20))
+    while engine.busy:
+        found += engine.step()
+    assert {answer.key: answer.tokens for answer in found} == {
+        number: tokens for number, tokens in enumerate(expected) if number not in {1, 4, 20} - known
+    }
+    assert not engine.pool.used
+
+
 def test_a_batch_ahead_waits_for_the_one_before_where_the_memory_holds_one(llama: Replica) -> None:
     """What is restored but not yet submitted is not decoded, so that waiting would never end."""
     prefixes = prefixes_of(llama, 8)

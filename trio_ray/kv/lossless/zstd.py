@@ -31,7 +31,7 @@ def compress(tensor: Tensor, level: int) -> Tensor:
 
 def is_compressed(stored: int, size: int) -> bool:
     """Whether `stored` bytes may be the frame of a tensor of `size` bytes."""
-    return stored < size <= max(MAX_RATIO * stored, SMALL)
+    return 0 < stored < size <= max(MAX_RATIO * stored, SMALL)
 
 
 def decompress(stored: NDArray[np.uint8], spec: TensorSpec) -> Tensor:
