@@ -27,8 +27,8 @@ from trio_ray.model.prompt import PromptError
 from trio_ray.model.replica import Replica
 
 WARM_UP_ROWS = BATCH
-"""Prompts that `PrefixDecoder.warm_up` answers, as many as are restored together: by them the decode memory gets a size
-that it keeps.
+"""Prompts that `PrefixDecoder.warm_up` answers: as many as are restored together, so that the decode memory gets the
+size that it keeps.
 """
 WARM_UP_AMONG = 256
 """`PrefixDecoder.warm_up` takes the longest of so many prompts: steps are recorded anew when a longer one comes."""

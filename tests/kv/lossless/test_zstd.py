@@ -42,7 +42,7 @@ def test_what_shrinks_beyond_belief_is_stored_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("stored", [0, -8])
-def test_no_bytes_and_an_end_ahead_of_the_beginning_are_no_frame(stored: int) -> None:
+def test_a_frame_has_at_least_one_byte(stored: int) -> None:
     assert not is_compressed(stored, 100)
 
 

@@ -291,9 +291,9 @@ def test_steps_that_were_recorded_ahead_are_not_recorded_again(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_requests_that_take_turns_in_little_memory_are_answered_as_together(device: str) -> None:
-    """Sequences enter in the place of others that end with a stop token or with their length, and the pool grows under
-    way. Requests are forgotten meanwhile.
+def test_requests_in_little_memory_get_the_same_answers_as_together(device: str) -> None:
+    """The memory holds six of 24 prefixes. Some answers end with a stop token and some with their length, others take
+    their place, and three requests are forgotten on the way.
     """
     replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device(device))
     prefixes = replica.prefill(
