@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,9 +76,27 @@ class StepGraphs:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may pin memory meanwhile; that must not spoil the recording.
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+        with _no_garbage_collected(), torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             logits = self._step(rows)
         return _Captured(graph, rows, logits)
+
+
+_collector = threading.Lock()
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Keep Python from collecting cycles: a recording fails if the thread that records destroys another graph, and an
+    engine that somebody dropped may be part of a cycle. One recording at a time.
+    """
+    with _collector:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
 def padded_size(batch: int, sizes: Sequence[int] = BATCH_SIZES) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -122,7 +123,9 @@ class DecodeMemory:
         The next call may overwrite them.
         """
         graphs = self._step_graphs()
-        return self._step(NewRows.one_each(slots)) if graphs is None else graphs.run(slots)
+        if graphs is None:
+            return _step(self.forward, self._longest, NewRows.one_each(slots))
+        return graphs.run(slots)
 
     def record_steps(self, most: int) -> None:
         """Record the steps of all batch sizes for up to `most` sequences, where steps are recorded."""
@@ -133,7 +136,9 @@ class DecodeMemory:
     def _step_graphs(self) -> StepGraphs | None:
         """The steps recorded so far; None where they are not."""
         if self._graphs is None and has_triton(self._device):
-            self._graphs = StepGraphs(self._step, self.table.idle, self._device)
+            # Not a method of this object: as a part of a cycle the pool would outlive its engine.
+            step = partial(_step, self.forward, self._longest)
+            self._graphs = StepGraphs(step, self.table.idle, self._device)
         return self._graphs
 
     def _forget_graphs(self) -> None:
@@ -142,10 +147,11 @@ class DecodeMemory:
             torch.cuda.synchronize(self._device)  # one may be running
             self._graphs = None
 
-    @torch.no_grad()
-    def _step(self, rows: NewRows) -> Tensor:
-        hidden = self.forward.hidden(self.table.token[rows.slot], rows, self._longest)
-        return self._decoder.logits(hidden)
+
+@torch.no_grad()
+def _step(forward: Forward, longest: Sequence[int], rows: NewRows) -> Tensor:
+    """Append the next token of each of B sequences -> (B, vocabulary) logits."""
+    return forward.decoder.logits(forward.hidden(forward.table.token[rows.slot], rows, longest))
 
 
 def free_memory(device: torch.device) -> int:
