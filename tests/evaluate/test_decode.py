@@ -170,9 +170,9 @@ def test_chunks_that_overlap_are_answered_as_alone_and_the_engine_does_not_run_e
     steps: list[int] = []
     step = Engine.step
 
-    def counted(self: Engine) -> list[Answer]:
+    def counted(self: Engine, *under_way: int) -> list[Answer]:
         steps.append(len(self._running))
-        return step(self)
+        return step(self, *under_way)
 
     monkeypatch.setattr(Engine, "step", counted)
     apart = [PrefixDecoder(cache, llama, settings).run(chunk) for chunk in chunks]
@@ -240,10 +240,10 @@ def test_a_lost_device_fails_both_chunks_and_neither_error_is_one_of_the_works_o
     decoder = PrefixDecoder(cache, llama, settings)
     step, first_thread = Engine.step, threading.current_thread()
 
-    def lost_in_the_second_thread(self: Engine) -> list[Answer]:
+    def lost_in_the_second_thread(self: Engine, *under_way: int) -> list[Answer]:
         if threading.current_thread() is not first_thread:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return step(self)
+        return step(self, *under_way)
 
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "step", lost_in_the_second_thread)

@@ -13,6 +13,11 @@ from trio_ray.cache.unreadable import UnreadablePrefix
 from trio_ray.model.decode.engine import Answer, Engine
 from trio_ray.model.decode.targets import PoolTargets
 
+PASSES_UNDER_WAY = 2
+"""Decode passes that a GPU may have left to do. So it has work while the host begins to restore a batch, which takes as
+long as about three passes.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RestoredBatch:
@@ -63,7 +68,7 @@ class PrefixReader:
         while True:
             has_come = self._batches.ready()  # which begins to restore what has been fetched
             if self._engine.waiting or (self._engine.busy and not has_come):
-                yield self._engine.step()
+                yield self._engine.step(PASSES_UNDER_WAY)
                 continue
             started = time.perf_counter()
             batch = next(self._batches, None)

@@ -290,10 +290,13 @@ def test_steps_that_were_recorded_ahead_are_not_recorded_again(monkeypatch: pyte
     assert not recorded
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_requests_in_little_memory_get_the_same_answers_as_together(device: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "under_way"),
+    [("cpu", 1), *(pytest.param("cuda", passes, marks=pytest.mark.gpu) for passes in (1, 2, 4))],
+)
+def test_requests_in_little_memory_get_the_same_answers_as_together(device: str, under_way: int) -> None:
     """The memory holds six of 24 prefixes. Some answers end with a stop token and some with their length, others take
-    their place, and three requests are forgotten on the way.
+    their place, whose last tokens may not be known yet, and three requests are forgotten on the way.
     """
     replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device(device))
     prefixes = replica.prefill(
@@ -309,11 +312,11 @@ def test_requests_in_little_memory_get_the_same_answers_as_together(device: str)
         engine.submit(Request(number, prefix, 7, stop_tokens=stops))
     found = []
     for _ in range(2):
-        found += engine.step()
+        found += engine.step(under_way)
     known = {answer.key for answer in found}
     engine.clear(lambda key: key in (1, 4, 20))
     while engine.busy:
-        found += engine.step()
+        found += engine.step(under_way)
     assert {answer.key: answer.tokens for answer in found} == {
         number: tokens for number, tokens in enumerate(expected) if number not in {1, 4, 20} - known
     }

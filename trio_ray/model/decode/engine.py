@@ -125,6 +125,8 @@ class _Running:
     Attributes:
         limit: tokens of the answer at most.
         launched: tokens of the answer that are known, or that the device is at work on.
+        ended: its tokens are listened to no more.
+        left: its slot, and what was reserved for it alone, are free.
     """
 
     request: Request
@@ -134,6 +136,12 @@ class _Running:
     launched: int
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
+    left: bool = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its rows stay for later requests (`Engine.hold`)."""
+        return self.held is self.request.source
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,10 @@ class _Pass:
     sequences: list[_Running]
     tokens: Tensor
     done: torch.cuda.Event | None
+
+    def is_done(self) -> bool:
+        """Whether the tokens are there."""
+        return self.done is None or self.done.query()
 
 
 class Engine:
@@ -170,7 +182,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether an answer has yet to be returned."""
-        return bool(self._waiting or self._running or self._answers)
+        return bool(self._waiting or self._running or self._launched or self._answers)
 
     @property
     def waiting(self) -> int:
@@ -203,13 +215,18 @@ class Engine:
                     self.submit(request)
             yield from self.step()
 
-    def step(self) -> list[Answer]:
-        """Let requests enter, launch one decode step, and return the answers that are known to be done."""
+    def step(self, under_way: int = 1) -> list[Answer]:
+        """Let requests enter, launch one decode step, and return the answers that are known to be done.
+
+        Args:
+            under_way: passes that a GPU may have left to do; the host waits for those before. With more of them the
+                host may do other work, and an answer that ends with a stop token is decoded for as many tokens more.
+        """
         self._admit()
         ready = [sequence for sequence in self._running if sequence.launched < sequence.limit]
         if ready:
             self._decode(ready)
-        self._look(behind=1 if ready and self._device.type == "cuda" else 0)
+        self._look(under_way if ready and self._device.type == "cuda" else 0)
         answers, self._answers = self._answers, []
         return answers
 
@@ -230,14 +247,9 @@ class Engine:
             if waiting.restored is not None and which(waiting.request.key):
                 self.pool.release(waiting.restored)
         self._waiting = deque(waiting for waiting in self._waiting if not which(waiting.request.key))
-        for sequence in self._running:
-            if not which(sequence.request.key):
-                continue
-            sequence.ended = True  # passes that were launched for it are not listened to
-            self._free_slots.append(sequence.slot)
-            if sequence.held is not sequence.request.source:
-                self.drop(sequence.held)
-        self._running = [sequence for sequence in self._running if not sequence.ended]
+        for sequence in {*self._running, *(one for launched in self._launched for one in launched.sequences)}:
+            sequence.ended |= which(sequence.request.key)
+        self._leave([sequence for sequence in self._running if sequence.ended])
         self._answers = [answer for answer in self._answers if not which(answer.key)]
 
     def hold(self, prefixes: Sequence[Prefix]) -> list[HeldSequence]:
@@ -489,6 +501,8 @@ class Engine:
         table.own_rows.index_add_(0, slots, on_device(counts, self._device, torch.int32))
         for sequence in sequences:
             sequence.launched += 1
+        # Whatever the device is given from now on comes behind their last tokens.
+        self._leave([one for one in sequences if one.launched == one.limit and not one.is_held])
         done = None
         tokens = to_host(tokens)
         if self._device.type == "cuda":
@@ -496,9 +510,9 @@ class Engine:
             done.record()
         self._launched.append(_Pass(sequences, tokens, done))
 
-    def _look(self, behind: int) -> None:
-        """Read the tokens of all passes but the last `behind` ones."""
-        while len(self._launched) > behind:
+    def _look(self, under_way: int) -> None:
+        """Read the tokens of the passes that are done, and wait until no more than so many are not."""
+        while self._launched and (len(self._launched) > under_way or self._launched[0].is_done()):
             one = self._launched.popleft()
             if one.done is not None:
                 one.done.synchronize()
@@ -507,20 +521,28 @@ class Engine:
                     self._hear(sequence, token)
 
     def _hear(self, sequence: _Running, token: int) -> None:
-        """Take note of a token; its sequence leaves if it is the last."""
+        """Take note of a token; its sequence ends if it is the last."""
         sequence.tokens.append(token)
         stopped = token in sequence.request.stop_tokens
         if not stopped and len(sequence.tokens) < sequence.limit:
             return
         sequence.ended = True
-        self._running.remove(sequence)
-        self._free_slots.append(sequence.slot)
-        request, held = sequence.request, sequence.held
-        if held is request.source:
-            held.appended += len(request.tokens) + len(sequence.tokens) - 1
-        else:
-            self.drop(held)
+        request = sequence.request
+        if sequence.is_held:
+            sequence.held.appended += len(request.tokens) + len(sequence.tokens) - 1
+        if not sequence.left:
+            self._leave([sequence])
         self._answers.append(Answer(request.key, sequence.tokens, End.STOP if stopped else End.LENGTH))
+
+    def _leave(self, sequences: Sequence[_Running]) -> None:
+        """Free the slots of sequences and what was reserved for them alone; others may enter."""
+        for sequence in sequences:
+            sequence.left = True
+            self._free_slots.append(sequence.slot)
+            if not sequence.is_held:
+                self.drop(sequence.held)
+        if sequences:
+            self._running = [sequence for sequence in self._running if not sequence.left]
 
     def _refuse(self, request: Request, why: str) -> None:
         error = RequestRefused(f"request {request.key!r}: {why}")
