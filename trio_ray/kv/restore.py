@@ -282,4 +282,4 @@ def _runs(states: Tensor, starts: Sequence[int], rows: Sequence[int]) -> Sequenc
     ends = [start + count for start, count in zip(starts, rows, strict=True)]
     if starts and list(starts[1:]) == ends[:-1]:
         return states[:, starts[0] : ends[-1]].split(rows, 1)
-    return [states[:, start:end] for start, end in zip(starts, ends, strict=True)]
+    return [states.narrow(1, start, count) for start, count in zip(starts, rows, strict=True)]

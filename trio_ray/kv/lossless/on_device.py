@@ -48,21 +48,37 @@ def restore_tensors(
     from trio_ray.kv.kernels.decompress import decompress, join_planes
 
     layout = _Layout.of(tensors, are_planes)
-    moved = move_together([torch.from_numpy(array) for array in (*layout.arrays, *layout.joined)], source.device)
-    frames, mode, place, start, length, sample, leaders, *joined = moved
+    planes = list(layout.planes.values())
+    moved = move_together(
+        [torch.from_numpy(array) for array in (*layout.arrays, *(own.pieces for own in planes))], source.device
+    )
+    frames, mode, place, start, length, sample, leaders, *pieces = moved
     blocks = StoredBlocks(frames, mode, place, start, length, sample, leaders, layout.longest)
     out, faults = decompress(source, blocks, layout.size, layout.samples)
+    joined = torch.empty(layout.joined, dtype=torch.uint8, device=source.device)
+    for (dtype, own), numbers in zip(layout.planes.items(), pieces, strict=True):
+        if own.longest:
+            join_planes(out, numbers, own.longest, dtype, joined.view(dtype))
     restored: dict[str, Tensor] = {}
-    for number, (name, stored) in enumerate(tensors.items()):
-        dtype, base, size = stored.specs[0].dtype, layout.bases[number], layout.sizes[number]
-        own = out[base : base + size]
-        if dtype.itemsize > 1 and are_planes and size:
-            planes, own = out, torch.empty(size, dtype=torch.uint8, device=source.device)
-            longest = max(spec.size for spec in stored.specs) // dtype.itemsize
-            join_planes(planes, joined[number], longest, dtype, own.view(dtype))
-        rows = sum(spec.shape[0] for spec in stored.specs)
-        restored[name] = own.view(dtype).view(rows, *stored.specs[0].shape[1:])
+    for name, base in layout.bases.items():
+        specs = tensors[name].specs
+        octets = (joined if base < layout.joined else out)[base : base + sum(spec.size for spec in specs)]
+        rows = sum(spec.shape[0] for spec in specs)
+        restored[name] = octets.view(specs[0].dtype).view(rows, *specs[0].shape[1:])
     return restored, faults
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """Tensors of one dtype that are stored as planes.
+
+    Attributes:
+        pieces: (n, 3) int64, see `join_planes`.
+        longest: elements of the longest piece.
+    """
+
+    pieces: NDArray[np.int64]
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -71,22 +87,26 @@ class _Layout:
 
     Attributes:
         arrays: int64, the tensors of `StoredBlocks` in order.
-        joined: for each tensor the pieces of `join_planes`, (B, 3) int64.
-        bases, sizes: by tensor, where its bytes go and how many they are.
-        size, samples, longest: all bytes, B, and bytes of the longest block.
+        planes: by dtype the tensors whose planes are joined.
+        bases: by name, where a tensor's bytes go. Those that are joined come first, and go to the same place in other
+            memory then.
+        joined, size: bytes of the tensors that are joined, and of all.
+        samples, longest: B, and bytes of the longest block.
     """
 
     arrays: tuple[NDArray[np.int64], ...]
-    joined: tuple[NDArray[np.int64], ...]
-    bases: list[int]
-    sizes: list[int]
+    planes: dict[torch.dtype, _Planes]
+    bases: dict[str, int]
+    joined: int
     size: int
     samples: int
     longest: int
 
     @classmethod
     def of(cls, tensors: Mapping[str, StoredTensor], are_planes: bool) -> _Layout:
-        stored = list(tensors.values())
+        wide = {name: are_planes and each.specs[0].dtype.itemsize > 1 for name, each in tensors.items()}
+        names = sorted(tensors, key=lambda name: not wide[name])
+        stored = [tensors[name] for name in names]
         samples = len(stored[0].specs)
         pieces = np.array([[spec.size for spec in each.specs] for each in stored], np.int64)
         sizes = pieces.sum(1)
@@ -116,8 +136,12 @@ class _Layout:
         frames = np.stack(
             [begins, begins + taken, pieces.reshape(-1), number % samples, stop - blocks_of_tensor, stop], 1
         )
-        width = np.repeat([each.specs[0].dtype.itemsize for each in stored], samples)
-        joined = np.stack([goes, pieces.reshape(-1) // width, (goes - np.repeat(bases[:-1], samples)) // width], 1)
+        planes: dict[torch.dtype, _Planes] = {}
+        for dtype in {each.specs[0].dtype: None for name, each in zip(names, stored, strict=True) if wide[name]}:
+            mine = np.repeat([each.specs[0].dtype == dtype for each in stored], samples)
+            elements = pieces.reshape(-1)[mine] // dtype.itemsize
+            numbers = np.stack([goes[mine], elements, goes[mine] // dtype.itemsize], 1)
+            planes[dtype] = _Planes(numbers, int(elements.max()))
         return cls(
             arrays=(
                 frames[~is_plain],
@@ -128,9 +152,9 @@ class _Layout:
                 tensor % samples,
                 np.minimum(leaders, max(len(run) - 1, 0)),
             ),
-            joined=tuple(np.split(joined, len(stored))),
-            bases=bases[:-1].tolist(),
-            sizes=sizes.tolist(),
+            planes=planes,
+            bases=dict(zip(names, bases[:-1].tolist(), strict=True)),
+            joined=int(bases[sum(wide.values())]),
             size=int(bases[-1]),
             samples=samples,
             longest=int(length.max(initial=0)),
