@@ -156,13 +156,21 @@ def test_forgotten_requests_cost_the_others_nothing_and_leave_no_rows_behind(lla
     assert not engine.pool.used
 
 
-def test_prefixes_of_another_schedule_follow_when_the_pool_is_empty(llama: Replica) -> None:
-    first = prefixes_of(llama, 2)
-    method = Method(Schedule(8, (1,), retention=0.25, weights=(1,)), Trio())
-    second = llama.prefill(prepare(llama, samples_of_all_grids(2)), method).prefixes
-    requests = [Request(number, prefix, 5) for number, prefix in enumerate([*first, *second])]
-    both = answers_in_order(Engine(llama.decoder), requests)
-    assert both == [*generate(llama.decoder, first, 5), *generate(llama.decoder, second, 5)]
+@pytest.mark.parametrize("device", DEVICES)
+def test_prefixes_of_another_schedule_follow_when_the_pool_is_empty(device: str) -> None:
+    """Again and again, and the last passes over the former pool may be under way when it is dropped."""
+    replica = Replica.load(ModelConfig(dtype="float32"), device=torch.device(device))
+    prepared = prepare(replica, samples_of_all_grids(2))
+    schedules = [Schedule(16, (1, 5, 8), retention=0.2), Schedule(16, (1,), retention=0.2, weights=(1,))]
+    both = [replica.prefill(prepared, Method(schedule, Trio())).prefixes for schedule in schedules]
+    expected = [tokens for prefixes in both for tokens in generate(replica.decoder, prefixes, 5)]
+    engine = Engine(replica.decoder)
+    for number, prefix in enumerate([prefix for prefixes in (*both, *both) for prefix in prefixes]):
+        engine.submit(Request(number, prefix, 5))
+    answers: dict[object, list[int]] = {}
+    while engine.busy:
+        answers |= {answer.key: answer.tokens for answer in engine.step(under_way=4)}
+    assert answers == dict(enumerate(expected * 2))
 
 
 def test_requests_may_wait_while_more_prefixes_are_restored(llama: Replica) -> None:

@@ -353,6 +353,8 @@ class Engine:
         if self._memory is None or self._memory.pool.shape != shape:
             if self._memory is not None and self._memory.pool.used:
                 raise OutOfRows("prefixes of another schedule are in the pool")
+            if self._memory is not None:
+                self._memory.forget_graphs()
             self._memory = None  # its bytes are free before the next one takes its own
             self._memory = DecodeMemory(self._decoder, shape, self._max_sequences, self._limit)
         return self._memory

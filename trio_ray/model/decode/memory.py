@@ -86,7 +86,7 @@ class DecodeMemory:
         except torch.OutOfMemoryError:
             return False
         finally:
-            self._forget_graphs()
+            self.forget_graphs()
         return True
 
     def restart(self, rows: Sequence[int]) -> bool:
@@ -94,7 +94,7 @@ class DecodeMemory:
         if self.pool.used or self._bytes(rows) > self._limit:
             return False
         self.pool.reset(rows)
-        self._forget_graphs()
+        self.forget_graphs()
         return True
 
     def _bytes(self, rows: Sequence[int]) -> int:
@@ -106,7 +106,7 @@ class DecodeMemory:
         longest = [max(was, 1 << (now - 1).bit_length()) for was, now in zip(self._longest, rows, strict=True)]
         if longest != self._longest:
             self._longest = longest
-            self._forget_graphs()
+            self.forget_graphs()
 
     @torch.no_grad()
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -141,8 +141,8 @@ class DecodeMemory:
             self._graphs = StepGraphs(step, self.table.idle, self._device)
         return self._graphs
 
-    def _forget_graphs(self) -> None:
-        """The recorded steps read other memory, or split it in another way."""
+    def forget_graphs(self) -> None:
+        """Wait for the recorded steps, and drop them: they read other memory, or split it in another way."""
         if self._graphs is not None:
             torch.cuda.synchronize(self._device)  # one may be running
             self._graphs = None
