@@ -149,17 +149,19 @@ def test_the_window_slides_on_with_the_steps() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_chunks")
-def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vision alone, then all of it, in two runs; the last step is followed by a report of every type."""
+    batch, chunk = 6, 24
+    monkeypatch.setattr(stream, "TILE_SHARES", dict.fromkeys(stream.TILE_SHARES, 1))
+    monkeypatch.setattr(stream, "CHUNK", chunk)
     config = TrainingConfig(
         vision_steps=1,
         steps=1,
-        batch=BATCH,
+        batch=batch,
         warmup_steps=1,
-        window=CHUNK,
+        window=chunk,
         workers=2,
-        validation_scenes=40,
+        validation_scenes=chunk,
         report_every=1,
         vision_scenes_per_step=0,
         scenes_per_step=0,
