@@ -80,6 +80,12 @@ class _Planes:
     pieces: NDArray[np.int64]
     longest: int
 
+    @classmethod
+    def of(cls, mine: NDArray[np.bool_], goes: NDArray[np.int64], sizes: NDArray[np.int64], width: int) -> _Planes:
+        """Those of all pieces that are `mine`; `goes` says where each begins, and `sizes` its bytes."""
+        elements = sizes.reshape(-1)[mine] // width
+        return cls(np.stack([goes[mine], elements, goes[mine] // width], 1), int(elements.max()))
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -104,8 +110,10 @@ class _Layout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, StoredTensor], are_planes: bool) -> _Layout:
-        wide = {name: are_planes and each.specs[0].dtype.itemsize > 1 for name, each in tensors.items()}
-        names = sorted(tensors, key=lambda name: not wide[name])
+        kinds = {name: each.specs[0].dtype for name, each in tensors.items()}
+        joined_as = {name: dtype if are_planes and dtype.itemsize > 1 else None for name, dtype in kinds.items()}
+        names = sorted(tensors, key=lambda name: joined_as[name] is None)
+        dtypes = [joined_as[name] for name in names]
         stored = [tensors[name] for name in names]
         samples = len(stored[0].specs)
         pieces = np.array([[spec.size for spec in each.specs] for each in stored], np.int64)
@@ -136,12 +144,6 @@ class _Layout:
         frames = np.stack(
             [begins, begins + taken, pieces.reshape(-1), number % samples, stop - blocks_of_tensor, stop], 1
         )
-        planes: dict[torch.dtype, _Planes] = {}
-        for dtype in {each.specs[0].dtype: None for name, each in zip(names, stored, strict=True) if wide[name]}:
-            mine = np.repeat([each.specs[0].dtype == dtype for each in stored], samples)
-            elements = pieces.reshape(-1)[mine] // dtype.itemsize
-            numbers = np.stack([goes[mine], elements, goes[mine] // dtype.itemsize], 1)
-            planes[dtype] = _Planes(numbers, int(elements.max()))
         return cls(
             arrays=(
                 frames[~is_plain],
@@ -152,9 +154,13 @@ class _Layout:
                 tensor % samples,
                 np.minimum(leaders, max(len(run) - 1, 0)),
             ),
-            planes=planes,
+            planes={
+                dtype: _Planes.of(np.repeat([own == dtype for own in dtypes], samples), goes, pieces, dtype.itemsize)
+                for dtype in dict.fromkeys(dtypes)
+                if dtype is not None
+            },
             bases=dict(zip(names, bases[:-1].tolist(), strict=True)),
-            joined=int(bases[sum(wide.values())]),
+            joined=int(bases[len(dtypes) - dtypes.count(None)]),
             size=int(bases[-1]),
             samples=samples,
             longest=int(length.max(initial=0)),
