@@ -82,8 +82,10 @@ class _Planes:
 
     @classmethod
     def of(cls, mine: NDArray[np.bool_], goes: NDArray[np.int64], sizes: NDArray[np.int64], width: int) -> _Planes:
-        """Those of all pieces that are `mine`; `goes` says where each begins, and `sizes` its bytes."""
-        elements = sizes.reshape(-1)[mine] // width
+        """Of n pieces those that are `mine`: (n,) each, `goes` is where a piece begins and `sizes` its bytes, and an
+        element has `width` bytes.
+        """
+        elements = sizes[mine] // width
         return cls(np.stack([goes[mine], elements, goes[mine] // width], 1), int(elements.max()))
 
 
@@ -94,8 +96,8 @@ class _Layout:
     Attributes:
         arrays: int64, the tensors of `StoredBlocks` in order.
         planes: by dtype the tensors whose planes are joined.
-        bases: by name, where a tensor's bytes go. Those that are joined come first, and go to the same place in other
-            memory then.
+        bases: by name, where a tensor's bytes go. The tensors that are joined come first: the joined bytes go to the
+            same places of other memory.
         joined, size: bytes of the tensors that are joined, and of all.
         samples, longest: B, and bytes of the longest block.
     """
@@ -117,12 +119,13 @@ class _Layout:
         stored = [tensors[name] for name in names]
         samples = len(stored[0].specs)
         pieces = np.array([[spec.size for spec in each.specs] for each in stored], np.int64)
+        flat = pieces.reshape(-1)
         sizes = pieces.sum(1)
         bases = np.array(list(accumulate((-(-int(size) // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)))
         goes = (bases[:-1, None] + pieces.cumsum(1) - pieces).reshape(-1)
         begins = np.array([each.begins for each in stored], np.int64).reshape(-1)
         taken = np.array([each.stored for each in stored], np.int64).reshape(-1)
-        is_plain = taken == pieces.reshape(-1)
+        is_plain = taken == flat
 
         stretches = [spec.stretches if are_planes else (spec.size,) for each in stored for spec in each.specs]
         counts = np.array([len(own) for own in stretches])
@@ -141,9 +144,7 @@ class _Layout:
         blocks_of_tensor = np.bincount(tensor, minlength=len(stretches))
         stop = blocks_of_tensor.cumsum()
         number = np.arange(len(stretches))
-        frames = np.stack(
-            [begins, begins + taken, pieces.reshape(-1), number % samples, stop - blocks_of_tensor, stop], 1
-        )
+        frames = np.stack([begins, begins + taken, flat, number % samples, stop - blocks_of_tensor, stop], 1)
         return cls(
             arrays=(
                 frames[~is_plain],
@@ -155,7 +156,7 @@ class _Layout:
                 np.minimum(leaders, max(len(run) - 1, 0)),
             ),
             planes={
-                dtype: _Planes.of(np.repeat([own == dtype for own in dtypes], samples), goes, pieces, dtype.itemsize)
+                dtype: _Planes.of(np.repeat([own == dtype for own in dtypes], samples), goes, flat, dtype.itemsize)
                 for dtype in dict.fromkeys(dtypes)
                 if dtype is not None
             },

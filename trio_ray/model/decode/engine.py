@@ -351,9 +351,9 @@ class Engine:
     def _memory_of(self, shape: PoolShape) -> DecodeMemory:
         """The pool for prefixes of this shape. Raises `OutOfRows` where another one is in use."""
         if self._memory is None or self._memory.pool.shape != shape:
-            if self._memory is not None and self._memory.pool.used:
-                raise OutOfRows("prefixes of another schedule are in the pool")
             if self._memory is not None:
+                if self._memory.pool.used:
+                    raise OutOfRows("prefixes of another schedule are in the pool")
                 self._memory.forget_graphs()
             self._memory = None  # its bytes are free before the next one takes its own
             self._memory = DecodeMemory(self._decoder, shape, self._max_sequences, self._limit)

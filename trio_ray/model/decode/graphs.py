@@ -81,15 +81,15 @@ class StepGraphs:
         return _Captured(graph, rows, logits)
 
 
-_collector = threading.Lock()
+_recording = threading.Lock()
 
 
 @contextmanager
 def _no_garbage_collected() -> Iterator[None]:
-    """Keep Python from collecting cycles: a recording fails if the thread that records destroys another graph, and an
-    engine that somebody dropped may be part of a cycle. One recording at a time.
+    """Keep Python from collecting reference cycles during a recording. It fails if its thread destroys another graph,
+    and an engine that somebody dropped may be part of a cycle. There is one recording at a time.
     """
-    with _collector:
+    with _recording:
         enabled = gc.isenabled()
         gc.disable()
         try:
