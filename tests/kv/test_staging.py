@@ -23,17 +23,16 @@ def test_frames_of_zstd_are_decompressed_side_by_side_and_a_damaged_one_is_its_s
     whole = contained(random_prefix(rows=(90, 60, 50)), codec)
     damaged = bytearray(whole)
     (sound,) = checked([whole], codec)
-    piece = max(sound.pieces.values(), key=lambda own: own.spec.size - own.stored)
-    assert piece.stored < piece.spec.size, "it is a frame"
-    damaged[piece.begin] ^= 1
+    smallest = int((sound.stored / sound.layout.sizes).argmin())
+    assert sound.stored[smallest] < sound.layout.sizes[smallest], "it is a frame"
+    damaged[sound.begins[smallest]] ^= 1
     samples = checked([whole, bytes(damaged), whole], codec)
     assert samples[0].lossless == ZSTD
     staged = stage(samples, torch.device("cpu"))
     assert [bool(fault) for fault in staged.faults] == [False, True, False]
     for number in (0, 2):
-        for name, stored in samples[number].pieces.items():
-            there = staged.tensors[name]
-            found = staged.source[there.begins[number] : there.begins[number] + there.stored[number]]
-            own = samples[number].data[stored.begin : stored.begin + stored.stored]
-            planes = decompress_planes(own, stored.spec.size)
-            assert found.tolist() == planes.tolist()
+        for tensor, size in enumerate(samples[number].layout.sizes.tolist()):
+            begin = staged.tensors.begins[tensor, number]
+            assert staged.tensors.stored[tensor, number] == size
+            planes = decompress_planes(samples[number].stored_bytes(tensor), size)
+            assert staged.source[begin : begin + size].tolist() == planes.tolist()

@@ -27,20 +27,19 @@ from trio_ray.kv.header import (
     NONE,
     ZSTD,
     ContainerError,
-    StoredPiece,
+    Header,
+    Places,
     header_of,
     locate_tensors,
     parse_header,
     split_texts,
 )
-from trio_ray.kv.lossless.planes import TensorSpec
+from trio_ray.kv.layout import ROWS, StoredLayout
 from trio_ray.kv.lossless.zstd import compress, decompress, decompress_planes
-from trio_ray.kv.prefix import Prefix
-from trio_ray.kv.row_bits import pack_rows, unpack_rows
+from trio_ray.kv.prefix import Prefix, Segment
+from trio_ray.kv.row_bits import RowFields, pack_rows, unpack_rows
 from trio_ray.kv.serialise import serialise
 
-ROWS = "rows"
-"""The tensor that no codec makes, see `row_bits`."""
 WORTH_ZSTD = 100
 """It is compressed where that makes the codec's tensors and it smaller by one in so many bytes."""
 
@@ -59,24 +58,35 @@ class CheckedContainer:
         lossless: how the codec's tensors are compressed, see `LOSSLESS`.
         data: flat uint8, the whole container.
         tensor: the same, where it was given as one.
-        pieces: by `stored_name` the codec's tensors.
-        position, text: (T,) int32 and bool, see `Segment`, of all segments one behind the other.
-        frame: the prefix without its segments.
+        layout: of the codec's tensors.
+        begins, stored: (n,) int64, where in `data` each of them begins, and its stored bytes.
+        length: rows of the prompt, see `Prefix`.
+        fields: what `rows` holds.
     """
 
     shapes: tuple[SegmentShape, ...]
     lossless: str
     data: NDArray[np.uint8]
     tensor: Tensor | None
-    pieces: dict[str, StoredPiece]
-    position: NDArray[np.int32]
-    text: NDArray[np.bool_]
-    frame: Prefix
+    layout: StoredLayout
+    begins: NDArray[np.int64]
+    stored: NDArray[np.int64]
+    length: int
+    fields: RowFields
 
     @property
     def kind(self) -> Kind:
         """What containers that are restored together have in common."""
         return self.lossless, *((s.first_layer, s.layers, s.kv_heads, s.head_dim, s.dtype) for s in self.shapes)
+
+    def prefix(self, segments: tuple[Segment, ...]) -> Prefix:
+        """The prefix, whose segments have been restored."""
+        own = self.fields
+        return Prefix(self.length, self.shapes[0].lead, segments, own.kept, own.top_ids, own.top_logprobs)
+
+    def stored_bytes(self, number: int) -> NDArray[np.uint8]:
+        """Of the codec's tensor of this number in the layout."""
+        return self.data[self.begins[number] : self.begins[number] + self.stored[number]]
 
 
 CHECKSUM_DIFFERS = "its bytes are not those that were written (checksum differs)"
@@ -131,51 +141,76 @@ def check_containers(
         For each sample its container, or what is wrong with it: `FingerprintMismatch` where it was made under another
         identity or with another codec, else `ContainerError`.
     """
-    return [_checked_or_error(data, codec, key, fingerprint) for key, data in items]
+    found = [_described_or_error(data, codec, key, fingerprint) for key, data in items]
+    described = [one for one in found if isinstance(one, _Described)]
+    fields = iter(unpack_rows([one.rows for one in described], [one.header.counts for one in described]))
+    return [one.with_fields(next(fields)) if isinstance(one, _Described) else one for one in found]
 
 
-def _checked_or_error(
+@dataclass(frozen=True)
+class _Described:
+    """A container that is as its header says, but for what `rows` holds.
+
+    Attributes:
+        data, whole: its bytes, as they were given and as an array.
+        header: what it says.
+        layout, places: of its tensors.
+        rows: the tensor `rows`.
+    """
+
+    data: Stored
+    whole: NDArray[np.uint8]
+    header: Header
+    layout: StoredLayout
+    places: Places
+    rows: NDArray[np.uint8]
+
+    def with_fields(self, fields: RowFields | None) -> CheckedContainer | ContainerError:
+        """With what `rows` holds, if it is sound."""
+        if fields is None:
+            return ContainerError("not as written: there are not as many rows or kept tokens as the header says")
+        return CheckedContainer(
+            shapes=self.header.shapes,
+            lossless=self.header.lossless,
+            data=self.whole,
+            tensor=self.data if isinstance(self.data, Tensor) else None,
+            layout=self.layout,
+            begins=self.places.begins[:-1],
+            stored=self.places.stored[:-1],
+            length=self.header.counts.length,
+            fields=fields,
+        )
+
+
+def _described_or_error(
     data: Stored, codec: Codec, key: str | None, fingerprint: str | None
-) -> CheckedContainer | ContainerError:
+) -> _Described | ContainerError:
     try:
-        return _check(data, codec, key, fingerprint)
+        return _described(data, codec, key, fingerprint)
     except ContainerError as error:
         return error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, CodecError) as error:
         return ContainerError(f"not as written: {type(error).__name__} {error}")
 
 
-def _check(data: Stored, codec: Codec, key: str | None, fingerprint: str | None) -> CheckedContainer:
+def _described(data: Stored, codec: Codec, key: str | None, fingerprint: str | None) -> _Described:
     whole = data.numpy() if isinstance(data, Tensor) else np.frombuffer(data, np.uint8)
     texts = split_texts(whole.data)
     header = parse_header(texts.header, codec, key, fingerprint)
-    has_lossless = header.lossless != NONE
-    if has_lossless != (codec.settings.zstd > 0):
+    if (header.lossless != NONE) != codec.has_lossless:
         raise ValueError(f"lossless {header.lossless!r} with zstd {codec.settings.zstd}")
-    specs = {**codec.layout_of_all(header.shapes), ROWS: TensorSpec(torch.uint8, (header.counts.size,))}
-    pieces = locate_tensors(texts, specs, has_lossless, len(whole))
-    packed = pieces.pop(ROWS)
-    rows = unpack_rows(
-        decompress_planes(whole[packed.begin : packed.begin + packed.stored], packed.spec.size), header.counts
-    )
-    return CheckedContainer(
-        shapes=header.shapes,
-        lossless=header.lossless,
-        data=whole,
-        tensor=data if isinstance(data, Tensor) else None,
-        pieces=pieces,
-        position=rows.position,
-        text=rows.text,
-        frame=Prefix(header.counts.length, header.shapes[0].lead, (), rows.kept, rows.top_ids, rows.top_logprobs),
-    )
+    layout, size = codec.layout_of_all(header.shapes), header.counts.size
+    places = locate_tensors(texts, layout, size, len(whole))
+    begin, stored = int(places.begins[-1]), int(places.stored[-1])
+    return _Described(data, whole, header, layout, places, decompress_planes(whole[begin : begin + stored], size))
 
 
-def decompress_piece(data: NDArray[np.uint8], piece: StoredPiece, has_lossless: bool) -> Tensor:
-    """A stored tensor as the codec made it, on the CPU."""
-    stored = data[piece.begin : piece.begin + piece.stored]
-    if has_lossless:
-        return decompress(stored, piece.spec)
-    if not piece.stored:
-        return torch.empty(piece.spec.shape, dtype=piece.spec.dtype)
-    is_usable = stored.flags.writeable and not stored.ctypes.data % piece.spec.dtype.itemsize
-    return torch.from_numpy(stored if is_usable else stored.copy()).view(piece.spec.dtype).view(piece.spec.shape)
+def decompress_tensor(sample: CheckedContainer, number: int) -> Tensor:
+    """The tensor of this number in the layout as the codec made it, on the CPU. Raises what `decompress` raises."""
+    spec, stored = sample.layout.specs[number], sample.stored_bytes(number)
+    if sample.layout.are_planes:
+        return decompress(stored, spec)
+    if not len(stored):
+        return torch.empty(spec.shape, dtype=spec.dtype)
+    is_usable = stored.flags.writeable and not stored.ctypes.data % spec.dtype.itemsize
+    return torch.from_numpy(stored if is_usable else stored.copy()).view(spec.dtype).view(spec.shape)

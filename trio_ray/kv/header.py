@@ -7,23 +7,23 @@ a sample cost one comparison.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.encode import CodedPrefix
-from trio_ray.kv.lossless.planes import TensorSpec
+from trio_ray.kv.layout import ROWS, StoredLayout
 from trio_ray.kv.lossless.zstd import is_compressed
 from trio_ray.kv.row_bits import RowCounts, kept_end
-from trio_ray.kv.serialise import Kind, entries_text, stored_order
 
 CONTAINER_VERSION = 3
 ENTRY = "trio_ray"
@@ -72,12 +72,11 @@ class Header:
     lossless: str
 
 
-class StoredPiece(NamedTuple):
-    """A sample's tensor among the bytes of its container: what it is, where it begins, and its stored bytes."""
+class Places(NamedTuple):
+    """Where the n tensors of a layout and then `rows` are in a container: (n + 1,) int64, and (n + 1,) their bytes."""
 
-    spec: TensorSpec
-    begin: int
-    stored: int
+    begins: NDArray[np.int64]
+    stored: NDArray[np.int64]
 
 
 class Texts(NamedTuple):
@@ -159,57 +158,39 @@ def parse_header(text: str, codec: Codec, key: str | None, fingerprint: str | No
     return _checked(fields)
 
 
-def locate_tensors(
-    texts: Texts, specs: Mapping[str, TensorSpec], has_lossless: bool, end: int
-) -> dict[str, StoredPiece]:
+def locate_tensors(texts: Texts, layout: StoredLayout, rows: int, end: int) -> Places:
     """Where the stored tensors are. Names, types, sizes and places are compared with what would have been written.
 
     Args:
         texts: of the container.
-        specs: by name the tensors before the lossless stage.
-        has_lossless: whether there is one.
+        layout: of its tensors.
+        rows: bytes of the tensor `rows`, ahead of the lossless stage.
         end: of the container.
 
     Raises:
         ValueError: they are not what they should be.
     """
-    if has_lossless:
-        kinds = _frames(tuple(specs))
+    if layout.are_planes:
         ends = [int(stop) for stop in _PLACE.findall(texts.entries)]
-        if len(ends) != len(kinds):
+        if len(ends) != len(layout.names) + 1:
             raise ValueError("tensors do not have the names that the header promises")
     else:
-        kinds, ends = _ordered(tuple((name, spec.dtype, len(spec.shape)) for name, spec in specs.items())), []
-    pieces: dict[str, StoredPiece] = {}
-    numbers: list[int] = []
-    begin, start = 0, texts.start
-    for place, (name, _, _) in enumerate(kinds):
-        spec = specs[name]
-        size = spec.size
-        stop = ends[place] if has_lossless else begin + size
-        stored = stop - begin
-        if stored != size and not is_compressed(stored, size):
-            raise ValueError(f"tensor {name!r} of {stored} bytes cannot stand for {spec}")
-        pieces[name] = StoredPiece(spec, start + begin, stored)
-        numbers += (stored, begin, stop) if has_lossless else (*spec.shape, begin, stop)
-        begin = stop
-    if start + begin != end:
-        raise ValueError(f"the tensors end at byte {start + begin}, the container at {end}")
-    if texts.entries != entries_text(kinds, numbers).encode():
+        ends = layout.plain_ends(rows)
+    if texts.start + ends[-1] != end:
+        raise ValueError(f"the tensors end at byte {texts.start + ends[-1]}, the container at {end}")
+    if texts.entries != layout.entries(rows, ends).encode():
         raise ValueError("tensors do not have the names, types and places that the header promises")
-    return pieces
-
-
-@functools.lru_cache(256)
-def _frames(names: tuple[str, ...]) -> tuple[Kind, ...]:
-    """Tensors behind the lossless stage, in the order that they are stored in."""
-    return _ordered(tuple((name, torch.uint8, 1) for name in names))
-
-
-def _ordered(tensors: tuple[Kind, ...]) -> tuple[Kind, ...]:
-    """Tensors in the order that they are stored in."""
-    by_name = {kind[0]: kind for kind in tensors}
-    return tuple(by_name[name] for name in stored_order({name: dtype for name, dtype, _ in tensors}))
+    stops = np.array(ends, np.int64)
+    stored = np.diff(stops, prepend=0)
+    own = stored[:-1]
+    fits = (own == layout.sizes) | is_compressed(own, layout.sizes)
+    if not fits.all():
+        number = int(fits.argmin())
+        name, spec = layout.names[number], layout.specs[number]
+        raise ValueError(f"tensor {name!r} of {own[number]} bytes cannot stand for {spec}")
+    if stored[-1] != rows and not is_compressed(int(stored[-1]), rows):
+        raise ValueError(f"tensor {ROWS!r} of {stored[-1]} bytes cannot stand for {rows}")
+    return Places(texts.start + stops - stored, stored)
 
 
 def _check_codec(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

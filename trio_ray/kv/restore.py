@@ -7,15 +7,16 @@ rows that decoding reads. On a CPU the same is done tensor by tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.kv.codecs.codec import Codec, of_segment
+from trio_ray.kv.codecs.codec import Codec, RestoredSegment, of_segment
 from trio_ray.kv.comparison import Compared, compare_on_device, compare_on_host
 from trio_ray.kv.container import (
     CHECKSUM_DIFFERS,
@@ -23,9 +24,9 @@ from trio_ray.kv.container import (
     Kind,
     Stored,
     check_containers,
-    decompress_piece,
+    decompress_tensor,
 )
-from trio_ray.kv.header import NONE, ContainerError
+from trio_ray.kv.header import ContainerError
 from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.prefix import Prefix, Segment
 from trio_ray.kv.staging import stage
@@ -184,7 +185,7 @@ class _KindUnderWay:
             differ = self.compared.differing()
             faults = [CHECKSUM_DIFFERS if bad else fault for fault, bad in zip(faults, differ, strict=True)]
         return [
-            ContainerError(fault) if fault else replace(sample.frame, segments=own)
+            ContainerError(fault) if fault else sample.prefix(own)
             for sample, own, fault in zip(self.samples, zip(*self.split, strict=True), faults, strict=True)
         ]
 
@@ -203,7 +204,7 @@ def _start(
         return _KindUnderWay(samples, inverse(samples, codec, tensors, targets), faults, None, compared)
     staged = stage(samples, device)
     compared = compare_on_device(staged, samples, checksums) or compare_on_host(samples, checksums)
-    tensors, damaged = restore_tensors(staged.source, staged.tensors, samples[0].lossless != NONE)
+    tensors, damaged = restore_tensors(staged.source, staged.tensors)
     split = inverse(samples, codec, tensors, targets)
     return _KindUnderWay(samples, split, staged.faults, to_host(damaged), compared)
 
@@ -218,18 +219,18 @@ def decompress_on_host(
         nothing.
     """
     faults = ["" for _ in samples]
+    layout = samples[0].layout
 
-    def piece(number: int, name: str) -> Tensor:
-        own = samples[number].pieces[name]
+    def tensor(number: int, sample: int) -> Tensor:
         try:
-            return decompress_piece(samples[number].data, own, samples[number].lossless != NONE)
+            return decompress_tensor(samples[sample], number)
         except ValueError as error:
-            faults[number] = faults[number] or f"not as written: tensor '{name}': {error}"
-            return torch.zeros(own.spec.shape, dtype=own.spec.dtype)
+            spec = samples[sample].layout.specs[number]
+            faults[sample] = faults[sample] or f"not as written: tensor '{layout.names[number]}': {error}"
+            return torch.zeros(spec.shape, dtype=spec.dtype)
 
-    names = list(samples[0].pieces)
-    runs = [[piece(number, name) for number in range(len(samples))] for name in names]
-    return dict(zip(names, move_joined(runs, device), strict=True)), faults
+    runs = [[tensor(number, sample) for sample in range(len(samples))] for number in range(len(layout.names))]
+    return dict(zip(layout.names, move_joined(runs, device), strict=True)), faults
 
 
 def inverse(
@@ -246,35 +247,46 @@ def inverse(
     Returns:
         By segment those of the samples, as views of the targets.
     """
-    ends = [list(accumulate((shape.rows for shape in sample.shapes), initial=0)) for sample in samples]
-    frames: list[Tensor] = []
-    for number in range(len(targets)):
-        spans = [(own[number], own[number + 1]) for own in ends]
-        for name in ("position", "text"):
-            rows = [getattr(sample, name)[start:end] for sample, (start, end) in zip(samples, spans, strict=True)]
-            frames.append(torch.from_numpy(np.concatenate(rows)))
-    moved = move_together(frames, targets[0].rows.device)
-    segments = []
-    for number, target in enumerate(targets):
-        shapes = [sample.shapes[number] for sample in samples]
-        own = of_segment(number, tensors)
-        codec.restore(own, shapes, frames[2 * number], frames[2 * number + 1], target)
-        segments.append(_split(target, shapes, moved[2 * number], moved[2 * number + 1]))
-    return segments
+    shapes = [[sample.shapes[number] for sample in samples] for number in range(len(targets))]
+    rows = [shape.rows for own in shapes for shape in own]
+    position, text = _by_segment(samples, rows)
+    ends = [0, *accumulate(sum(shape.rows for shape in own) for own in shapes)]
+    segments = [
+        RestoredSegment(of_segment(number, tensors), own, position[start:end], text[start:end], target)
+        for number, (own, target, start, end) in enumerate(zip(shapes, targets, ends[:-1], ends[1:], strict=True))
+    ]
+    codec.restore(segments)
+    moved = move_together([torch.from_numpy(position), torch.from_numpy(text)], targets[0].device)
+    parts = list(zip(*(tensor.split(rows) for tensor in moved), strict=True))
+    return [
+        _split(segment.target, segment.shapes, parts[number * len(samples) : (number + 1) * len(samples)])
+        for number, segment in enumerate(segments)
+    ]
 
 
-def _split(target: RowTarget, shapes: Sequence[SegmentShape], position: Tensor, text: Tensor) -> list[Segment]:
-    """The samples' segments, as views of a target."""
+def _by_segment(
+    samples: Sequence[CheckedContainer], rows: Sequence[int]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Positions and texts of all samples by segment and then by sample; `rows` are so many."""
+    begins = [0] * len(samples)
+    positions, texts = [], []
+    for number, count in enumerate(rows):
+        sample = number % len(samples)
+        begin = begins[sample]
+        begins[sample] = end = begin + count
+        positions.append(samples[sample].fields.position[begin:end])
+        texts.append(samples[sample].fields.text[begin:end])
+    return np.concatenate(positions), np.concatenate(texts)
+
+
+def _split(target: RowTarget, shapes: Sequence[SegmentShape], parts: Sequence[tuple[Tensor, Tensor]]) -> list[Segment]:
+    """The samples' segments, as views of a target; `parts` are position and text of each."""
     rows = [shape.rows for shape in shapes]
-    parts = zip(
-        shapes,
-        _runs(target.keys, target.starts, rows),
-        _runs(target.values, target.starts, rows),
-        position.split(rows),
-        text.split(rows),
-        strict=True,
-    )
-    return [Segment(shape.first_layer, *own) for shape, *own in parts]
+    keys, values = (_runs(states, target.starts, rows) for states in (target.keys, target.values))
+    return [
+        Segment(shape.first_layer, key, value, *part)
+        for shape, key, value, part in zip(shapes, keys, values, parts, strict=True)
+    ]
 
 
 def _runs(states: Tensor, starts: Sequence[int], rows: Sequence[int]) -> Sequence[Tensor]:

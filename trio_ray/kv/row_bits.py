@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -38,10 +37,26 @@ class RowCounts:
     top_k: int
 
     @property
+    def bits_size(self) -> int:
+        """Bytes of the tensor that hold bits: all but the likely tokens."""
+        positions, kept = len(self.rows) * _bytes(self.length), len(self.kept) * _bytes(self.kept_end)
+        return _bytes(sum(self.rows)) + positions + kept
+
+    @property
     def size(self) -> int:
         """Bytes of the tensor."""
-        positions, kept = len(self.rows) * _bytes(self.length), len(self.kept) * _bytes(self.kept_end)
-        return _bytes(sum(self.rows)) + positions + kept + 8 * self.top_k
+        return self.bits_size + 8 * self.top_k
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Runs of bits in order, each with how many of them are set: of the rows of each segment those of text; the
+        positions of each segment; the kept tokens of each prune point; and the bits that fill a byte up behind them.
+        """
+        runs = [*zip(self.rows, self.texts, strict=True), (-sum(self.rows) % 8, 0)]
+        for length, numbers in ((self.length, self.rows), (self.kept_end, self.kept)):
+            for number in numbers:
+                runs += ((length, number), (-length % 8, 0))
+        return runs
 
 
 @dataclass(frozen=True)
@@ -86,39 +101,71 @@ def kept_end(kept: Sequence[Tensor]) -> int:
     return max((int(point[-1]) + 1 for point in kept if len(point)), default=0)
 
 
-def unpack_rows(data: NDArray[np.uint8], counts: RowCounts) -> RowFields:
-    """Undo `pack_rows`; copies, so `data` (size,) may change afterwards.
+def unpack_rows(data: Sequence[NDArray[np.uint8]], counts: Sequence[RowCounts]) -> list[RowFields | None]:
+    """Undo `pack_rows` for many samples at once; copies, so that the bytes may change afterwards.
 
-    Raises:
-        ValueError: the bits are not as many as the counts say.
+    Args:
+        data: of each sample (size,) uint8.
+        counts: of each sample.
+
+    Returns:
+        By sample its fields, which are views of what all samples share; None where not as many bits are set as the
+        counts say, or others are.
     """
-    bits = np.unpackbits(data, bitorder="little").view(np.bool_)
+    if not data:
+        return []
+    bits_end = [own.bits_size for own in counts]
+    bits = np.unpackbits(
+        np.concatenate([own[:end] for own, end in zip(data, bits_end, strict=True)]), bitorder="little"
+    ).view(np.bool_)
+    top = np.concatenate([own[end:] for own, end in zip(data, bits_end, strict=True)]).view(np.int32)
     (marked,) = bits.nonzero()
-    segments = len(counts.rows)
-    ends = list(accumulate(counts.rows, initial=0))
-    rows = ends[-1]
-    lengths = [*[counts.length] * segments, *[counts.kept_end] * len(counts.kept)]
-    starts = list(accumulate((8 * _bytes(length) for length in lengths), initial=8 * _bytes(rows)))
-    # Ahead of each place, how many bits are set: where runs begin, and where what may be set in them ends.
-    edges = [*ends, *starts, *(start + length for start, length in zip(starts, lengths, strict=False))]
-    found = marked.searchsorted(edges).tolist()
-    if tuple(stop - start for start, stop in pairwise(found[: segments + 1])) != counts.texts:
-        raise ValueError("the segments have not as many text rows as the header says")
-    begins, stops = found[segments + 1 : segments + 1 + len(starts)], found[segments + 1 + len(starts) :]
-    if tuple(stop - start for start, stop in pairwise(begins)) != counts.rows + counts.kept:
-        raise ValueError("there are not as many positions or kept tokens as the header says")
-    if stops != begins[1:]:
-        raise ValueError("positions or kept tokens are beyond their range")
-    numbers = (marked[begins[0] : begins[-1]] - np.repeat(starts[:-1], counts.rows + counts.kept)).astype(np.int32)
-    top = data[len(data) - 8 * counts.top_k :].copy()
-    ids, logprobs = torch.from_numpy(top.view(np.int32)), torch.from_numpy(top.view(np.float32))
-    return RowFields(
-        numbers[:rows],
-        bits[:rows],
-        tuple(torch.from_numpy(numbers[rows:]).split_with_sizes(counts.kept)) if counts.kept else (),
-        ids[: counts.top_k],
-        logprobs[counts.top_k :],
-    )
+    runs = [own.runs for own in counts]
+    lengths = np.array([length for own in runs for length, _ in own])
+    starts = lengths.cumsum() - lengths
+    ahead = marked.searchsorted(np.append(starts, len(bits)))
+    found = np.diff(ahead)
+    is_other = found != [number for own in runs for _, number in own]
+    numbers = (marked - starts.repeat(found)).astype(np.int32)
+    shared = _Shared(bits, numbers, torch.from_numpy(numbers), torch.from_numpy(top))
+
+    fields: list[RowFields | None] = []
+    run = first_top = 0
+    first_bits, first_numbers = starts.tolist(), ahead.tolist()
+    for own, one in zip(runs, counts, strict=True):
+        is_sound = not is_other[run : run + len(own)].any()
+        position = first_numbers[run + len(one.rows) + 1]
+        fields.append(shared.fields(one, first_bits[run], position, first_top) if is_sound else None)
+        run, first_top = run + len(own), first_top + 2 * one.top_k
+    return fields
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the tensors of many samples hold.
+
+    Attributes:
+        bits: of all samples.
+        numbers, tensor: of each bit that is set, in order, which one of its run it is; the same memory twice.
+        top: `top_ids` and the bits of `top_logprobs` of each sample.
+    """
+
+    bits: NDArray[np.bool_]
+    numbers: NDArray[np.int32]
+    tensor: Tensor
+    top: Tensor
+
+    def fields(self, counts: RowCounts, bit: int, number: int, top: int) -> RowFields:
+        """A sample's: its first bit, where the numbers of its positions begin, and its first likely token."""
+        rows = sum(counts.rows)
+        kept, logprobs = number + rows, top + counts.top_k
+        return RowFields(
+            self.numbers[number:kept],
+            self.bits[bit : bit + rows],
+            tuple(self.tensor[kept : kept + sum(counts.kept)].split_with_sizes(counts.kept)) if counts.kept else (),
+            self.top[top:logprobs],
+            self.top[logprobs : logprobs + counts.top_k].view(torch.float32),
+        )
 
 
 def _bytes(bits: int) -> int:

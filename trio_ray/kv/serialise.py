@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -36,18 +36,11 @@ def stored_order(dtypes: Mapping[str, torch.dtype]) -> list[str]:
     return sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
 
 
-def entries_text(kinds: tuple[Kind, ...], numbers: Sequence[int]) -> str:
-    """What the header says behind its metadata.
-
-    Args:
-        kinds: of the tensors, in the order that they are stored in.
-        numbers: of each of them its shape, and where its bytes begin and end.
-    """
-    return _entries(kinds) % tuple(numbers)
-
-
 @functools.lru_cache(256)
-def _entries(kinds: tuple[Kind, ...]) -> str:
+def entries_template(kinds: tuple[Kind, ...]) -> str:
+    """What the header says behind its metadata of tensors in the order that they are stored in, with `%d` for each
+    number: the shape of each, and where its bytes begin and end.
+    """
     texts = []
     for name, dtype, dimensions in kinds:
         quoted, shape = json.dumps(name).replace("%", "%%"), ",".join(["%d"] * dimensions)
@@ -72,9 +65,8 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> mem
         start, end = end, end + tensors[name].nbytes
         numbers += [*tensors[name].shape, start, end]
     kinds = tuple((name, tensors[name].dtype, tensors[name].ndim) for name in order)
-    header = (
-        f'{{"__metadata__":{json.dumps(dict(metadata), separators=(",", ":"))}{entries_text(kinds, numbers)}'.encode()
-    )
+    entries = entries_template(kinds) % tuple(numbers)
+    header = f'{{"__metadata__":{json.dumps(dict(metadata), separators=(",", ":"))}{entries}'.encode()
     header += b" " * (-len(header) % ALIGNMENT)
     pieces = [np.frombuffer(len(header).to_bytes(8, "little") + header, np.uint8)]
     pieces += [tensors[name].reshape(-1).view(torch.uint8).numpy() for name in order]

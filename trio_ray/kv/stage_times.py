@@ -13,7 +13,6 @@ import torch
 from trio_ray.kv.codecs.codec import Codec
 from trio_ray.kv.comparison import compare_on_device, compare_on_host
 from trio_ray.kv.container import CheckedContainer, Stored, check_containers, checksum
-from trio_ray.kv.header import NONE
 from trio_ray.kv.lossless.on_device import restore_tensors
 from trio_ray.kv.restore import decompress_on_host, inverse, start_restore
 from trio_ray.kv.staging import stage
@@ -74,8 +73,7 @@ def stage_times(
         copy, staged = timed(lambda: stage(checked, device))
         compare, compared = timed(lambda: compare_on_device(staged, checked, sums))
         assert compared is not None
-        are_planes = checked[0].lossless != NONE
-        lossless, (tensors, _) = timed(lambda: restore_tensors(staged.source, staged.tensors, are_planes))
+        lossless, (tensors, _) = timed(lambda: restore_tensors(staged.source, staged.tensors))
     else:
         compare, _ = timed(lambda: compare_on_host(checked, sums))
         lossless, (tensors, _) = timed(lambda: decompress_on_host(checked, device))

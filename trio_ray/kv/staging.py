@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trio_ray.kv.container import CheckedContainer
 from trio_ray.kv.header import ZSTD
-from trio_ray.kv.lossless.on_device import StoredTensor
+from trio_ray.kv.lossless.on_device import StoredTensors
 from trio_ray.kv.lossless.zstd import decompress_into
 from trio_ray.tensors import side_stream
 
@@ -37,14 +37,14 @@ class Staged:
 
     Attributes:
         source: flat uint8, a multiple of 8 bytes.
-        tensors: by `<segment>.<name>` where they are in it.
+        tensors: where the codec's tensors are in it.
         faults: (B,) what is wrong with a sample, as far as the CPU knows; empty for nothing.
         begins: (B,) where each sample's container begins in it; None where it holds no containers.
         arrived: when `source` is complete, for streams other than the current one; None where no stream has to know.
     """
 
     source: Tensor
-    tensors: dict[str, StoredTensor]
+    tensors: StoredTensors
     faults: list[str]
     begins: list[int] | None
     arrived: torch.cuda.Event | None
@@ -66,14 +66,11 @@ def stage(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
     if common is None:
         common = _joined([sample.data for sample in samples])
     span, begins = common
-    tensors = {
-        name: StoredTensor(
-            specs=[sample.pieces[name].spec for sample in samples],
-            begins=[begin + sample.pieces[name].begin for begin, sample in zip(begins, samples, strict=True)],
-            stored=[sample.pieces[name].stored for sample in samples],
-        )
-        for name in samples[0].pieces
-    }
+    tensors = StoredTensors(
+        [sample.layout for sample in samples],
+        np.stack([sample.begins for sample in samples], 1) + np.array(begins, np.int64),
+        np.stack([sample.stored for sample in samples], 1),
+    )
     source, arrived = _copied(span, device)
     return Staged(source, tensors, ["" for _ in samples], begins, arrived)
 
@@ -145,31 +142,25 @@ def _padding(size: int) -> int:
 
 def _stage_decompressed(samples: Sequence[CheckedContainer], device: torch.device) -> Staged:
     """The planes of all tensors, decompressed on the CPU."""
-    names = list(samples[0].pieces)
-    pieces = [(number, sample.pieces[name], name) for name in names for number, sample in enumerate(samples)]
+    layouts = [sample.layout for sample in samples]
+    sizes = np.stack([layout.sizes for layout in layouts], 1)
+    pieces = list(np.ndindex(sizes.shape))
     faults = ["" for _ in samples]
-    block, begins = _pinned([piece.spec.size for _, piece, _ in pieces])
+    block, begins = _pinned(sizes.reshape(-1).tolist())
     room = block.numpy()
 
     def put(place: int) -> None:
-        number, piece, name = pieces[place]
-        planes = room[begins[place] : begins[place] + piece.spec.size]
+        number, sample = pieces[place]
+        planes = room[begins[place] : begins[place] + sizes[number, sample]]
         try:
-            decompress_into(samples[number].data[piece.begin : piece.begin + piece.stored], planes)
+            decompress_into(samples[sample].stored_bytes(number), planes)
         except ValueError as error:
             planes[:] = 0
-            faults[number] = faults[number] or f"not as written: tensor '{name}': {error}"
+            name = layouts[sample].names[number]
+            faults[sample] = faults[sample] or f"not as written: tensor '{name}': {error}"
 
     with ThreadPoolExecutor(DECOMPRESS_THREADS) as pool:
         list(pool.map(put, range(len(pieces))))
-    count = len(samples)
-    tensors = {
-        name: StoredTensor(
-            specs=[sample.pieces[name].spec for sample in samples],
-            begins=begins[place * count : (place + 1) * count],
-            stored=[piece.spec.size for _, piece, _ in pieces[place * count : (place + 1) * count]],
-        )
-        for place, name in enumerate(names)
-    }
     source, arrived = _copied(block, device)
+    tensors = StoredTensors(layouts, np.array(begins, np.int64).reshape(sizes.shape), sizes)
     return Staged(source, tensors, faults, None, arrived)

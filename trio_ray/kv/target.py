@@ -8,11 +8,11 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,12 @@ class RowTarget:
     Attributes:
         keys, values: (layers, R, kv_heads, head_dim) of any floating dtype, on the device, contiguous in the last two
             dimensions; R is any number of rows.
-        rows: (T,) int64 on the device, the row of keys and values that each packed row goes to; the samples lie one
-            behind the other.
-        starts: (B,) on the host, the first row of each sample, whose rows are consecutive.
+        starts: (B,) the first row of each sample, whose rows are consecutive.
     """
 
     keys: Tensor
     values: Tensor
-    rows: Tensor
     starts: tuple[int, ...]
-
-    @classmethod
-    def at(cls, keys: Tensor, values: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> RowTarget:
-        """The target of samples that begin at these rows and have so many of them. Does not wait for the device.
-
-        Args:
-            keys, values: see `RowTarget`.
-            starts, lengths: (B,) of the samples.
-        """
-        rows = np.concatenate([np.arange(0)] + [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
-        return cls(keys, values, to_device(torch.from_numpy(rows), keys.device), tuple(starts))
 
     @classmethod
     def fresh(cls, shapes: Sequence[SegmentShape], device: torch.device) -> RowTarget:
@@ -55,8 +41,22 @@ class RowTarget:
         layers, _, heads, dim = shapes[0].size
         size = (layers, sum(lengths), heads, dim)
         keys, values = (torch.empty(size, dtype=shapes[0].dtype, device=device) for _ in range(2))
-        starts = tuple(accumulate(lengths, initial=0))[:-1]
-        return cls(keys, values, torch.arange(sum(lengths), device=device), starts)
+        return cls(keys, values, tuple(accumulate(lengths, initial=0))[:-1])
+
+    @property
+    def device(self) -> torch.device:
+        """That it is on."""
+        return self.keys.device
+
+    def rows(self, shapes: Sequence[SegmentShape]) -> NDArray[np.int64]:
+        """(T,) the row of keys and values that each row of the samples goes to, one sample behind the other.
+
+        Args:
+            shapes: of the samples.
+        """
+        lengths = np.array([shape.rows for shape in shapes], np.int64)
+        ahead = lengths.cumsum() - lengths
+        return (np.array(self.starts, np.int64) - ahead).repeat(lengths) + np.arange(lengths.sum())
 
 
 Allocate = Callable[[Sequence[Sequence[tuple[SegmentShape, ...]]]], Sequence[Sequence[RowTarget]]]

@@ -47,7 +47,7 @@ class PartSize:
             text_config = self.model_config.get_text_config()
             rows = self.schedule.counts(self._image_tokens)[0] + TEXT_ROWS
             return self._of(float(rows * text_config.hidden_size * self.dtype.itemsize))
-        return self._of(float(codec.layout_bytes(self._shapes())))
+        return self._of(float(codec.layout_bytes(tuple(self._shapes()))))
 
     def samples_made_smaller(self, times: float) -> int:
         """The same for a codec that makes keys and values so many times smaller than they are in `dtype`."""

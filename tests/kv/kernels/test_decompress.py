@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tests.interpreter import INTERPRETED, on_devices
 from tests.kv.lossless.plain_frames import frame_of, tables_of
+from trio_ray.kv.codecs.codec import by_stored_name, of_segment
+from trio_ray.kv.layout import StoredLayout
 from trio_ray.kv.lossless import blocks
-from trio_ray.kv.lossless.on_device import StoredTensor, restore_tensors
+from trio_ray.kv.lossless.on_device import StoredTensors, restore_tensors
 from trio_ray.kv.lossless.planes import TensorSpec, split_planes
 from trio_ray.kv.lossless.zstd import decompress_planes
 
@@ -75,18 +77,23 @@ def restored(
     stored: dict[str, list[bytes]], specs: dict[str, list[TensorSpec]], device: str
 ) -> tuple[dict[str, Tensor], list[int]]:
     """What the kernels make of stored bytes, on the CPU, and the samples' faults."""
-    source, placed = b"", {}
-    for name, each in stored.items():
-        begins = []
-        for own in each:
+    layouts = [
+        StoredLayout.of(by_stored_name([{name: own[sample] for name, own in specs.items()}]), True)
+        for sample in range(SAMPLES)
+    ]
+    stored = by_stored_name([stored])
+    source = b""
+    begins = np.zeros((len(stored), SAMPLES), np.int64)
+    for tensor, name in enumerate(layouts[0].names):
+        for sample, own in enumerate(stored[name]):
             source += b"\xff" * GUARD
-            begins.append(len(source))
+            begins[tensor, sample] = len(source)
             source += own
-        placed[name] = StoredTensor(specs[name], begins, [len(own) for own in each])
     source += b"\xff" * (-len(source) % 8)
     data = torch.frombuffer(bytearray(source), dtype=torch.uint8).to(device)
-    found, faults = restore_tensors(data, placed, True)
-    return {name: tensor.cpu() for name, tensor in found.items()}, faults.tolist()
+    sizes = np.array([[len(own) for own in stored[name]] for name in layouts[0].names], np.int64)
+    found, faults = restore_tensors(data, StoredTensors(layouts, begins, sizes))
+    return {name: tensor.cpu() for name, tensor in of_segment(0, found).items()}, faults.tolist()
 
 
 @on_devices

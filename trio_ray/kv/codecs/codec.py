@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.errors import TrioRayError
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.spec import CodecSpec
+from trio_ray.kv.layout import StoredLayout
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.kv.target import RowTarget
 
@@ -49,6 +52,26 @@ class CodedSegments:
         cut = {name: tensor.split(list(self.pieces[name])) for name, tensor in self.tensors.items()}
         samples = len(next(iter(self.pieces.values())))
         return [{name: pieces[sample] for name, pieces in cut.items()} for sample in range(samples)]
+
+
+@dataclass(frozen=True)
+class RestoredSegment:
+    """A segment of B samples on its way back to keys and values.
+
+    Attributes:
+        tensors: on the target's device, as `CodedSegments` holds them; each sample's pieces have been checked against
+            the codec's layout.
+        shapes: of the samples, which differ in rows, images and lead alone.
+        position: (T,) int32 in host memory, like `text`: which row is coded how is found there.
+        text: (T,) bool, with as many text rows of each sample as `shapes` say.
+        target: where the rows go: `target.rows(shapes)`.
+    """
+
+    tensors: Mapping[str, Tensor]
+    shapes: Sequence[SegmentShape]
+    position: NDArray[np.int32]
+    text: NDArray[np.bool_]
+    target: RowTarget
 
 
 def stored_name(number: int, name: str) -> str:
@@ -125,42 +148,34 @@ class Codec(ABC):
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """Every tensor that `encode` makes of one sample's segment of this shape."""
 
-    def layout_of_all(self, shapes: tuple[SegmentShape, ...]) -> Mapping[str, TensorSpec]:
-        """`layout` of all segments of a prefix, by `stored_name`. Kept for prefixes of the same shapes, since a reader
-        compares every sample with it.
+    @property
+    def has_lossless(self) -> bool:
+        """Whether its tensors go through the lossless stage."""
+        return self.settings.zstd > 0
+
+    def layout_of_all(self, shapes: tuple[SegmentShape, ...]) -> StoredLayout:
+        """`layout` of all segments of a prefix. Kept for prefixes of the same shapes, since a reader compares every
+        sample with it.
         """
         known = self._known_layouts  # of several threads
         layout = known.get(shapes)
         if layout is None:
             if len(known) >= KNOWN_LAYOUTS:
                 known.clear()
-            layout = known[shapes] = by_stored_name([self.layout(shape) for shape in shapes])
+            specs = by_stored_name([self.layout(shape) for shape in shapes])
+            layout = known[shapes] = StoredLayout.of(specs, self.has_lossless)
         return layout
 
     @cached_property
-    def _known_layouts(self) -> dict[tuple[SegmentShape, ...], Mapping[str, TensorSpec]]:
+    def _known_layouts(self) -> dict[tuple[SegmentShape, ...], StoredLayout]:
         return {}
 
-    def layout_bytes(self, shapes: Iterable[SegmentShape]) -> int:
-        """Bytes of a sample's segments of these shapes, before the lossless stage."""
-        return sum(tensor.size for shape in shapes for tensor in self.layout(shape).values())
+    def layout_bytes(self, shapes: tuple[SegmentShape, ...]) -> int:
+        """Bytes of a sample's segments of these shapes, ahead of the lossless stage."""
+        return int(self.layout_of_all(shapes).sizes.sum())
 
     @abstractmethod
-    def restore(
-        self,
-        tensors: Mapping[str, Tensor],
-        shapes: Sequence[SegmentShape],
-        position: Tensor,
-        text: Tensor,
-        target: RowTarget,
-    ) -> None:
-        """Undo `encode` for B samples at once and write their keys and values into a target, without waiting for it.
-
-        Args:
-            tensors: on the target's device, as `CodedSegments` holds them; each sample's pieces have been checked
-                against `layout`.
-            shapes: of the samples, which differ in rows, images and lead alone.
-            position: (T,) int32 in host memory, like `text`: which row is coded how is found there.
-            text: (T,) bool, with as many text rows of each sample as `shapes` say.
-            target: where row t of the batch goes: its `rows[t]`.
+    def restore(self, segments: Sequence[RestoredSegment]) -> None:
+        """Undo `encode` for the segments of a batch and write their keys and values into their targets, without waiting
+        for the device. It is given the segments together, since each copy of small numbers to a GPU takes time.
         """

@@ -19,11 +19,10 @@ from torch import Tensor
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.arithmetic import arithmetic
 from trio_ray.kv.codecs.classes import RowClass, protected_rows, split_rows
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, RestoredSegment
 from trio_ray.kv.codecs.quantise import RowGroups, codes_per_byte
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
-from trio_ray.kv.target import RowTarget
 from trio_ray.tensors import move_together
 
 Bits = Literal[2, 4, 8]
@@ -128,31 +127,30 @@ class Integer(Codec):
             layout[name + GRID] = TensorSpec(torch.int32, size)
         return layout
 
-    def restore(
-        self,
-        tensors: Mapping[str, Tensor],
-        shapes: Sequence[SegmentShape],
-        position: Tensor,
-        text: Tensor,
-        target: RowTarget,
-    ) -> None:
+    def restore(self, segments: Sequence[RestoredSegment]) -> None:
         """See `Codec`."""
-        device = target.rows.device
-        use = arithmetic(device)
-        classes = {
-            is_protected: replace(groups, rows=replace(groups.rows, rows=target.rows[groups.rows.rows]))
-            for is_protected, groups in _moved(self._classes(text, shapes), device).items()
-        }
+        host = [
+            groups.put_into(torch.from_numpy(segment.target.rows(segment.shapes)))
+            for segment in segments
+            for groups in self._classes(torch.from_numpy(segment.text), segment.shapes).values()
+        ]
+        moved = _moved(host, segments[0].target.device)
+        for segment, images, protected in zip(segments, moved[::2], moved[1::2], strict=True):
+            self._restore(segment, {False: images, True: protected})
+
+    def _restore(self, segment: RestoredSegment, classes: Mapping[bool, RowGroups]) -> None:
+        """`classes` are on the device, and have the rows that they go to."""
+        use = arithmetic(segment.target.device)
         for piece in self._pieces:
-            out = target.keys if piece.is_key else target.values
-            codes, grids = tensors[piece.name], tensors.get(piece.name + GRID)
+            out = segment.target.keys if piece.is_key else segment.target.values
+            codes, grids = segment.tensors[piece.name], segment.tensors.get(piece.name + GRID)
             members = classes[piece.is_protected]
             if grids is None or piece.bits is None:
                 out.index_copy_(1, members.rows.rows, codes.transpose(0, 1).to(out.dtype))
             elif piece.is_key:
                 use.decompress_channels(codes, grids, members, piece.bits, out)
             else:
-                group = self._value_group(shapes[0].head_dim)
+                group = self._value_group(segment.shapes[0].head_dim)
                 use.decompress_vectors(codes, grids, members.rows.rows, group, piece.bits, out)
 
     def _classes(self, text: Tensor, shapes: Sequence[SegmentShape]) -> dict[bool, RowGroups]:
@@ -182,11 +180,10 @@ class Integer(Codec):
             raise CodecError(f"head_dim {shape.head_dim} is no multiple of 4, as {self.name} needs it; use raw")
 
 
-def _moved(classes: Mapping[bool, RowGroups], device: torch.device) -> dict[bool, RowGroups]:
-    """The classes on the device, by one copy."""
-    moved = move_together([t for groups in classes.values() for t in (groups.rows.rows, groups.starts)], device)
-    pairs = zip(classes.items(), moved[::2], moved[1::2], strict=True)
-    return {
-        name: replace(groups, rows=replace(groups.rows, rows=rows), starts=starts)
-        for (name, groups), rows, starts in pairs
-    }
+def _moved(classes: Sequence[RowGroups], device: torch.device) -> list[RowGroups]:
+    """Classes on the device, by one copy."""
+    moved = move_together([tensor for groups in classes for tensor in (groups.rows.rows, groups.starts)], device)
+    return [
+        replace(groups, rows=replace(groups.rows, rows=rows), starts=starts)
+        for groups, rows, starts in zip(classes, moved[::2], moved[1::2], strict=True)
+    ]

@@ -12,7 +12,7 @@ channel p * U / P + j in its bits p * 8 / P and up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -45,6 +45,10 @@ class RowGroups:
     def of(cls, rows: RowClass, size: int) -> RowGroups:
         """Cut each sample's rows into groups; the last one of a sample may be short."""
         return cls(rows, size, on_device(group_starts(rows.counts, size), rows.rows.device))
+
+    def put_into(self, rows: Tensor) -> RowGroups:
+        """The same where each row t of the segment is the row `rows[t]` of another one."""
+        return replace(self, rows=replace(self.rows, rows=rows[self.rows.rows]))
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
+import torch
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodedSegments
+from trio_ray.kv.codecs.codec import Codec, CodedSegments, RestoredSegment
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
-from trio_ray.kv.target import RowTarget
+from trio_ray.tensors import move_together
 
 
 class RawSpec(CodecSpec):
@@ -39,14 +39,9 @@ class Raw(Codec):
         rows = TensorSpec(shape.dtype, (shape.rows, shape.layers, shape.kv_heads, shape.head_dim))
         return {"k": rows, "v": rows}
 
-    def restore(
-        self,
-        tensors: Mapping[str, Tensor],
-        shapes: Sequence[SegmentShape],
-        position: Tensor,
-        text: Tensor,
-        target: RowTarget,
-    ) -> None:
+    def restore(self, segments: Sequence[RestoredSegment]) -> None:
         """See `Codec`."""
-        for name, out in (("k", target.keys), ("v", target.values)):
-            out.index_copy_(1, target.rows, tensors[name].transpose(0, 1).to(out.dtype))
+        host = [torch.from_numpy(segment.target.rows(segment.shapes)) for segment in segments]
+        for segment, rows in zip(segments, move_together(host, segments[0].target.device), strict=True):
+            for name, out in (("k", segment.target.keys), ("v", segment.target.values)):
+                out.index_copy_(1, rows, segment.tensors[name].transpose(0, 1).to(out.dtype))

@@ -10,10 +10,10 @@ vanish.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, RestoredSegment
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.codecs.transform_basis import (
@@ -44,7 +44,6 @@ from trio_ray.kv.codecs.transform_inverse import (
     put_rows,
 )
 from trio_ray.kv.lossless.planes import TensorSpec
-from trio_ray.kv.target import RowTarget
 from trio_ray.method.rows import select_rows
 from trio_ray.tensors import has_triton, move_together, on_device, to_device
 
@@ -74,6 +73,21 @@ class Rows:
     sample: Tensor
     mean: Tensor
     counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """The same in arrays."""
+
+    index: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    mean: NDArray[np.int64]
+    counts: tuple[int, ...]
+
+    def on_device(self, device: torch.device) -> Rows:
+        """On a device."""
+        index, sample, mean = (torch.from_numpy(array).to(device) for array in (self.index, self.sample, self.mean))
+        return Rows(index, sample, mean, self.counts)
 
 
 class RowCoder(Protocol):
@@ -137,11 +151,11 @@ class Transform(Codec):
         numbers, device = self._groups(shapes[0]), batch.keys.device
         basis = self._basis_on(device)
         groups = [basis.groups[number] for number in numbers]
-        blocks = _blocks(shapes, groups)
+        blocks = _blocks(shapes, groups).reshape(len(shapes), -1).tolist()
         sizes = tuple(map(sum, blocks))
         stored = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         for kind, rows in enumerate(_rows_of_kinds(batch.text, shapes, basis.leads)):
-            begins, columns = _begins(blocks, rows, _widths(groups, kind), kind), _columns(groups, kind)
+            begins, columns = _begins(shapes, groups, rows, kind), _columns(groups, kind)
             at_once = max(1, (GPU_CHUNK if device.type == "cuda" else CHUNK) // _widest(groups))
             for part, chunk in _chunks(basis, rows.index, rows.mean, batch.position, at_once):
                 for number, group, own in zip(numbers, groups, columns, strict=True):
@@ -156,59 +170,67 @@ class Transform(Codec):
         return {TENSOR: TensorSpec(torch.uint8, (sum(runs),), tuple(runs))}
 
     @torch.no_grad()
-    def restore(
-        self,
-        tensors: Mapping[str, Tensor],
-        shapes: Sequence[SegmentShape],
-        position: Tensor,
-        text: Tensor,
-        target: RowTarget,
-    ) -> None:
+    def restore(self, segments: Sequence[RestoredSegment]) -> None:
         """See `Codec`."""
-        basis = self._basis_on(target.rows.device)
-        if has_triton(target.rows.device):
-            self._restore_by_kernels(tensors[TENSOR], shapes, position, text, target, basis)
+        device = segments[0].target.device
+        basis = self._basis_on(device)
+        if has_triton(device):
+            self._restore_by_kernels(segments, basis)
             return
+        for segment in segments:
+            self._restore_in_torch(segment, basis)
+
+    def _restore_in_torch(self, segment: RestoredSegment, basis: Basis) -> None:
+        shapes, target = segment.shapes, segment.target
         numbers = self._groups(shapes[0])
         groups = [basis.groups[number] for number in numbers]
-        kinds = _rows_of_kinds(text, shapes, basis.leads)
+        kinds = _rows_on_host(segment.text, shapes, basis.leads)
+        places = torch.from_numpy(target.rows(shapes))
         most = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
-        for kind, (own, bands) in enumerate(zip(kinds, _bands(tensors[TENSOR], shapes, groups), strict=True)):
-            at_once = _even(len(own.index), most)
-            chunks = list(_chunks(basis, own.index, own.mean, position, at_once))
-            turns = [Turn.of(chunk, target) for _, chunk in chunks]
+        stored = segment.tensors[TENSOR]
+        for kind, (own, bands) in enumerate(zip(kinds, _bands(stored, shapes, groups), strict=True)):
+            rows = own.on_device(target.device)
+            at_once = _even(len(rows.index), most)
+            chunks = list(_chunks(basis, rows.index, rows.mean, torch.from_numpy(segment.position), at_once))
+            turns = [Turn.of(chunk, places) for _, chunk in chunks]
             # Group by group, so that a CPU's cache keeps a group's matrix from one chunk to the next.
             for number, group, packed in zip(numbers, groups, _split_groups(bands, groups, kind), strict=True):
                 inverse = self.host_inverse(basis, number, kind, target.keys.dtype)
-                for (rows, chunk), turn in zip(chunks, turns, strict=True):
-                    states = inverse.states([band[rows] for band in packed], chunk.mean)
+                for (part, chunk), turn in zip(chunks, turns, strict=True):
+                    states = inverse.states([band[part] for band in packed], chunk.mean)
                     put_rows(target, group.first_layer - shapes[0].first_layer, group.layers, turn, states)
 
-    def _restore_by_kernels(
-        self,
-        stored: Tensor,
-        shapes: Sequence[SegmentShape],
-        position: Tensor,
-        text: Tensor,
-        target: RowTarget,
-        basis: Basis,
-    ) -> None:
+    def _restore_by_kernels(self, segments: Sequence[RestoredSegment], basis: Basis) -> None:
+        """The rows of all segments are found and sent together, those of each kind one segment behind the other."""
         from trio_ray.kv.kernels.inverse_transform import PackedRows, restore_rows
 
-        numbers = self._groups(shapes[0])
-        groups = [basis.groups[number] for number in numbers]
-        kinds = _rows_of_kinds(text, shapes, basis.leads)
-        blocks = _blocks(shapes, groups)
-        host = [position]
+        samples = len(segments[0].shapes)
+        numbers = [self._groups(segment.shapes[0]) for segment in segments]
+        groups = [[basis.groups[number] for number in own] for own in numbers]
+        text = np.concatenate([segment.text for segment in segments])
+        position = np.concatenate([segment.position for segment in segments])
+        places = np.concatenate([segment.target.rows(segment.shapes) for segment in segments])
+        kinds = _rows_on_host(text, [shape for segment in segments for shape in segment.shapes], basis.leads)
+        host: list[NDArray[Any]] = []
         for kind, rows in enumerate(kinds):
-            host += [rows.index, rows.sample, rows.mean, _first_bytes(blocks, rows, _widths(groups, kind), kind)]
-        position, *moved = move_together(host, target.rows.device)
-        for kind in range(len(KINDS)):
-            index, sample, mean, first = moved[4 * kind : 4 * kind + 4]
-            if len(index):
-                inverse = self._segment_inverse(basis, numbers, kind, target.keys.dtype)
-                packed = PackedRows(stored, index, sample, mean, first)
-                restore_rows(inverse, packed, position, basis.cosine, basis.sine, target)
+            host += [places[rows.index], position[rows.index], rows.sample % samples, rows.mean]
+            ahead = 0
+            for number, segment in enumerate(segments):
+                counts = rows.counts[number * samples : (number + 1) * samples]
+                host.append(_first_bytes(segment.shapes, groups[number], counts, kind, ahead))
+                ahead += sum(counts)
+        moved = iter(move_together([torch.from_numpy(array) for array in host], segments[0].target.device))
+        for kind, rows in enumerate(kinds):
+            place, where, sample, mean = (next(moved) for _ in range(4))
+            ahead = 0
+            for number, segment in enumerate(segments):
+                count = sum(rows.counts[number * samples : (number + 1) * samples])
+                inverse = self._segment_inverse(basis, numbers[number], kind, segment.target.keys.dtype)
+                packed = PackedRows(
+                    segment.tensors[TENSOR], place, where, sample, mean, next(moved), ahead, ahead + count
+                )
+                restore_rows(inverse, packed, basis.cosine, basis.sine, segment.target)
+                ahead += count
 
     def whole_groups(self, first_layer: int, least: int) -> int:
         """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
@@ -303,7 +325,7 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
     starts = list(accumulate(lengths, initial=0))[:-1]
     device, total = text.device, sum(lengths)
     if device.type == "cpu":
-        return _rows_on_host(text.numpy(), shapes, leads)
+        return [rows.on_device(device) for rows in _rows_on_host(text.numpy(), shapes, leads)]
     sample = torch.repeat_interleave(
         torch.arange(len(shapes), device=device), on_device(lengths, device), output_size=total
     )
@@ -318,8 +340,10 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
     return kinds
 
 
-def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads: int) -> list[Rows]:
-    """The same in host memory, where numpy takes a fifth of the time."""
+def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads: int) -> list[HostRows]:
+    """The same in host memory, where numpy takes a fifth of the time; `text` is that of any number of segments, and
+    `shapes` those of their samples, in order.
+    """
     kinds = []
     lengths = np.array([shape.rows for shape in shapes])
     own = np.array([min(shape.lead, leads) for shape in shapes])
@@ -332,7 +356,7 @@ def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads
         if KINDS[kind] == TEXT:
             number = index - starts[sample]
             mean = np.where(number < own[sample], number + 1, 0)
-        kinds.append(Rows(torch.from_numpy(index), torch.from_numpy(sample), torch.from_numpy(mean), counts))
+        kinds.append(HostRows(index, sample, mean, counts))
     return kinds
 
 
@@ -341,18 +365,15 @@ def _widths(groups: Sequence[Group], kind: int) -> list[int]:
     return [sum(band.width(group.kinds[kind].counts[number]) for group in groups) for number, band in enumerate(BANDS)]
 
 
-def _blocks(shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[int]]:
-    """By sample the bytes of its blocks, one for each kind of rows and band in it, as they are stored."""
-    widths = [_widths(groups, kind) for kind in range(len(KINDS))]
-    return [
-        [rows * width for rows, own in zip(_row_counts(shape), widths, strict=True) for width in own]
-        for shape in shapes
-    ]
+def _blocks(shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> NDArray[np.int64]:
+    """(B, kinds, bands) bytes of the samples' blocks, as they are stored."""
+    widths = np.array([_widths(groups, kind) for kind in range(len(KINDS))], np.int64)
+    return np.array([_row_counts(shape) for shape in shapes], np.int64)[:, :, None] * widths
 
 
 def _bands(stored: Tensor, shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[Tensor]]:
     """By kind and band, (rows of all samples, bytes) uint8 packed symbols, from the samples' pieces."""
-    blocks = stored.split([size for sizes in _blocks(shapes, groups) for size in sizes])
+    blocks = stored.split(_blocks(shapes, groups).reshape(-1).tolist())
     bands: list[list[Tensor]] = []
     for kind in range(len(KINDS)):
         rows = sum(_row_counts(shape)[kind] for shape in shapes)
@@ -371,27 +392,30 @@ def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -
     return [list(mine) for mine in zip(*cut, strict=True)]
 
 
-def _first_bytes(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
-    """(B and one, bands) int64 on the host: the bytes of a row in each band; and of each sample where in the samples'
-    pieces the row with the number 0 would begin, as rows of a kind are numbered through all samples.
+def _first_bytes(
+    shapes: Sequence[SegmentShape], groups: Sequence[Group], counts: Sequence[int], kind: int, ahead: int = 0
+) -> NDArray[np.int64]:
+    """(B and one, bands): the bytes of a row in each band; and of each sample where in the samples' pieces the row with
+    the number 0 would begin, as rows of a kind are numbered through all samples.
 
     Args:
-        blocks: see `_blocks`.
-        rows: of that kind.
-        widths: bytes of each band that one of them takes.
+        shapes: of the samples.
+        groups: of their segment.
+        counts: rows of that kind that each has.
         kind: its number.
+        ahead: the number of the first row.
     """
-    sizes = np.array(blocks, np.int64)
-    starts = (sizes.cumsum() - sizes.reshape(-1)).reshape(len(sizes), len(KINDS), len(BANDS))[:, kind]
-    counts = np.array(rows.counts, np.int64)
-    ahead = (counts.cumsum() - counts)[:, None] * np.array(widths, np.int64)
-    return torch.from_numpy(np.concatenate([np.array([widths], np.int64), starts - ahead]))
+    blocks = _blocks(shapes, groups)
+    starts = (blocks.cumsum() - blocks.reshape(-1)).reshape(blocks.shape)[:, kind]
+    widths = np.array([_widths(groups, kind)], np.int64)
+    own = np.array(counts, np.int64)
+    return np.concatenate([widths, starts - (ahead + own.cumsum() - own)[:, None] * widths])
 
 
-def _begins(blocks: Sequence[Sequence[int]], rows: Rows, widths: Sequence[int], kind: int) -> Tensor:
+def _begins(shapes: Sequence[SegmentShape], groups: Sequence[Group], rows: Rows, kind: int) -> Tensor:
     """(n, bands) int64, where in the samples' pieces each row of a kind begins; see `_first_bytes`."""
     device = rows.sample.device
-    table = to_device(_first_bytes(blocks, rows, widths, kind), device)
+    table = to_device(torch.from_numpy(_first_bytes(shapes, groups, rows.counts, kind)), device)
     return table[1:][rows.sample] + torch.arange(len(rows.sample), device=device)[:, None] * table[0]
 
 

@@ -219,10 +219,10 @@ class Turn:
     sine: Tensor
 
     @classmethod
-    def of(cls, chunk: Chunk, target: RowTarget) -> Turn:
-        """Of a chunk's rows."""
+    def of(cls, chunk: Chunk, rows: Tensor) -> Turn:
+        """Of a chunk's rows; row t of the segment goes to row `rows[t]` of the target."""
         cosine, sine = (table[:, None, None].float() * 2.0**-ROTATION_BITS for table in (chunk.cosine, chunk.sine))
-        rows = target.rows[chunk.index]
+        rows = rows[chunk.index]
         breaks = (1 + (rows.diff() != 1).nonzero()[:, 0]).tolist()
         starts = [0, *breaks]
         places = rows[starts].tolist()

@@ -89,43 +89,46 @@ class SegmentInverse:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """n rows of one kind whose symbols lie in stored bytes, all on the device.
+    """Rows of one kind in a segment, whose symbols lie in stored bytes: of n rows in several segments those from
+    `begin` to ahead of `end`. All on the device.
 
     Attributes:
-        stored: flat uint8.
-        index: (n,) int64, which row of the segment each is.
-        sample: (n,) int64, whose.
+        stored: flat uint8, of the segment.
+        place: (n,) int64, the row of the target that each goes to.
+        position: (n,) int32 of each.
+        sample: (n,) int64, whose it is.
         mean: (n,) int64, which mean row is added to it.
         first: (B and one, bands) int64: the bytes of a row in each band; and of each sample where in `stored` the row
             with the number 0 would begin.
+        begin, end: which rows.
     """
 
     stored: Tensor
-    index: Tensor
+    place: Tensor
+    position: Tensor
     sample: Tensor
     mean: Tensor
     first: Tensor
+    begin: int
+    end: int
 
 
-def restore_rows(
-    inverse: SegmentInverse, rows: PackedRows, position: Tensor, cosine: Tensor, sine: Tensor, target: RowTarget
-) -> None:
+def restore_rows(inverse: SegmentInverse, rows: PackedRows, cosine: Tensor, sine: Tensor, target: RowTarget) -> None:
     """Write rows to a target.
 
     Args:
         inverse: of their kind and segment.
         rows: to be restored.
-        position: (T,) int32 of all rows of the segment.
         cosine, sine: (positions, head_dim / 2) int16, see `Basis`.
         target: its tensors are contiguous in their last two dimensions.
     """
-    total, channels = len(rows.index), inverse.scale.shape[0]
+    channels = inverse.scale.shape[0]
     at_once = max(UNPACKED_ROWS, MAX_PRODUCTS // channels // UNPACKED_ROWS * UNPACKED_ROWS)
     with torch.cuda.device_of(target.keys):
-        for start in range(0, total, at_once):
-            count = min(at_once, total - start)
+        for start in range(rows.begin, rows.end, at_once):
+            count = min(at_once, rows.end - start)
             products = _products(inverse, rows, start, count)
-            _put_states(inverse, rows, start, count, products, position, cosine, sine, target)
+            _put_states(inverse, rows, start, count, products, cosine, sine, target)
 
 
 def _products(inverse: SegmentInverse, rows: PackedRows, start: int, count: int) -> Tensor:
@@ -157,7 +160,6 @@ def _put_states(
     start: int,
     count: int,
     products: Tensor,
-    position: Tensor,
     cosine: Tensor,
     sine: Tensor,
     target: RowTarget,
@@ -165,8 +167,8 @@ def _put_states(
     layers, _, heads, dim = target.keys.shape
     keys, values = target.keys, target.values
     _states[(triton.cdiv(count, STATE_ROWS), layers)](
-        products, inverse.scale, inverse.mean, inverse.layers, rows.index, rows.mean, position, target.rows,
-        cosine, sine, keys, values, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
+        products, inverse.scale, inverse.mean, inverse.layers, rows.mean, rows.position, rows.place, cosine, sine,
+        keys, values, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
         start, count, inverse.scale.shape[0], len(cosine),
         HEADS=heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(heads * dim // 2), ROWS=STATE_ROWS, num_warps=4,
     )  # fmt: skip
@@ -210,7 +212,7 @@ def _unpack(stored, samples, firsts, tiles, symbols, start, count, ROWS: tl.cons
 
 @triton.jit(do_not_specialize=["start", "count"])
 def _states(
-    products, scales, means, layers, index, mean, position, target_rows, cosine, sine, keys, values,
+    products, scales, means, layers, mean, position, target_rows, cosine, sine, keys, values,
     key_layer_stride, key_row_stride, value_layer_stride, value_row_stride, start, count, channels, positions,
     HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -222,9 +224,8 @@ def _states(
         tl.load(layers + layer * LAYER_FIELDS + 2),
     )  # fmt: skip
     number = (start + slot).to(tl.int64)
-    row = tl.load(index + number, mask=real, other=0)
-    to = tl.load(target_rows + row, mask=real, other=0)
-    where = tl.load(position + row, mask=real, other=0).to(tl.int64)
+    to = tl.load(target_rows + number, mask=real, other=0)
+    where = tl.load(position + number, mask=real, other=0).to(tl.int64)
     where = tl.minimum(tl.maximum(where, 0), positions - 1)
     own = tl.arange(0, BLOCK)
     head, pair = own // HALF, own % HALF

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trio_ray.kv.layout import StoredLayout
 from trio_ray.kv.lossless.blocks import ABSENT, RAW, StoredBlocks, cut
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.tensors import ALIGNMENT, move_together
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of each of B samples among stored bytes.
+class StoredTensors:
+    """The codec's tensors of B samples among stored bytes, n of each.
 
     Attributes:
-        specs: of the samples' tensors, which differ in the first dimension alone.
-        begins: where each sample's bytes begin.
-        stored: how many they are; as many as the tensor has where they are no frame.
+        layouts: of the samples; they have the same names, and differ in the first dimension of the tensors alone.
+        begins: (n, B) int64, where each tensor begins.
+        stored: (n, B) int64, its stored bytes: as many as it has where they are no frame.
     """
 
-    specs: Sequence[TensorSpec]
-    begins: Sequence[int]
-    stored: Sequence[int]
+    layouts: Sequence[StoredLayout]
+    begins: NDArray[np.int64]
+    stored: NDArray[np.int64]
 
 
-def restore_tensors(
-    source: Tensor, tensors: Mapping[str, StoredTensor], are_planes: bool
-) -> tuple[dict[str, Tensor], Tensor]:
+def restore_tensors(source: Tensor, tensors: StoredTensors) -> tuple[dict[str, Tensor], Tensor]:
     """Decompress tensors that were stored by `frames`, without waiting for the GPU.
 
     Args:
         source: flat uint8 on the GPU, a multiple of 8 bytes, with all stored bytes.
-        tensors: where in it they are; each of the same B samples.
-        are_planes: whether they are through the lossless stage; else they are stored as they are in memory.
+        tensors: where in it they are.
 
     Returns:
         By name the tensor, the samples' pieces one behind the other along the first dimension; and (B,) int32, not 0
@@ -47,7 +45,7 @@ def restore_tensors(
     """
     from trio_ray.kv.kernels.decompress import decompress, join_planes
 
-    layout = _Layout.of(tensors, are_planes)
+    layout = _Layout.of(tensors)
     planes = list(layout.planes.values())
     moved = move_together(
         [torch.from_numpy(array) for array in (*layout.arrays, *(own.pieces for own in planes))], source.device
@@ -60,12 +58,14 @@ def restore_tensors(
         if own.longest:
             join_planes(out, numbers, own.longest, dtype, joined.view(dtype))
     restored: dict[str, Tensor] = {}
-    for name, base in layout.bases.items():
-        specs = tensors[name].specs
-        octets = (joined if base < layout.joined else out)[base : base + sum(spec.size for spec in specs)]
-        rows = sum(spec.shape[0] for spec in specs)
-        restored[name] = octets.view(specs[0].dtype).view(rows, *specs[0].shape[1:])
+    for name, spec, base, size in layout.tensors:
+        octets = (joined if base < layout.joined else out)[base : base + size]
+        restored[name] = octets.view(spec.dtype).view(-1, *spec.shape[1:]) if size else _empty(spec, source.device)
     return restored, faults
+
+
+def _empty(spec: TensorSpec, device: torch.device) -> Tensor:
+    return torch.empty(0, *spec.shape[1:], dtype=spec.dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,15 @@ class _Planes:
         return cls(np.stack([goes[mine], elements, goes[mine] // width], 1), int(elements.max()))
 
 
+class _Restored(NamedTuple):
+    """A tensor of all samples: its name, a sample's part, and where its bytes begin, and how many they are."""
+
+    name: str
+    spec: TensorSpec
+    base: int
+    size: int
+
+
 @dataclass(frozen=True)
 class _Layout:
     """What is known about tensors before their stored bytes are looked at.
@@ -96,44 +105,42 @@ class _Layout:
     Attributes:
         arrays: int64, the tensors of `StoredBlocks` in order.
         planes: by dtype the tensors whose planes are joined.
-        bases: by name, where a tensor's bytes go. The tensors that are joined come first: the joined bytes go to the
-            same places of other memory.
+        tensors: where they go. Those that are joined come first: the joined bytes go to the same places of other
+            memory.
         joined, size: bytes of the tensors that are joined, and of all.
         samples, longest: B, and bytes of the longest block.
     """
 
     arrays: tuple[NDArray[np.int64], ...]
     planes: dict[torch.dtype, _Planes]
-    bases: dict[str, int]
+    tensors: list[_Restored]
     joined: int
     size: int
     samples: int
     longest: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, StoredTensor], are_planes: bool) -> _Layout:
-        kinds = {name: each.specs[0].dtype for name, each in tensors.items()}
-        joined_as = {name: dtype if are_planes and dtype.itemsize > 1 else None for name, dtype in kinds.items()}
-        names = sorted(tensors, key=lambda name: joined_as[name] is None)
-        dtypes = [joined_as[name] for name in names]
-        stored = [tensors[name] for name in names]
-        samples = len(stored[0].specs)
-        pieces = np.array([[spec.size for spec in each.specs] for each in stored], np.int64)
-        flat = pieces.reshape(-1)
+    def of(cls, stored: StoredTensors) -> _Layout:
+        first, samples = stored.layouts[0], len(stored.layouts)
+        wide = [spec.dtype if first.are_planes and spec.dtype.itemsize > 1 else None for spec in first.specs]
+        order = sorted(range(len(wide)), key=lambda number: wide[number] is None)
+        dtypes = [wide[number] for number in order]
+        pieces = np.stack([layout.sizes for layout in stored.layouts], 1)[order]
         sizes = pieces.sum(1)
-        bases = np.array(list(accumulate((-(-int(size) // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)))
+        bases = np.append(0, (-(-sizes // ALIGNMENT) * ALIGNMENT).cumsum())
         goes = (bases[:-1, None] + pieces.cumsum(1) - pieces).reshape(-1)
-        begins = np.array([each.begins for each in stored], np.int64).reshape(-1)
-        taken = np.array([each.stored for each in stored], np.int64).reshape(-1)
+        flat, begins, taken = pieces.reshape(-1), stored.begins[order].reshape(-1), stored.stored[order].reshape(-1)
         is_plain = taken == flat
 
-        stretches = [spec.stretches if are_planes else (spec.size,) for each in stored for spec in each.specs]
-        counts = np.array([len(own) for own in stretches])
-        lengths = np.array([length for own in stretches for length in own], np.int64)
-        tensor_of_run = np.repeat(np.arange(len(stretches)), counts)
+        # By tensor and then by sample their stretches: each sample has as many of a tensor.
+        behind = first.counts.cumsum()
+        own = np.stack([layout.stretches for layout in stored.layouts])
+        lengths = np.concatenate([own[:, behind[n] - first.counts[n] : behind[n]].reshape(-1) for n in order])
+        counts = first.counts[order].repeat(samples)
+        tensor_of_run = np.arange(len(flat)).repeat(counts)
         first_run = counts.cumsum() - counts
         ends = lengths.cumsum()
-        in_tensor = ends - lengths - (ends - lengths)[np.minimum(first_run, len(lengths) - 1)][tensor_of_run]
+        in_tensor = ends - lengths - (flat.cumsum() - flat)[tensor_of_run]
         run, ahead, length = cut(lengths)
         tensor = tensor_of_run[run]
         offset = in_tensor[run] + ahead
@@ -141,10 +148,9 @@ class _Layout:
         first_block = blocks_of_run.cumsum() - blocks_of_run
         of_first_sample = first_run[tensor // samples * samples] + run - first_run[tensor]
         leaders = np.stack([first_block[run], first_block[of_first_sample]], 1)
-        blocks_of_tensor = np.bincount(tensor, minlength=len(stretches))
-        stop = blocks_of_tensor.cumsum()
-        number = np.arange(len(stretches))
-        frames = np.stack([begins, begins + taken, flat, number % samples, stop - blocks_of_tensor, stop], 1)
+        stop = np.bincount(tensor, minlength=len(flat)).cumsum()
+        number = np.arange(len(flat))
+        frames = np.stack([begins, begins + taken, flat, number % samples, np.append(0, stop[:-1]), stop], 1)
         return cls(
             arrays=(
                 frames[~is_plain],
@@ -160,7 +166,10 @@ class _Layout:
                 for dtype in dict.fromkeys(dtypes)
                 if dtype is not None
             },
-            bases=dict(zip(names, bases[:-1].tolist(), strict=True)),
+            tensors=[
+                _Restored(first.names[number], first.specs[number], base, size)
+                for number, base, size in zip(order, bases[:-1].tolist(), sizes.tolist(), strict=True)
+            ],
             joined=int(bases[len(dtypes) - dtypes.count(None)]),
             size=int(bases[-1]),
             samples=samples,

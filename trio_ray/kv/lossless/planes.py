@@ -7,9 +7,8 @@ which Huffman codes make small; the rest is close to noise and is stored as it i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ WHOLE = {2: torch.int16, 4: torch.int32}
 """By bytes of an element the integers that its bits are moved in."""
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """A stored tensor of one sample before its lossless stage.
 
     Attributes:
@@ -32,12 +30,12 @@ class TensorSpec:
     shape: tuple[int, ...]
     runs: tuple[int, ...] = ()
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Bytes of the tensor."""
         return prod(self.shape) * self.dtype.itemsize
 
-    @cached_property
+    @property
     def stretches(self) -> tuple[int, ...]:
         """Bytes of each stretch that may have Huffman codes of its own."""
         width = self.dtype.itemsize

@@ -6,6 +6,8 @@ Only zstd's own frame format is stored, which every version of the library reads
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -29,9 +31,17 @@ def compress(tensor: Tensor, level: int) -> Tensor:
     return torch.frombuffer(packed, dtype=torch.uint8) if is_compressed(len(packed), len(planes)) else planes
 
 
-def is_compressed(stored: int, size: int) -> bool:
-    """Whether `stored` bytes may be the frame of a tensor of `size` bytes."""
-    return 0 < stored < size <= max(MAX_RATIO * stored, SMALL)
+@overload
+def is_compressed(stored: int, size: int) -> bool: ...
+
+
+@overload
+def is_compressed(stored: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+
+
+def is_compressed(stored: Any, size: Any) -> Any:
+    """Whether `stored` bytes may be the frame of a tensor of `size` bytes; of numbers, or of arrays of them."""
+    return (stored > 0) & (stored < size) & ((size <= MAX_RATIO * stored) | (size <= SMALL))
 
 
 def decompress(stored: NDArray[np.uint8], spec: TensorSpec) -> Tensor:

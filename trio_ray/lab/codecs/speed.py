@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.codecs.codec import Codec
+from trio_ray.kv.codecs.codec import Codec, RestoredSegment
 from trio_ray.kv.codecs.transform import Transform
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory, plain_tensors
@@ -149,7 +151,10 @@ class CodecBenchmark:
         size = sum(prefix.kv_bytes for prefix in batch.split())
         coded = code_batch(batch, codec)
         encode = self._median(lambda: code_batch(batch, codec), batch.top_ids)
-        frame = [(position.cpu(), text.cpu()) for position, text in zip(coded.positions, coded.texts, strict=True)]
+        frame = [
+            (position.cpu().numpy(), text.cpu().numpy())
+            for position, text in zip(coded.positions, coded.texts, strict=True)
+        ]
         decode = self._median(lambda: _decode(coded, codec, frame), batch.top_ids)
         return size / encode / 1e9, size / decode / 1e9
 
@@ -255,11 +260,15 @@ def speed_table(speeds: Sequence[CodecSpeed]) -> str:
     )
 
 
-def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> None:
     """`frame` holds each segment's position and text in host memory, where a reader has them."""
-    for segment, shapes, (position, text) in zip(coded.segments, coded.shapes, frame, strict=True):
-        device = next(iter(segment.tensors.values())).device
-        codec.restore(segment.tensors, shapes, position, text, RowTarget.fresh(shapes, device))
+    device = next(iter(coded.segments[0].tensors.values())).device
+    codec.restore(
+        [
+            RestoredSegment(segment.tensors, shapes, position, text, RowTarget.fresh(shapes, device))
+            for segment, shapes, (position, text) in zip(coded.segments, coded.shapes, frame, strict=True)
+        ]
+    )
 
 
 def _seconds(work: Callable[[], object], where: Tensor) -> float:

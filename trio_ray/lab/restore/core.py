@@ -14,6 +14,7 @@ from torch import Tensor
 from trio_ray.calibration.fit import GROUP_CHANNELS, groups_of, rotary_tables
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch, SegmentShape
+from trio_ray.kv.codecs.codec import RestoredSegment
 from trio_ray.kv.codecs.transform import TENSOR, Transform, TransformSpec
 from trio_ray.kv.codecs.transform_basis import FOLD_BITS, Basis, Components, Group
 from trio_ray.kv.codecs.transform_inverse import GroupInverse
@@ -79,8 +80,14 @@ class StoredSymbols:
 
     def inverse(self, codec: Transform, targets: Sequence[RowTarget]) -> None:
         """Write keys and values into the targets of the segments."""
-        for segment, symbols, target in zip(self.rows.segments, self.symbols, targets, strict=True):
-            codec.restore({TENSOR: symbols}, SegmentShape.of(segment), segment.position, segment.text, target)
+        codec.restore(
+            [
+                RestoredSegment(
+                    {TENSOR: symbols}, SegmentShape.of(segment), segment.position.numpy(), segment.text.numpy(), target
+                )
+                for segment, symbols, target in zip(self.rows.segments, self.symbols, targets, strict=True)
+            ]
+        )
 
 
 class Fp32Transform(Transform):

@@ -58,12 +58,7 @@ class PoolTargets:
         pool = self._engine.pool
         reserved += [(pool, prefix) for prefix in held]
         return [
-            RowTarget.at(
-                pool.keys(run),
-                pool.values(run),
-                [prefix.starts[run] for prefix in held],
-                [prefix.rows[run] for prefix in held],
-            )
+            RowTarget(pool.keys(run), pool.values(run), tuple(prefix.starts[run] for prefix in held))
             for run in range(pool.runs)
         ]
 
