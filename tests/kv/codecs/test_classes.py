@@ -50,6 +50,7 @@ import os
 import numpy as np, torch
 from trio_ray.kv.batch import SegmentShape
 from trio_ray.kv.codecs.classes import split_rows
+from trio_ray.kv.codecs.quantise import RowGroups
 
 torch.set_num_threads(4)
 own = np.ones(2500, bool)
@@ -58,7 +59,8 @@ text = torch.from_numpy(np.tile(own, 16))
 shapes = [SegmentShape(0, 2, len(own), 2487, 3, 2, 16, torch.float32)] * 16
 tasks = lambda: len(os.listdir("/proc/self/task"))
 before = tasks()
-split_rows(text, shapes, 5)
+images, protected = split_rows(text, shapes, 5)
+RowGroups.of(images, 128).put_into(np.arange(len(text)))
 print(tasks() - before)
 text.logical_not()
 print(tasks() - before)

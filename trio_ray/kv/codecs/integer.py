@@ -130,8 +130,8 @@ class Integer(Codec):
     def restore(self, segments: Sequence[RestoredSegment]) -> None:
         """See `Codec`."""
         host = [
-            groups.put_into(torch.from_numpy(segment.target.rows(segment.shapes)))
-            for segment in segments
+            groups.put_into(places)
+            for segment, places in ((segment, segment.target.rows(segment.shapes)) for segment in segments)
             for groups in self._classes(torch.from_numpy(segment.text), segment.shapes).values()
         ]
         moved = _moved(host, segments[0].target.device)

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.codecs.classes import RowClass
@@ -46,9 +48,10 @@ class RowGroups:
         """Cut each sample's rows into groups; the last one of a sample may be short."""
         return cls(rows, size, on_device(group_starts(rows.counts, size), rows.rows.device))
 
-    def put_into(self, rows: Tensor) -> RowGroups:
-        """The same where each row t of the segment is the row `rows[t]` of another one."""
-        return replace(self, rows=replace(self.rows, rows=rows[self.rows.rows]))
+    def put_into(self, rows: NDArray[np.int64]) -> RowGroups:
+        """The same, in host memory, where each row t of the segment is the row `rows[t]` of another one."""
+        placed = torch.from_numpy(rows[self.rows.rows.numpy()])  # torch would set several threads to it
+        return replace(self, rows=replace(self.rows, rows=placed))
 
     @property
     def counts(self) -> tuple[int, ...]:
