@@ -21,7 +21,7 @@ ROWS = "rows"
 with a digit."""
 
 
-class Order(NamedTuple):
+class _Order(NamedTuple):
     """Names in the order in which tensors are stored, and what safetensors' list of them and of `rows` says."""
 
     names: tuple[str, ...]
@@ -91,8 +91,8 @@ def _numbers(shape: Sequence[int], begin: int, end: int) -> Sequence[int]:
 
 
 @functools.lru_cache(256)
-def _order(kinds: tuple[Kind, ...]) -> Order:
+def _order(kinds: tuple[Kind, ...]) -> _Order:
     by_name = {kind[0]: kind for kind in (*kinds, (ROWS, torch.uint8, 1))}
     *names, last = stored_order({name: dtype for name, dtype, _ in by_name.values()})
     assert last == ROWS
-    return Order(tuple(names), entries_template(tuple(by_name[name] for name in (*names, last))))
+    return _Order(tuple(names), entries_template(tuple(by_name[name] for name in (*names, last))))

@@ -23,7 +23,7 @@ from trio_ray.kv.target import RowTarget
 T = TypeVar("T")
 
 KNOWN_LAYOUTS = 2048
-"""Layouts of prefixes that a codec keeps, some 20 KB each."""
+"""Layouts of prefixes that a codec keeps, some 10 KB each."""
 
 
 class CodecError(TrioRayError):

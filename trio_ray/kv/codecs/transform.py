@@ -75,21 +75,6 @@ class Rows:
     counts: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class HostRows:
-    """The same in arrays."""
-
-    index: NDArray[np.int64]
-    sample: NDArray[np.int64]
-    mean: NDArray[np.int64]
-    counts: tuple[int, ...]
-
-    def on_device(self, device: torch.device) -> Rows:
-        """On a device."""
-        index, sample, mean = (torch.from_numpy(array).to(device) for array in (self.index, self.sample, self.mean))
-        return Rows(index, sample, mean, self.counts)
-
-
 class RowCoder(Protocol):
     """What `transform_integers` and `transform_kernels` both offer; see `TorchRowCoder`."""
 
@@ -188,16 +173,16 @@ class Transform(Codec):
         places = torch.from_numpy(target.rows(shapes))
         most = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
         stored = segment.tensors[TENSOR]
+        position = torch.from_numpy(segment.position)
         for kind, (own, bands) in enumerate(zip(kinds, _bands(stored, shapes, groups), strict=True)):
-            rows = own.on_device(target.device)
-            at_once = _even(len(rows.index), most)
-            chunks = list(_chunks(basis, rows.index, rows.mean, torch.from_numpy(segment.position), at_once))
+            at_once = _even(len(own.index), most)
+            chunks = list(_chunks(basis, own.index, own.mean, position, at_once))
             turns = [Turn.of(chunk, places) for _, chunk in chunks]
             # Group by group, so that a CPU's cache keeps a group's matrix from one chunk to the next.
             for number, group, packed in zip(numbers, groups, _split_groups(bands, groups, kind), strict=True):
                 inverse = self.host_inverse(basis, number, kind, target.keys.dtype)
-                for (part, chunk), turn in zip(chunks, turns, strict=True):
-                    states = inverse.states([band[part] for band in packed], chunk.mean)
+                for (rows, chunk), turn in zip(chunks, turns, strict=True):
+                    states = inverse.states([band[rows] for band in packed], chunk.mean)
                     put_rows(target, group.first_layer - shapes[0].first_layer, group.layers, turn, states)
 
     def _restore_by_kernels(self, segments: Sequence[RestoredSegment], basis: Basis) -> None:
@@ -213,7 +198,8 @@ class Transform(Codec):
         kinds = _rows_on_host(text, [shape for segment in segments for shape in segment.shapes], basis.leads)
         host: list[NDArray[Any]] = []
         for kind, rows in enumerate(kinds):
-            host += [places[rows.index], position[rows.index], rows.sample % samples, rows.mean]
+            index, sample, mean = (tensor.numpy() for tensor in (rows.index, rows.sample, rows.mean))
+            host += [places[index], position[index], sample % samples, mean]
             ahead = 0
             for number, segment in enumerate(segments):
                 counts = rows.counts[number * samples : (number + 1) * samples]
@@ -221,16 +207,15 @@ class Transform(Codec):
                 ahead += sum(counts)
         moved = iter(move_together([torch.from_numpy(array) for array in host], segments[0].target.device))
         for kind, rows in enumerate(kinds):
-            place, where, sample, mean = (next(moved) for _ in range(4))
-            ahead = 0
+            place, where, sample_of, mean_of = (next(moved) for _ in range(4))
+            begin = 0
             for number, segment in enumerate(segments):
-                count = sum(rows.counts[number * samples : (number + 1) * samples])
+                end = begin + sum(rows.counts[number * samples : (number + 1) * samples])
                 inverse = self._segment_inverse(basis, numbers[number], kind, segment.target.keys.dtype)
-                packed = PackedRows(
-                    segment.tensors[TENSOR], place, where, sample, mean, next(moved), ahead, ahead + count
-                )
+                stored, first = segment.tensors[TENSOR], next(moved)
+                packed = PackedRows(stored, place, where, sample_of, mean_of, first, begin, end)
                 restore_rows(inverse, packed, basis.cosine, basis.sine, segment.target)
-                ahead += count
+                begin = end
 
     def whole_groups(self, first_layer: int, least: int) -> int:
         """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
@@ -325,7 +310,7 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
     starts = list(accumulate(lengths, initial=0))[:-1]
     device, total = text.device, sum(lengths)
     if device.type == "cpu":
-        return [rows.on_device(device) for rows in _rows_on_host(text.numpy(), shapes, leads)]
+        return _rows_on_host(text.numpy(), shapes, leads)
     sample = torch.repeat_interleave(
         torch.arange(len(shapes), device=device), on_device(lengths, device), output_size=total
     )
@@ -340,7 +325,7 @@ def _rows_of_kinds(text: Tensor, shapes: Sequence[SegmentShape], leads: int) -> 
     return kinds
 
 
-def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads: int) -> list[HostRows]:
+def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads: int) -> list[Rows]:
     """The same in host memory, where numpy takes a fifth of the time; `text` is that of any number of segments, and
     `shapes` those of their samples, in order.
     """
@@ -356,7 +341,7 @@ def _rows_on_host(text: NDArray[np.bool_], shapes: Sequence[SegmentShape], leads
         if KINDS[kind] == TEXT:
             number = index - starts[sample]
             mean = np.where(number < own[sample], number + 1, 0)
-        kinds.append(HostRows(index, sample, mean, counts))
+        kinds.append(Rows(torch.from_numpy(index), torch.from_numpy(sample), torch.from_numpy(mean), counts))
     return kinds
 
 
