@@ -20,6 +20,9 @@ from trio_ray.method.selectors.trio import Trio
 from trio_ray.model.prepare import PreparedSample
 from trio_ray.model.replica import Replica
 
+FEW = 12
+"""As few samples as a search takes, where what it measures of them is made up."""
+
 
 @pytest.fixture(scope="module")
 def samples(bundled: Replica) -> list[PreparedSample]:
@@ -76,7 +79,7 @@ def test_whether_kept_rows_represent_others_is_searched_where_nothing_else_can_b
         return [[0.1 if method.dropped == "represented" else 0.2] * len(self.samples) for method in methods]
 
     monkeypatch.setattr(ReferenceBatch, "divergences", divergences)
-    found = search(bundled, samples, 20, selector="trio-plus", **settings)
+    found = search(bundled, samples[:FEW], 20, selector="trio-plus", **settings)
     assert found.method.dropped == chosen
     assert f"dropped tokens {chosen}" in str(found)
 
@@ -90,7 +93,7 @@ def test_a_selector_that_is_left_open_is_the_one_that_moves_answers_least(
 
     monkeypatch.setattr(ReferenceBatch, "divergences", divergences)
     done: list[int] = []
-    found = search(bundled, samples, 24, schedule="auto", selector="auto", on_candidate=done.append)
+    found = search(bundled, samples[:FEW], 24, schedule="auto", selector="auto", on_candidate=done.append)
     assert found.method.selector == best
     assert str(found).startswith(f"selector {best}, ")
     assert found.method.build(bundled.decoder.depth).schedule.layers == bundled.decoder.depth
@@ -153,7 +156,7 @@ def test_the_smallest_share_of_layers_that_hardly_moves_answers_is_chosen(
         return [[divergence(method.schedule)] * len(self.samples) for method in methods]
 
     monkeypatch.setattr(ReferenceBatch, "divergences", of_methods)
-    found = search(bundled, samples, 20, selector="trio-plus", schedule="auto", full_depth="auto")
+    found = search(bundled, samples[:FEW], 20, selector="trio-plus", schedule="auto", full_depth="auto")
     assert (len(found.depths), dict(found.depths)) == (tried, pytest.approx(divergences))
     assert found.method.full_depth == 0.5
     assert "full_depth 0.5, chosen from" in str(found)

@@ -14,7 +14,7 @@ from trio_ray.lab.fidelity.study import STUDIED
 
 @pytest.mark.slow
 def test_three_studies_in_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--questions", "5", "--batch", "3", "--retention", "0.222", "--share", "0.2", "--first-seed", "90"]
+    options = ["--questions", "3", "--batch", "2", "--retention", "0.222", "--share", "0.2", "--first-seed", "90"]
     assert main(["lab", "fidelity", *options, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -26,9 +26,9 @@ def test_three_studies_in_three_files(tmp_path: Path, capsys: pytest.CaptureFixt
     }
     assert [record["depth"] for record in found["agreement"]] == list(range(16))
     for record in found["divergence"] + found["agreement"]:
-        assert all(len(value) == 5 for value in record.values() if isinstance(value, list))
+        assert all(len(value) == 3 for value in record.values() if isinstance(value, list))
     assert [record["method"] for record in found["detail"]] == ["all tokens", *STUDIED]
-    assert found["detail"][0]["fine_questions"] + found["detail"][0]["coarse_questions"] == 5
+    assert found["detail"][0]["fine_questions"] + found["detail"][0]["coarse_questions"] == 3
     assert shown.startswith((tmp_path / "out" / "fidelity.md").read_text())
     with Image.open(tmp_path / "out" / "fidelity.png") as picture:
         assert picture.format == "PNG"

@@ -1,4 +1,4 @@
-"""Two minutes of the soak: real jobs, real kills, a real S3 server behind a faulty proxy."""
+"""A short soak: real jobs, real kills, a real S3 server behind a faulty proxy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def may_mount(folder: Path) -> bool:
 def test_nothing_is_lost_or_stored_twice_whatever_dies(tmp_path: Path) -> None:
     """Driver, replica, storing process and node are killed, a replica is stopped, the disk is full, S3 fails."""
     acts = ACTS if may_mount(tmp_path / "probe") else tuple(act for act in ACTS if act != "disk_full")
-    soak = Soak(0.9, 0.9, seed=1, interval_s=6, silence_limit_s=40, shards=3, per_shard=12, acts=acts)
+    soak = Soak(0.4, 0.4, seed=1, interval_s=6, silence_limit_s=40, shards=2, per_shard=12, acts=acts)
     record = run_soak(soak, tmp_path, lambda what: None)
     assert what_is_wrong(record, at_least=0) == [], study(record).text
     assert sum(record["acts"].values()) >= 1, record["acts"]

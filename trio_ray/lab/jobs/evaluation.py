@@ -20,6 +20,7 @@ from trio_ray.evaluate.decode import Decoded
 from trio_ray.evaluate.job import run_evaluation
 from trio_ray.lab.jobs.corpus import write_corpus
 from trio_ray.lab.jobs.own_process import in_own_process
+from trio_ray.model.decoder import default_device
 from trio_ray.precompute.job import run_job
 from trio_ray.study import Columns, Study, shown, table
 
@@ -125,8 +126,9 @@ def run_bench(
 
     order = bench.evaluation(1, folder / "answers").model_dump(mode="json")
     run_bare = partial(in_own_process, "trio_ray.lab.jobs.bare_engine", "bare engine", order)
-    on_step("the bare engine, for the compiled kernels that it leaves on the disk")
-    run_bare()
+    if default_device().type == "cuda":
+        on_step("the bare engine, for the compiled kernels that it leaves on the disk")
+        run_bare()
     for number in range(bench.rounds):
         on_step(f"round {number + 1} of {bench.rounds}: the bare engine")
         bare = run_bare()
