@@ -19,7 +19,8 @@ export PYTHONDONTWRITEBYTECODE :=
 export HF_HUB_OFFLINE ?= 1
 
 RUN_TESTS := $(BIN)/python -m pytest
-PROCESSES := tests/cluster tests/precompute tests/jobs tests/infra tests/lab/soak tests/test_interpreter.py
+PROCESSES := tests/cluster tests/precompute tests/jobs tests/infra tests/lab/soak tests/test_interpreter.py \
+	tests/commands/test_demo.py tests/commands/lab/test_job.py
 
 .PHONY: setup demo test coverage test-vllm lint types tests clean
 
