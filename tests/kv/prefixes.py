@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trio_ray.kv.batch import PrefixBatch, SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, RestoredSegment
+from trio_ray.kv.codecs.codec import Codec, SegmentToRestore
 from trio_ray.kv.codecs.registry import full_spec, make_codec
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedPrefix, code_batch
@@ -80,7 +80,7 @@ def restored(
 ) -> SegmentBatch:
     """What a codec restores from its own tensors, in tensors made for it."""
     target = RowTarget.fresh(shapes, next(iter(tensors.values())).device)
-    codec.restore([RestoredSegment(tensors, shapes, position.numpy(), text.numpy(), target)])
+    codec.restore([SegmentToRestore(tensors, shapes, position.numpy(), text.numpy(), target)])
     return SegmentBatch(
         first_layer=shapes[0].first_layer,
         keys=target.keys,

@@ -168,7 +168,7 @@ class _Described:
     def with_fields(self, fields: RowFields | None) -> CheckedContainer | ContainerError:
         """With what `rows` holds, if it is sound."""
         if fields is None:
-            return ContainerError("not as written: there are not as many rows or kept tokens as the header says")
+            return ContainerError("not as written: it has not as many text rows, positions or kept tokens as it says")
         return CheckedContainer(
             shapes=self.header.shapes,
             lossless=self.header.lossless,

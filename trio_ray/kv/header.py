@@ -182,14 +182,12 @@ def locate_tensors(texts: Texts, layout: StoredLayout, rows: int, end: int) -> P
         raise ValueError("tensors do not have the names, types and places that the header promises")
     stops = np.array(ends, np.int64)
     stored = np.diff(stops, prepend=0)
-    own = stored[:-1]
-    fits = (own == layout.sizes) | is_compressed(own, layout.sizes)
+    sizes = np.append(layout.sizes, rows)
+    fits = (stored == sizes) | is_compressed(stored, sizes)
     if not fits.all():
         number = int(fits.argmin())
-        name, spec = layout.names[number], layout.specs[number]
-        raise ValueError(f"tensor {name!r} of {own[number]} bytes cannot stand for {spec}")
-    if stored[-1] != rows and not is_compressed(int(stored[-1]), rows):
-        raise ValueError(f"tensor {ROWS!r} of {stored[-1]} bytes cannot stand for {rows}")
+        name = (*layout.names, ROWS)[number]
+        raise ValueError(f"tensor {name!r} of {stored[number]} bytes cannot stand for {sizes[number]} bytes")
     return Places(texts.start + stops - stored, stored)
 
 

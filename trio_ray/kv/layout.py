@@ -37,7 +37,7 @@ class StoredLayout:
         specs: of the tensors, ahead of the lossless stage.
         are_planes: whether there is that stage; else they are stored as they are in memory.
         sizes: (n,) int64, bytes ahead of that stage.
-        counts: (n,) int64, stretches of each tensor that may have Huffman codes of their own.
+        counts: (n,) int64, how many stretches each tensor has, see `TensorSpec.stretches`.
         stretches: (S,) int64, bytes of all stretches, in order.
         template: safetensors' list of the tensors and of `rows`, see `entries_template`.
     """

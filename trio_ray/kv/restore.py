@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentShape
-from trio_ray.kv.codecs.codec import Codec, RestoredSegment, of_segment
+from trio_ray.kv.codecs.codec import Codec, SegmentToRestore, of_segment
 from trio_ray.kv.comparison import Compared, compare_on_device, compare_on_host
 from trio_ray.kv.container import (
     CHECKSUM_DIFFERS,
@@ -252,7 +252,7 @@ def inverse(
     position, text = _by_segment(samples, rows)
     ends = [0, *accumulate(sum(shape.rows for shape in own) for own in shapes)]
     segments = [
-        RestoredSegment(of_segment(number, tensors), own, position[start:end], text[start:end], target)
+        SegmentToRestore(of_segment(number, tensors), own, position[start:end], text[start:end], target)
         for number, (own, target, start, end) in enumerate(zip(shapes, targets, ends[:-1], ends[1:], strict=True))
     ]
     codec.restore(segments)

@@ -109,8 +109,8 @@ def unpack_rows(data: Sequence[NDArray[np.uint8]], counts: Sequence[RowCounts]) 
         counts: of each sample.
 
     Returns:
-        By sample its fields, which are views of what all samples share; None where not as many bits are set as the
-        counts say, or others are.
+        By sample its fields, which are views of arrays that all samples share. None where the bits contradict the
+        counts: too many or too few are set, or one is set where none may be.
     """
     if not data:
         return []

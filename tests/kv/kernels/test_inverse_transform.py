@@ -10,13 +10,13 @@ from tests.interpreter import HALF, by_kernels, on_devices
 from tests.kv.bases import make_basis, make_segments
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs import transform
-from trio_ray.kv.codecs.codec import RestoredSegment
+from trio_ray.kv.codecs.codec import SegmentToRestore
 from trio_ray.kv.codecs.transform import Transform, TransformSpec
 from trio_ray.kv.target import RowTarget
 
 
-def segment_of(batch: SegmentBatch, tensors: dict[str, Tensor], target: RowTarget) -> RestoredSegment:
-    return RestoredSegment(tensors, SegmentShape.of(batch), batch.position.numpy(), batch.text.numpy(), target)
+def segment_of(batch: SegmentBatch, tensors: dict[str, Tensor], target: RowTarget) -> SegmentToRestore:
+    return SegmentToRestore(tensors, SegmentShape.of(batch), batch.position.numpy(), batch.text.numpy(), target)
 
 
 @on_devices

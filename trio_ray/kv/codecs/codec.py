@@ -55,7 +55,7 @@ class CodedSegments:
 
 
 @dataclass(frozen=True)
-class RestoredSegment:
+class SegmentToRestore:
     """A segment of B samples on its way back to keys and values.
 
     Attributes:
@@ -64,7 +64,7 @@ class RestoredSegment:
         shapes: of the samples, which differ in rows, images and lead alone.
         position: (T,) int32 in host memory, like `text`: which row is coded how is found there.
         text: (T,) bool, with as many text rows of each sample as `shapes` say.
-        target: where the rows go: `target.rows(shapes)`.
+        target: where the rows go, see `places`.
     """
 
     tensors: Mapping[str, Tensor]
@@ -72,6 +72,10 @@ class RestoredSegment:
     position: NDArray[np.int32]
     text: NDArray[np.bool_]
     target: RowTarget
+
+    def places(self) -> NDArray[np.int64]:
+        """(T,) the row of the target that each row goes to."""
+        return self.target.rows(self.shapes)
 
 
 def stored_name(number: int, name: str) -> str:
@@ -175,7 +179,7 @@ class Codec(ABC):
         return int(self.layout_of_all(shapes).sizes.sum())
 
     @abstractmethod
-    def restore(self, segments: Sequence[RestoredSegment]) -> None:
+    def restore(self, segments: Sequence[SegmentToRestore]) -> None:
         """Undo `encode` for the segments of a batch and write their keys and values into their targets, without waiting
         for the device. It is given the segments together, since each copy of small numbers to a GPU takes time.
         """

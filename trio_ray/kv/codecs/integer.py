@@ -19,7 +19,7 @@ from torch import Tensor
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
 from trio_ray.kv.codecs.arithmetic import arithmetic
 from trio_ray.kv.codecs.classes import RowClass, protected_rows, split_rows
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, RestoredSegment
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, SegmentToRestore
 from trio_ray.kv.codecs.quantise import RowGroups, codes_per_byte
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
@@ -127,18 +127,17 @@ class Integer(Codec):
             layout[name + GRID] = TensorSpec(torch.int32, size)
         return layout
 
-    def restore(self, segments: Sequence[RestoredSegment]) -> None:
+    def restore(self, segments: Sequence[SegmentToRestore]) -> None:
         """See `Codec`."""
-        host = [
-            groups.put_into(places)
-            for segment, places in ((segment, segment.target.rows(segment.shapes)) for segment in segments)
-            for groups in self._classes(torch.from_numpy(segment.text), segment.shapes).values()
-        ]
+        host: list[RowGroups] = []
+        for segment in segments:
+            places, classes = segment.places(), self._classes(torch.from_numpy(segment.text), segment.shapes)
+            host += [classes[is_protected].put_into(places) for is_protected in (False, True)]
         moved = _moved(host, segments[0].target.device)
         for segment, images, protected in zip(segments, moved[::2], moved[1::2], strict=True):
             self._restore(segment, {False: images, True: protected})
 
-    def _restore(self, segment: RestoredSegment, classes: Mapping[bool, RowGroups]) -> None:
+    def _restore(self, segment: SegmentToRestore, classes: Mapping[bool, RowGroups]) -> None:
         """`classes` are on the device, and have the rows that they go to."""
         use = arithmetic(segment.target.device)
         for piece in self._pieces:

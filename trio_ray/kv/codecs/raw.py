@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodedSegments, RestoredSegment
+from trio_ray.kv.codecs.codec import Codec, CodedSegments, SegmentToRestore
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.lossless.planes import TensorSpec
 from trio_ray.tensors import move_together
@@ -39,9 +39,9 @@ class Raw(Codec):
         rows = TensorSpec(shape.dtype, (shape.rows, shape.layers, shape.kv_heads, shape.head_dim))
         return {"k": rows, "v": rows}
 
-    def restore(self, segments: Sequence[RestoredSegment]) -> None:
+    def restore(self, segments: Sequence[SegmentToRestore]) -> None:
         """See `Codec`."""
-        host = [torch.from_numpy(segment.target.rows(segment.shapes)) for segment in segments]
+        host = [torch.from_numpy(segment.places()) for segment in segments]
         for segment, rows in zip(segments, move_together(host, segments[0].target.device), strict=True):
             for name, out in (("k", segment.target.keys), ("v", segment.target.values)):
                 out.index_copy_(1, rows, segment.tensors[name].transpose(0, 1).to(out.dtype))

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trio_ray.kv.batch import SegmentBatch, SegmentShape
-from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, RestoredSegment
+from trio_ray.kv.codecs.codec import Codec, CodecError, CodedSegments, SegmentToRestore
 from trio_ray.kv.codecs.spec import CodecSpec
 from trio_ray.kv.codecs.transform_bands import BANDS, PackedPlaces
 from trio_ray.kv.codecs.transform_basis import (
@@ -136,17 +136,19 @@ class Transform(Codec):
         numbers, device = self._groups(shapes[0]), batch.keys.device
         basis = self._basis_on(device)
         groups = [basis.groups[number] for number in numbers]
-        blocks = _blocks(shapes, groups).reshape(len(shapes), -1).tolist()
-        sizes = tuple(map(sum, blocks))
+        widths = self._widths_of(shapes[0])
+        blocks = _blocks(shapes, widths)
+        runs = blocks.reshape(len(shapes), -1).tolist()
+        sizes = tuple(map(sum, runs))
         stored = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         for kind, rows in enumerate(_rows_of_kinds(batch.text, shapes, basis.leads)):
-            begins, columns = _begins(shapes, groups, rows, kind), _columns(groups, kind)
+            begins, columns = _begins(blocks, widths, rows, kind), _columns(groups, kind)
             at_once = max(1, (GPU_CHUNK if device.type == "cuda" else CHUNK) // _widest(groups))
             for part, chunk in _chunks(basis, rows.index, rows.mean, batch.position, at_once):
                 for number, group, own in zip(numbers, groups, columns, strict=True):
                     layers, places = _layers(batch, group), PackedPlaces(stored, begins[part], own)
                     self._coder(basis, number, kind).put(batch.keys[layers], batch.values[layers], chunk, places)
-        return CodedSegments({TENSOR: stored}, {TENSOR: sizes}, {TENSOR: blocks})
+        return CodedSegments({TENSOR: stored}, {TENSOR: sizes}, {TENSOR: runs})
 
     def layout(self, shape: SegmentShape) -> dict[str, TensorSpec]:
         """See `Codec`."""
@@ -155,7 +157,7 @@ class Transform(Codec):
         return {TENSOR: TensorSpec(torch.uint8, (sum(runs),), tuple(runs))}
 
     @torch.no_grad()
-    def restore(self, segments: Sequence[RestoredSegment]) -> None:
+    def restore(self, segments: Sequence[SegmentToRestore]) -> None:
         """See `Codec`."""
         device = segments[0].target.device
         basis = self._basis_on(device)
@@ -165,16 +167,16 @@ class Transform(Codec):
         for segment in segments:
             self._restore_in_torch(segment, basis)
 
-    def _restore_in_torch(self, segment: RestoredSegment, basis: Basis) -> None:
+    def _restore_in_torch(self, segment: SegmentToRestore, basis: Basis) -> None:
         shapes, target = segment.shapes, segment.target
         numbers = self._groups(shapes[0])
         groups = [basis.groups[number] for number in numbers]
         kinds = _rows_on_host(segment.text, shapes, basis.leads)
-        places = torch.from_numpy(target.rows(shapes))
+        places = torch.from_numpy(segment.places())
         most = max(RESTORED_AT_ONCE // _widest(groups), RESTORED_ROWS)
-        stored = segment.tensors[TENSOR]
+        by_kind = _bands(segment.tensors[TENSOR], shapes, self._widths_of(shapes[0]))
         position = torch.from_numpy(segment.position)
-        for kind, (own, bands) in enumerate(zip(kinds, _bands(stored, shapes, groups), strict=True)):
+        for kind, (own, bands) in enumerate(zip(kinds, by_kind, strict=True)):
             at_once = _even(len(own.index), most)
             chunks = list(_chunks(basis, own.index, own.mean, position, at_once))
             turns = [Turn.of(chunk, places) for _, chunk in chunks]
@@ -185,37 +187,38 @@ class Transform(Codec):
                     states = inverse.states([band[rows] for band in packed], chunk.mean)
                     put_rows(target, group.first_layer - shapes[0].first_layer, group.layers, turn, states)
 
-    def _restore_by_kernels(self, segments: Sequence[RestoredSegment], basis: Basis) -> None:
+    def _restore_by_kernels(self, segments: Sequence[SegmentToRestore], basis: Basis) -> None:
         """The rows of all segments are found and sent together, those of each kind one segment behind the other."""
         from trio_ray.kv.kernels.inverse_transform import PackedRows, restore_rows
 
         samples = len(segments[0].shapes)
         numbers = [self._groups(segment.shapes[0]) for segment in segments]
-        groups = [[basis.groups[number] for number in own] for own in numbers]
+        widths = [self._widths_of(segment.shapes[0]) for segment in segments]
+        blocks = [_blocks(segment.shapes, own) for segment, own in zip(segments, widths, strict=True)]
         text = np.concatenate([segment.text for segment in segments])
         position = np.concatenate([segment.position for segment in segments])
-        places = np.concatenate([segment.target.rows(segment.shapes) for segment in segments])
+        places = np.concatenate([segment.places() for segment in segments])
         kinds = _rows_on_host(text, [shape for segment in segments for shape in segment.shapes], basis.leads)
         host: list[NDArray[Any]] = []
+        ends: list[list[int]] = []
         for kind, rows in enumerate(kinds):
             index, sample, mean = (tensor.numpy() for tensor in (rows.index, rows.sample, rows.mean))
             host += [places[index], position[index], sample % samples, mean]
-            ahead = 0
-            for number, segment in enumerate(segments):
-                counts = rows.counts[number * samples : (number + 1) * samples]
-                host.append(_first_bytes(segment.shapes, groups[number], counts, kind, ahead))
-                ahead += sum(counts)
+            counts = np.array(rows.counts, np.int64).reshape(len(segments), samples)
+            ends.append([0, *counts.sum(1).cumsum().tolist()])
+            host += [
+                _first_bytes(own, width, count, kind, begin)
+                for own, width, count, begin in zip(blocks, widths, counts, ends[kind][:-1], strict=True)
+            ]
         moved = iter(move_together([torch.from_numpy(array) for array in host], segments[0].target.device))
-        for kind, rows in enumerate(kinds):
+        for kind in range(len(kinds)):
             place, where, sample_of, mean_of = (next(moved) for _ in range(4))
-            begin = 0
             for number, segment in enumerate(segments):
-                end = begin + sum(rows.counts[number * samples : (number + 1) * samples])
+                begin, end = ends[kind][number : number + 2]
                 inverse = self._segment_inverse(basis, numbers[number], kind, segment.target.keys.dtype)
                 stored, first = segment.tensors[TENSOR], next(moved)
                 packed = PackedRows(stored, place, where, sample_of, mean_of, first, begin, end)
                 restore_rows(inverse, packed, basis.cosine, basis.sine, segment.target)
-                begin = end
 
     def whole_groups(self, first_layer: int, least: int) -> int:
         """The fewest layers from `first_layer` on that are whole groups, and at least so many, if there are."""
@@ -350,21 +353,20 @@ def _widths(groups: Sequence[Group], kind: int) -> list[int]:
     return [sum(band.width(group.kinds[kind].counts[number]) for group in groups) for number, band in enumerate(BANDS)]
 
 
-def _blocks(shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> NDArray[np.int64]:
-    """(B, kinds, bands) bytes of the samples' blocks, as they are stored."""
-    widths = np.array([_widths(groups, kind) for kind in range(len(KINDS))], np.int64)
-    return np.array([_row_counts(shape) for shape in shapes], np.int64)[:, :, None] * widths
+def _blocks(shapes: Sequence[SegmentShape], widths: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """(B, kinds, bands) bytes of the samples' blocks, as they are stored; `widths` by kind: a row's in each band."""
+    return np.array([_row_counts(shape) for shape in shapes], np.int64)[:, :, None] * np.array(widths, np.int64)
 
 
-def _bands(stored: Tensor, shapes: Sequence[SegmentShape], groups: Sequence[Group]) -> list[list[Tensor]]:
+def _bands(stored: Tensor, shapes: Sequence[SegmentShape], widths: Sequence[Sequence[int]]) -> list[list[Tensor]]:
     """By kind and band, (rows of all samples, bytes) uint8 packed symbols, from the samples' pieces."""
-    blocks = stored.split(_blocks(shapes, groups).reshape(-1).tolist())
+    blocks = stored.split(_blocks(shapes, widths).reshape(-1).tolist())
     bands: list[list[Tensor]] = []
     for kind in range(len(KINDS)):
         rows = sum(_row_counts(shape)[kind] for shape in shapes)
         own = range(kind * len(BANDS), (kind + 1) * len(BANDS))
         joined = [torch.cat(blocks[number :: len(KINDS) * len(BANDS)]) for number in own]
-        bands.append([band.view(rows, width) for band, width in zip(joined, _widths(groups, kind), strict=True)])
+        bands.append([band.view(rows, width) for band, width in zip(joined, widths[kind], strict=True)])
     return bands
 
 
@@ -378,29 +380,30 @@ def _split_groups(bands: Sequence[Tensor], groups: Sequence[Group], kind: int) -
 
 
 def _first_bytes(
-    shapes: Sequence[SegmentShape], groups: Sequence[Group], counts: Sequence[int], kind: int, ahead: int = 0
+    blocks: NDArray[np.int64],
+    widths: Sequence[Sequence[int]],
+    counts: Sequence[int] | NDArray[np.int64],
+    kind: int,
+    ahead: int = 0,
 ) -> NDArray[np.int64]:
     """(B and one, bands): the bytes of a row in each band; and of each sample where in the samples' pieces the row with
     the number 0 would begin, as rows of a kind are numbered through all samples.
 
     Args:
-        shapes: of the samples.
-        groups: of their segment.
-        counts: rows of that kind that each has.
+        blocks, widths: of their segment, see `_blocks`.
+        counts: rows of that kind that each sample has.
         kind: its number.
         ahead: the number of the first row.
     """
-    blocks = _blocks(shapes, groups)
     starts = (blocks.cumsum() - blocks.reshape(-1)).reshape(blocks.shape)[:, kind]
-    widths = np.array([_widths(groups, kind)], np.int64)
-    own = np.array(counts, np.int64)
-    return np.concatenate([widths, starts - (ahead + own.cumsum() - own)[:, None] * widths])
+    own, rows = np.array([widths[kind]], np.int64), np.asarray(counts, np.int64)
+    return np.concatenate([own, starts - (ahead + rows.cumsum() - rows)[:, None] * own])
 
 
-def _begins(shapes: Sequence[SegmentShape], groups: Sequence[Group], rows: Rows, kind: int) -> Tensor:
+def _begins(blocks: NDArray[np.int64], widths: Sequence[Sequence[int]], rows: Rows, kind: int) -> Tensor:
     """(n, bands) int64, where in the samples' pieces each row of a kind begins; see `_first_bytes`."""
     device = rows.sample.device
-    table = to_device(torch.from_numpy(_first_bytes(shapes, groups, rows.counts, kind)), device)
+    table = to_device(torch.from_numpy(_first_bytes(blocks, widths, rows.counts, kind)), device)
     return table[1:][rows.sample] + torch.arange(len(rows.sample), device=device)[:, None] * table[0]
 
 

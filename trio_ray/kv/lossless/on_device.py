@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -60,12 +61,9 @@ def restore_tensors(source: Tensor, tensors: StoredTensors) -> tuple[dict[str, T
     restored: dict[str, Tensor] = {}
     for name, spec, base, size in layout.tensors:
         octets = (joined if base < layout.joined else out)[base : base + size]
-        restored[name] = octets.view(spec.dtype).view(-1, *spec.shape[1:]) if size else _empty(spec, source.device)
+        rows = size // (prod(spec.shape[1:]) * spec.dtype.itemsize)
+        restored[name] = octets.view(spec.dtype).view(rows, *spec.shape[1:])
     return restored, faults
-
-
-def _empty(spec: TensorSpec, device: torch.device) -> Tensor:
-    return torch.empty(0, *spec.shape[1:], dtype=spec.dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,13 @@ class _Planes:
 
 
 class _Restored(NamedTuple):
-    """A tensor of all samples: its name, a sample's part, and where its bytes begin, and how many they are."""
+    """A tensor of all samples.
+
+    Attributes:
+        name: of it.
+        spec: of the first sample's piece.
+        base, size: where its bytes begin, and how many they are.
+    """
 
     name: str
     spec: TensorSpec

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch
-from trio_ray.kv.codecs.codec import Codec, RestoredSegment
+from trio_ray.kv.codecs.codec import Codec, SegmentToRestore
 from trio_ray.kv.codecs.transform import Transform
 from trio_ray.kv.container import write_container
 from trio_ray.kv.encode import CodedBatch, CodedPrefix, code_batch, new_memory, plain_tensors
@@ -265,7 +265,7 @@ def _decode(coded: CodedBatch, codec: Codec, frame: Sequence[tuple[NDArray[np.in
     device = next(iter(coded.segments[0].tensors.values())).device
     codec.restore(
         [
-            RestoredSegment(segment.tensors, shapes, position, text, RowTarget.fresh(shapes, device))
+            SegmentToRestore(segment.tensors, shapes, position, text, RowTarget.fresh(shapes, device))
             for segment, shapes, (position, text) in zip(coded.segments, coded.shapes, frame, strict=True)
         ]
     )

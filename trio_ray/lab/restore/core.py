@@ -14,7 +14,7 @@ from torch import Tensor
 from trio_ray.calibration.fit import GROUP_CHANNELS, groups_of, rotary_tables
 from trio_ray.estimate.made_up_states import Geometry, prefix_batch
 from trio_ray.kv.batch import PrefixBatch, SegmentShape
-from trio_ray.kv.codecs.codec import RestoredSegment
+from trio_ray.kv.codecs.codec import SegmentToRestore
 from trio_ray.kv.codecs.transform import TENSOR, Transform, TransformSpec
 from trio_ray.kv.codecs.transform_basis import FOLD_BITS, Basis, Components, Group
 from trio_ray.kv.codecs.transform_inverse import GroupInverse
@@ -82,7 +82,7 @@ class StoredSymbols:
         """Write keys and values into the targets of the segments."""
         codec.restore(
             [
-                RestoredSegment(
+                SegmentToRestore(
                     {TENSOR: symbols}, SegmentShape.of(segment), segment.position.numpy(), segment.text.numpy(), target
                 )
                 for segment, symbols, target in zip(self.rows.segments, self.symbols, targets, strict=True)
